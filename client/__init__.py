@@ -1,0 +1,1 @@
+"""One hospital's site: its data, its decisions, its training. Imports privacy and shared_models only."""

@@ -1,0 +1,102 @@
+"""``site.toml``: one hospital's own file. Nobody else ever sees it."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from shared_models.configuration import Frozen, read_toml
+from shared_models.study import Slug
+
+FilePath = Annotated[Path, Field(strict=False)]
+LabelKey = Literal["PatientID", "StudyInstanceUID", "AccessionNumber", "SOPInstanceUID"]
+
+
+class Images(Frozen):
+    """Where the hospital's DICOM files are."""
+
+    folder: FilePath
+
+
+class Labels(Frozen):
+    """Where the labels are, and which DICOM attribute its key column holds.
+
+    ``column`` names the label column where it differs from the study's own name for it.
+    """
+
+    file: FilePath
+    key: LabelKey
+    column: str | None = None
+
+
+class Server(Frozen):
+    """Where the consortium's server answers, and the certificate that it must prove itself against."""
+
+    address: str = Field(pattern=r"^[^\s/:]+:\d{1,5}$")
+    ca_certificate: FilePath
+    node_key: FilePath
+
+
+class Compute(Frozen):
+    """What trains. ``auto`` takes a CUDA device where there is one."""
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    mixed_precision: bool = False
+    physical_batch: int = Field(default=64, ge=1)
+    num_threads: int = Field(default=0, ge=0)
+
+
+class Policy(Frozen):
+    """What the hospital refuses, before any training. Nothing here can be changed by a message."""
+
+    min_patients: int = Field(ge=1)
+    max_unusable_share: float = Field(ge=0.0, le=1.0)
+    lifetime_epsilon: float | None = Field(default=None, gt=0.0)
+    lifetime_delta: float | None = Field(default=None, gt=0.0, lt=0.1)
+    allow_no_privacy: bool = False
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.lifetime_epsilon is None) != (self.lifetime_delta is None):
+            raise ValueError("lifetime_epsilon and lifetime_delta belong together: set both or none")
+        return self
+
+
+class Testing(Frozen):
+    """For simulations of studies without privacy only: makes sampling repeatable."""
+
+    sampling_seed: int = Field(ge=0)
+
+
+class SiteFile(Frozen):
+    """One hospital's installation: its data, device, state, server and policy."""
+
+    name: Slug
+    study: FilePath
+    state: FilePath
+    images: Images
+    labels: Labels
+    policy: Policy
+    server: Server | None = None
+    compute: Compute = Compute()
+    testing: Testing | None = None
+
+
+def read_site(path: Path) -> SiteFile:
+    """Read ``site.toml``; relative paths in it count from the file's own folder. Raises ConfigurationError."""
+    site = read_toml(path, SiteFile)
+    root = path.resolve().parent
+    server = site.server
+    if server is not None:
+        server = server.model_copy(
+            update={"ca_certificate": root / server.ca_certificate, "node_key": root / server.node_key}
+        )
+    return site.model_copy(
+        update={
+            "study": root / site.study,
+            "state": root / site.state,
+            "images": site.images.model_copy(update={"folder": root / site.images.folder}),
+            "labels": site.labels.model_copy(update={"file": root / site.labels.file}),
+            "server": server,
+        }
+    )

@@ -1,0 +1,1 @@
+"""Differential privacy and (next) secure aggregation. Imports no other package of Collegium."""

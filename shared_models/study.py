@@ -1,0 +1,199 @@
+"""``study.toml``: everything that all participants of a study must agree on.
+
+Every field here is public: it is known to all sites, to the server and to whoever reads the report. A patient
+count, a path, a seed of a site's randomness or a per-site metric is never a field of a study.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from shared_models.configuration import Frozen, read_toml
+
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _increasing(values: tuple[int, ...]) -> tuple[int, ...]:
+    if any(later <= earlier for earlier, later in zip(values, values[1:], strict=False)):
+        raise ValueError("must be strictly increasing")
+    return values
+
+
+class Task(Frozen):
+    """What is learnt. ``label`` is the column of every hospital's labels file."""
+
+    kind: Literal["binary-classification"]
+    label: str = Field(min_length=1)
+    positive: tuple[str, ...] = Field(min_length=1, strict=False)
+    negative: tuple[str, ...] = Field(min_length=1, strict=False)
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Self:
+        if both := sorted(set(self.positive) & set(self.negative)):
+            raise ValueError(f"positive and negative must not share values; both hold {both}")
+        return self
+
+
+class Patients(Frozen):
+    """How patients get their role: by keyed hash, or from a column ``role`` of the labels file."""
+
+    roles: Literal["hash", "column"]
+    validation_fraction: Fraction = 0.15
+    test_fraction: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _room_for_training(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1.0:
+            raise ValueError("validation_fraction + test_fraction must stay below 1 so that patients train")
+        return self
+
+
+class Image(Frozen):
+    """How an image becomes a tensor of shape (channels, rows, columns) in [0, 1]."""
+
+    modalities: tuple[str, ...] = Field(min_length=1, strict=False)
+    channels: Literal[1, 3]
+    rows: int = Field(ge=8, le=1024)
+    columns: int = Field(ge=8, le=1024)
+    aspect: Literal["pad", "crop", "stretch"] = "pad"
+    intensity: Literal["window", "percentiles", "full-range"] = "window"
+    low_percentile: float = Field(default=0.5, ge=0.0, lt=50.0)
+    high_percentile: float = Field(default=99.5, gt=50.0, le=100.0)
+
+
+class Model(Frozen):
+    """The shared CNN. ``seed`` fixes the initial weights, which are public."""
+
+    architecture: Literal["small-cnn"]
+    width: int = Field(default=16, ge=8, le=256, multiple_of=8)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class Training(Frozen):
+    """One round is ``local_steps`` steps at each site; each step samples patients with rate ``sample_rate``."""
+
+    num_rounds: int = Field(ge=1, le=10_000)
+    local_steps: int = Field(ge=1, le=10_000)
+    sample_rate: float = Field(gt=0.0, le=1.0)
+    learning_rate: float = Field(gt=0.0)
+    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    positive_weight: float = Field(default=1.0, gt=0.0)
+    flip: bool = False
+
+
+class Privacy(Frozen):
+    """Patient-level differential privacy of training. What decides privacy has no default."""
+
+    mode: Literal["none", "local"]
+    epsilon: float | None = Field(default=None, gt=0.0, le=100.0)
+    delta: float | None = Field(default=None, gt=0.0, lt=0.1)
+    max_grad_norm: float | None = Field(default=None, gt=0.0)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        given = [name for name in ("epsilon", "delta", "max_grad_norm") if getattr(self, name) is not None]
+        if self.mode == "none" and given:
+            raise ValueError(f'mode "none" protects nothing: remove {", ".join(given)}, or set mode = "local"')
+        missing = [name for name in ("epsilon", "delta", "max_grad_norm") if name not in given]
+        if self.mode != "none" and missing:
+            raise ValueError(f'mode "{self.mode}" needs {", ".join(missing)}; privacy has no defaults')
+        return self
+
+
+class Evaluation(Frozen):
+    """When the shared model is evaluated, and what validation and test patients are promised.
+
+    ``epsilon`` is what one validation patient loses over all validations, and one test patient in the final
+    test. Without noise, ``unnoised`` must say so: those patients then have no differential privacy.
+    """
+
+    validation_rounds: Annotated[tuple[int, ...], AfterValidator(_increasing)] = Field(default=(), strict=False)
+    num_bins: int = Field(ge=2, le=2000, multiple_of=2)
+    unnoised: bool = False
+    epsilon: float | None = Field(default=None, gt=0.0, le=100.0)
+
+    @model_validator(mode="after")
+    def _stated(self) -> Self:
+        if self.unnoised == (self.epsilon is not None):
+            raise ValueError(
+                "say exactly one of: epsilon (evaluation noised), or unnoised = true "
+                "(validation and test patients have no differential privacy)"
+            )
+        if not self.unnoised and len(self.validation_rounds) > 5:
+            raise ValueError("noised evaluation allows at most 5 validation_rounds: each adds noise to all")
+        return self
+
+
+class Aggregation(Frozen):
+    """How updates become the next global model.
+
+    ``weights``: every site the same, or by its number of training patients (noised under differential
+    privacy, and cut at ``max_patients``). ``update_bound`` cuts every entry of an update.
+    """
+
+    weights: Literal["equal", "patients"]
+    num_sites_max: int = Field(ge=2, le=1000)
+    min_cohort: int = Field(ge=2, le=1000)
+    max_patients: int = Field(default=1_000_000, ge=1)
+    update_bound: float = Field(default=4.0, gt=0.0, le=1000.0)
+    round_timeout_seconds: float = Field(gt=0.0)
+
+    @model_validator(mode="after")
+    def _cohort_fits(self) -> Self:
+        if self.min_cohort > self.num_sites_max:
+            raise ValueError("min_cohort must not exceed num_sites_max")
+        return self
+
+
+class Study(Frozen):
+    """One agreed training project, written once and identified by its hash."""
+
+    name: Slug
+    title: str = Field(min_length=1, max_length=200)
+    patient: str = Field(default="patient", min_length=1, max_length=100)
+    task: Task
+    patients: Patients
+    image: Image
+    model: Model
+    training: Training
+    privacy: Privacy
+    evaluation: Evaluation
+    aggregation: Aggregation
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        late = [number for number in self.evaluation.validation_rounds if not 1 <= number <= self.training.num_rounds]
+        if late:
+            raise ValueError(f"evaluation.validation_rounds {late} lie outside 1..num_rounds ({self.training.num_rounds})")
+        if self.evaluation.epsilon is not None and self.privacy.mode == "none":
+            raise ValueError(
+                'evaluation.epsilon needs privacy.mode = "local": its delta is the study\'s; '
+                "with mode none set evaluation.unnoised = true"
+            )
+        return self
+
+    @property
+    def hash(self) -> str:
+        """SHA-256, hexadecimal, of the canonical encoding: the identity of the study."""
+        return hashlib.sha256(b"collegium-study-1\n" + canonical_json(self)).hexdigest()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that a site takes at most in the whole run."""
+        return self.training.num_rounds * self.training.local_steps
+
+
+def canonical_json(model: Frozen) -> bytes:
+    """The one encoding of a file model: JSON, keys sorted, no spaces, defaults written out, ASCII."""
+    values = model.model_dump(mode="json")
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def read_study(path: Path) -> Study:
+    """Read ``study.toml``. Raises ConfigurationError with every problem of the file."""
+    return read_toml(path, Study)

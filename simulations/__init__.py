@@ -1,0 +1,1 @@
+"""Many hospitals on one machine: scenarios, data preparation, baselines, reports. Nobody imports this package."""
