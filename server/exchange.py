@@ -23,6 +23,10 @@ class Exchange(Protocol):
     Implementations: Flower (`server.flower_exchange`), worker processes (`simulations.local_exchange`).
     """
 
+    def known_sites(self) -> tuple[str, ...]:
+        """Names of all sites of the consortium, reachable or not, sorted."""
+        ...
+
     def sites(self) -> tuple[str, ...]:
         """Names of the sites that are reachable now, sorted."""
         ...

@@ -95,7 +95,9 @@ def line_of(text: str, location: tuple[object, ...]) -> int | None:
         if header := _HEADER.match(line):
             section = tuple(part.strip(" \"'") for part in header.group(1).split("."))
             seen[section] = seen.get(section, -1) + 1
-            if section == wanted[: len(section)] and (not line.lstrip().startswith("[[") or seen[section] == nth):
+            if section == wanted[: len(section)] and (
+                not line.lstrip().startswith("[[") or seen[section] == nth
+            ):
                 best = number
             continue
         if key := _KEY.match(line):

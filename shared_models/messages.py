@@ -35,7 +35,7 @@ class Open(Frozen):
     kind: Literal["open"] = "open"
     run_id: RunId
     study_hash: StudyHash
-    num_weights: int = Field(ge=1)
+    manifest_hash: StudyHash
 
 
 class Train(Frozen):
@@ -78,6 +78,7 @@ class Refusal(Frozen):
     run_id: RunId
     reason: Literal[
         "study-not-approved",
+        "model-differs",
         "policy",
         "data",
         "budget",
@@ -114,7 +115,9 @@ def decode_reply(message: bytes) -> tuple[Reply, bytes]:
 
 def _decode(message: bytes, adapter: TypeAdapter[HeaderType]) -> tuple[HeaderType, bytes]:
     if message[:4] != MAGIC or len(message) < 8:
-        raise MessageError(f"does not begin with {MAGIC!r}; the peer speaks another version or is not Collegium")
+        raise MessageError(
+            f"does not begin with {MAGIC!r}; the peer speaks another version or is not Collegium"
+        )
     (length,) = struct.unpack(">I", message[4:8])
     if length > MAX_HEADER_BYTES or len(message) < 8 + length:
         raise MessageError(f"the header claims {length} bytes, more than there are or may be")

@@ -39,9 +39,14 @@ class Task(Frozen):
 
 
 class Patients(Frozen):
-    """How patients get their role: by keyed hash, or from a column ``role`` of the labels file."""
+    """How patients get their role: by keyed hash, or from a column ``role`` of the labels file.
+
+    A site with fewer than ``min_training`` training patients takes no part; a noised count below it is raised to
+    it.
+    """
 
     roles: Literal["hash", "column"]
+    min_training: int = Field(ge=1)
     validation_fraction: Fraction = 0.15
     test_fraction: Fraction = 0.2
 
@@ -98,7 +103,9 @@ class Privacy(Frozen):
     def _complete(self) -> Self:
         given = [name for name in ("epsilon", "delta", "max_grad_norm") if getattr(self, name) is not None]
         if self.mode == "none" and given:
-            raise ValueError(f'mode "none" protects nothing: remove {", ".join(given)}, or set mode = "local"')
+            raise ValueError(
+                f'mode "none" protects nothing: remove {", ".join(given)}, or set mode = "local"'
+            )
         missing = [name for name in ("epsilon", "delta", "max_grad_norm") if name not in given]
         if self.mode != "none" and missing:
             raise ValueError(f'mode "{self.mode}" needs {", ".join(missing)}; privacy has no defaults')
@@ -112,7 +119,9 @@ class Evaluation(Frozen):
     test. Without noise, ``unnoised`` must say so: those patients then have no differential privacy.
     """
 
-    validation_rounds: Annotated[tuple[int, ...], AfterValidator(_increasing)] = Field(default=(), strict=False)
+    validation_rounds: Annotated[tuple[int, ...], AfterValidator(_increasing)] = Field(
+        default=(), strict=False
+    )
     num_bins: int = Field(ge=2, le=2000, multiple_of=2)
     unnoised: bool = False
     epsilon: float | None = Field(default=None, gt=0.0, le=100.0)
@@ -133,20 +142,23 @@ class Aggregation(Frozen):
     """How updates become the next global model.
 
     ``weights``: every site the same, or by its number of training patients (noised under differential
-    privacy, and cut at ``max_patients``). ``update_bound`` cuts every entry of an update.
+    privacy, and cut at ``max_patients``). ``update_bound`` cuts every entry of an update; both fix the grid on
+    which updates travel (`shared_models.vector`).
     """
 
     weights: Literal["equal", "patients"]
     num_sites_max: int = Field(ge=2, le=1000)
     min_cohort: int = Field(ge=2, le=1000)
-    max_patients: int = Field(default=1_000_000, ge=1)
-    update_bound: float = Field(default=4.0, gt=0.0, le=1000.0)
+    max_patients: int | None = Field(default=None, ge=1, le=1_000_000)
+    update_bound: float = Field(default=1.0, gt=0.0, le=1000.0)
     round_timeout_seconds: float = Field(gt=0.0)
 
     @model_validator(mode="after")
     def _cohort_fits(self) -> Self:
         if self.min_cohort > self.num_sites_max:
             raise ValueError("min_cohort must not exceed num_sites_max")
+        if (self.weights == "patients") != (self.max_patients is not None):
+            raise ValueError('max_patients belongs to weights = "patients": set it there, and only there')
         return self
 
 
@@ -167,9 +179,15 @@ class Study(Frozen):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        late = [number for number in self.evaluation.validation_rounds if not 1 <= number <= self.training.num_rounds]
+        late = [
+            number
+            for number in self.evaluation.validation_rounds
+            if not 1 <= number <= self.training.num_rounds
+        ]
         if late:
-            raise ValueError(f"evaluation.validation_rounds {late} lie outside 1..num_rounds ({self.training.num_rounds})")
+            raise ValueError(
+                f"evaluation.validation_rounds {late} lie outside 1..num_rounds ({self.training.num_rounds})"
+            )
         if self.evaluation.epsilon is not None and self.privacy.mode == "none":
             raise ValueError(
                 'evaluation.epsilon needs privacy.mode = "local": its delta is the study\'s; '

@@ -1,0 +1,87 @@
+"""What a study costs this site's patients, and whether the site can still afford it."""
+
+import numpy as np
+
+from client.site_file import Policy
+from privacy.accounting import (
+    COUNT_STANDARD_DEVIATION,
+    EvaluationCost,
+    TrainingCost,
+    gaussian_standard_deviation,
+    lifetime_epsilon,
+)
+from privacy.ledger import Ledger, LedgerRun
+from privacy.randomness import CryptographicGenerator
+from shared_models.study import Study
+
+
+class BudgetExceeded(Exception):
+    """The run would bring the patients' lifetime epsilon above the site's cap."""
+
+
+def training_cost(study: Study) -> TrainingCost | None:
+    """What all rounds of the study cost a training patient; None without privacy."""
+    privacy = study.privacy
+    if privacy.epsilon is None or privacy.delta is None:
+        return None
+    return TrainingCost.for_target(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        sample_rate=study.training.sample_rate,
+        num_steps=study.num_steps,
+    )
+
+
+def evaluation_cost(study: Study) -> EvaluationCost | None:
+    """What all validations cost a validation patient, and the test a test patient; None where unnoised."""
+    evaluation, delta = study.evaluation, study.privacy.delta
+    if evaluation.epsilon is None or delta is None:
+        return None
+    releases = max(1, len(evaluation.validation_rounds))
+    deviation = gaussian_standard_deviation(epsilon=evaluation.epsilon, delta=delta, num_releases=releases)
+    return EvaluationCost(standard_deviation=deviation, num_releases=releases)
+
+
+def check_lifetime(ledger: Ledger, policy: Policy, study: Study, *, run_id: str) -> None:
+    """Raise BudgetExceeded if run *run_id* of the study, in full, would pass the site's lifetime cap."""
+    if policy.lifetime_epsilon is None or policy.lifetime_delta is None:
+        return
+    planned = tuple(part for part in (training_cost(study), evaluation_cost(study)) if part is not None)
+    others = ledger.costs(without=run_id)
+    total = lifetime_epsilon((*others, *planned), delta=policy.lifetime_delta)
+    if total > policy.lifetime_epsilon:
+        spent = lifetime_epsilon(others, delta=policy.lifetime_delta)
+        raise BudgetExceeded(
+            f"the run would bring the lifetime epsilon from {spent:.2f} to {total:.2f} (Rényi composition), "
+            f"above policy.lifetime_epsilon = {policy.lifetime_epsilon:g}"
+        )
+
+
+def noised_count(exact: int, *, study: Study, generator: CryptographicGenerator) -> int:
+    """Return the patient count that may leave: rounded Gaussian noise, raised to the study's floor."""
+    noised = int(np.rint(exact + COUNT_STANDARD_DEVIATION * generator.normal(1)[0]))
+    return max(noised, study.patients.min_training)
+
+
+def open_in_ledger(ledger: Ledger, study: Study, *, run_id: str, exact_count: int) -> int:
+    """Enter the run with its noised count, drawn once, and return the count; exact without privacy."""
+    cost = training_cost(study)
+    if cost is None:
+        return exact_count
+    run = ledger.run(run_id)
+    if run is None:
+        evaluation = evaluation_cost(study)
+        run = LedgerRun(
+            run_id=run_id,
+            study_hash=study.hash,
+            sample_rate=cost.sample_rate,
+            noise_multiplier=cost.noise_multiplier,
+            delta=study.privacy.delta or 0.0,
+            noised_count=noised_count(
+                exact_count, study=study, generator=CryptographicGenerator.from_operating_system()
+            ),
+            evaluation_deviation=None if evaluation is None else evaluation.standard_deviation,
+            num_evaluations=0 if evaluation is None else evaluation.num_releases,
+        )
+        ledger.open_run(run)
+    return run.noised_count

@@ -1,0 +1,217 @@
+"""Reading the header of one DICOM file that may be odd, broken or hostile.
+
+Only the attributes in `HEADER_KEYWORDS` are kept; the patient's name is never among them. Whatever goes
+wrong becomes one `Unusable` with a named reason, whose text never holds a value of an identifying attribute.
+"""
+
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL.Image import DecompressionBombWarning
+from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import FileDataset
+from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from client.reasons import Reason
+
+# pydicom's log lines may quote values; none of them may reach a handler of ours.
+logging.getLogger("pydicom").propagate = False
+
+IDENTIFIER_KEYWORDS = ("PatientID", "StudyInstanceUID", "AccessionNumber", "SOPInstanceUID")
+_PALETTE_KEYWORDS = tuple(
+    f"{colour}PaletteColorLookupTable{part}"
+    for part in ("Descriptor", "Data")
+    for colour in ("Red", "Green", "Blue")
+)
+# fmt: off
+_PIXEL_KEYWORDS = (
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleIntercept", "RescaleSlope",
+    "WindowCenter", "WindowWidth", "VOILUTFunction", "ModalityLUTSequence", "VOILUTSequence",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+)
+# fmt: on
+HEADER_KEYWORDS = (*IDENTIFIER_KEYWORDS, "SOPClassUID", "Modality", *_PIXEL_KEYWORDS, *_PALETTE_KEYWORDS)
+_HEADER_TAGS = [tag for keyword in HEADER_KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
+
+
+class Unusable(Exception):  # noqa: N818 - a finding about one file, not a failure of the program
+    """A file cannot be used. Holds the reason and a detail of attribute names and numbers, no identifiers."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason.sentence} {detail}".rstrip())
+        self.reason = reason
+        self.detail = detail
+
+
+@contextmanager
+def guarded(reason: Reason) -> Iterator[None]:
+    """Turn whatever a parser or decoder raises on foreign bytes into `Unusable` with *reason*.
+
+    Warnings of the parser are dropped and causes are cut off (``from None``): both may quote values of the
+    file. An image whose stream is far larger than its header says is an error, not a warning.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", DecompressionBombWarning)
+        try:
+            yield
+        except Unusable:
+            raise
+        except RecursionError:
+            raise Unusable(Reason.TOO_DEEP) from None
+        except Exception as error:  # noqa: BLE001 - hostile bytes make parsers raise anything
+            raise Unusable(reason, f"({type(error).__name__})") from None
+
+
+class BoundedReader(io.BufferedReader):
+    """A file that never reserves more memory for a value than the file has bytes left.
+
+    A header may claim a value of 4 GB; a plain read would reserve that much before it meets the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "rb"))
+        self.num_bytes = self.seek(0, io.SEEK_END)
+        self.seek(0)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most *size* bytes and at most to the end."""
+        left = max(self.num_bytes - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BoundedReader]:
+    """Open a regular file. Raises Unusable (not a file, not readable)."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            raise Unusable(Reason.NOT_READABLE, "It is a folder that cannot be listed.")
+        if not path.is_file():  # follows links; a pipe would block for ever
+            raise Unusable(Reason.NOT_A_FILE)
+        file = BoundedReader(path)
+    except OSError as error:
+        raise Unusable(Reason.NOT_READABLE, f"({error.strerror})") from None
+    with file:
+        yield file
+
+
+def read_header(file: BoundedReader) -> FileDataset:
+    """Read the attributes in `HEADER_KEYWORDS`, not the pixel data.
+
+    Args:
+        file: the file, open at its start; left at its pixel data element, or at its end if there is none.
+
+    Raises:
+        Unusable: not DICOM, broken header, nested too deeply, or deflated as a whole (what is deflated cannot
+            be bounded before it is inflated).
+
+    Source:
+        DICOM PS3.10 section 7.1 (file meta information), PS3.5 section 7 (data elements).
+    """
+    with guarded(Reason.NOT_READABLE):
+        start = file.read(132)
+        file.seek(0)
+    if start[128:] != b"DICM":
+        raise Unusable(Reason.NOT_DICOM)
+    with guarded(Reason.BROKEN_HEADER):
+        file.seek(132)
+        meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_after_file_meta)
+        transfer_syntax = meta.get("TransferSyntaxUID")
+        if not transfer_syntax:
+            raise Unusable(Reason.BROKEN_HEADER, "Transfer Syntax UID (0002,0010) is missing.")
+        if transfer_syntax == DeflatedExplicitVRLittleEndian:
+            raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX, name_of(DeflatedExplicitVRLittleEndian))
+        file.seek(0)
+        return dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+
+
+def _after_file_meta(tag: int, vr: str | None, length: int) -> bool:
+    return tag >> 16 != 0x0002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identifiers:
+    """Whose image it is. Empty where the file does not say. Stays in memory; only pseudonyms are written."""
+
+    PatientID: str = field(repr=False)
+    StudyInstanceUID: str = field(repr=False)
+    AccessionNumber: str = field(repr=False)
+    SOPInstanceUID: str = field(repr=False)
+
+    def value(self, keyword: str) -> str:
+        """Return the identifier with this DICOM keyword."""
+        return str(getattr(self, keyword))
+
+    def require(self, *keywords: str) -> None:
+        """Raise Unusable if one of these identifiers is empty."""
+        if missing := [keyword for keyword in keywords if not self.value(keyword)]:
+            raise Unusable(Reason.MISSING_IDENTIFIER, f"{', '.join(missing)} is empty.")
+
+
+def identifiers_of(header: FileDataset) -> Identifiers:
+    """Return the identifiers, without padding. Raises Unusable where one cannot be parsed."""
+    return Identifiers(**{keyword: text_of(header, keyword) for keyword in IDENTIFIER_KEYWORDS})
+
+
+def text_of(header: FileDataset, keyword: str) -> str:
+    """Return an attribute as text, without padding; empty where it is missing. Raises Unusable."""
+    with guarded(Reason.BAD_ATTRIBUTE):
+        value = header.get(keyword)
+        if isinstance(value, MultiValue):
+            return "\\".join(str(part) for part in value).strip(" \0")
+        return "" if value is None else str(value).strip(" \0")
+
+
+def code_of(header: FileDataset, keyword: str) -> str:
+    """Return an attribute of value representation CS; ``?`` where its value is no code. Raises Unusable.
+
+    Whatever this returns may stand in a detail: free text, which could name a patient, does not pass.
+    """
+    value = text_of(header, keyword)
+    return value if re.fullmatch(r"[A-Z0-9_]{0,16}", value) else "?"
+
+
+def name_of(uid: UID) -> str:
+    """Return the registered name of a UID; an unregistered one, which may be any text, is not shown."""
+    return uid.name if uid.name != uid else "unregistered UID"
+
+
+def number_of(header: FileDataset, keyword: str) -> float | None:
+    """Return a numeric attribute, its first value if there are several, None where it is missing or empty.
+
+    Raises:
+        Unusable: not a finite number.
+    """
+    with guarded(Reason.BAD_ATTRIBUTE):
+        value = header.get(keyword)
+        if isinstance(value, MultiValue):
+            value = value[0] if value else None
+        if value is None or value == "":
+            return None
+        number = float(value)
+    if not math.isfinite(number):
+        raise Unusable(Reason.BAD_ATTRIBUTE, f"{keyword} is not a finite number.")
+    return number
+
+
+def integer_of(header: FileDataset, keyword: str, *, low: int, high: int, default: int | None = None) -> int:
+    """Return an integer attribute in [*low*, *high*]. Raises Unusable where it is missing or outside."""
+    number = number_of(header, keyword)
+    if number is None and default is not None:
+        return default
+    if number is None:
+        raise Unusable(Reason.BAD_ATTRIBUTE, f"{keyword} is missing.")
+    if number != int(number) or not low <= number <= high:
+        raise Unusable(Reason.BAD_ATTRIBUTE, f"{keyword} is not an integer in {low}..{high}.")
+    return int(number)

@@ -1,0 +1,192 @@
+"""The pixel data of one DICOM file: checked against the study and the file's size, then decoded."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import FileDataset
+from pydicom.filereader import read_dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID, JPEGExtended12Bit
+
+from client.dicom_file import (
+    BoundedReader,
+    Unusable,
+    code_of,
+    guarded,
+    integer_of,
+    name_of,
+    opened,
+    read_header,
+    text_of,
+)
+from client.reasons import Reason
+from shared_models.study import Image
+
+# A single frame of a mammogram or a photograph has well below 100 MB.
+MAX_PIXEL_BYTES = 256 * 2**20
+# Compressed data may be somewhat longer than what they hold; no single frame needs a larger file.
+MAX_FILE_BYTES = 2 * MAX_PIXEL_BYTES
+
+GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
+COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
+PALETTE = "PALETTE COLOR"
+
+_PIXEL_DATA = 0x7FE00010
+_FLOAT_PIXEL_DATA = (0x7FE00008, 0x7FE00009)
+
+
+def read_image(path: Path, image: Image) -> FileDataset:
+    """Read one file that is to be an image of the study.
+
+    Returns:
+        The attributes in `client.dicom_file.HEADER_KEYWORDS` and Pixel Data (7FE0,0010), not yet decoded.
+
+    Raises:
+        Unusable: with the reason.
+    """
+    with opened(path) as file:
+        header = read_header(file)
+        check_image(header, file, image)
+        return with_pixels(header, file)
+
+
+def check_image(header: FileDataset, file: BoundedReader, image: Image) -> None:
+    """Check all that can be known before pixel data are read or decoded; reserves no memory for them.
+
+    Args:
+        header: what `client.dicom_file.read_header` returned.
+        file: where it left the file.
+        image: what the study wants.
+
+    Raises:
+        Unusable: no image, another modality, truncated, unsupported or contradictory attributes, too large,
+            several frames, colour instead of grey or the reverse, unsupported transfer syntax.
+
+    Source:
+        DICOM PS3.3 section C.7.6.3 (Image Pixel Module), PS3.5 section 8.
+    """
+    element = _next_tag(header, file)
+    _check_kind(header, element, image)
+    photometric = text_of(header, "PhotometricInterpretation")
+    samples = integer_of(header, "SamplesPerPixel", low=1, high=4, default=1)
+    if integer_of(header, "NumberOfFrames", low=0, high=2**31, default=1) > 1:
+        raise Unusable(Reason.MULTI_FRAME)
+    bits = integer_of(header, "BitsAllocated", low=1, high=64)
+    num_bytes = (
+        integer_of(header, "Rows", low=1, high=65535)
+        * integer_of(header, "Columns", low=1, high=65535)
+        * samples
+        * bits
+        // 8
+    )
+    if num_bytes > MAX_PIXEL_BYTES or file.num_bytes > MAX_FILE_BYTES:
+        largest = max(num_bytes, file.num_bytes)
+        raise Unusable(Reason.TOO_LARGE, f"{largest} bytes; at most {MAX_PIXEL_BYTES} are read.")
+    _check_pixels(header, photometric, samples, bits)
+    if (photometric in GREY) != (image.channels == 1):
+        raise Unusable(Reason.CHANNEL_MISMATCH, f"Photometric Interpretation is {photometric}.")
+    transfer_syntax = _check_transfer_syntax(header)
+    if not transfer_syntax.is_compressed:
+        needed = num_bytes * 2 // 3 if photometric == "YBR_FULL_422" else num_bytes
+        if file.num_bytes - file.tell() < needed:
+            raise Unusable(Reason.TRUNCATED, f"{needed} bytes of pixel data expected.")
+
+
+def with_pixels(header: FileDataset, file: BoundedReader) -> FileDataset:
+    """Read the pixel data element, where *file* stands, and put it into *header*. Raises Unusable."""
+    with guarded(Reason.TRUNCATED):
+        implicit, little_endian = header.original_encoding
+        rest = read_dataset(file, bool(implicit), bool(little_endian), stop_when=_after_pixel_data)
+        header[_PIXEL_DATA] = rest[_PIXEL_DATA]
+    return header
+
+
+def decode(dataset: FileDataset) -> npt.NDArray[np.generic]:
+    """Decode the pixel data.
+
+    Args:
+        dataset: what `read_image` returned.
+
+    Returns:
+        Stored values, (rows, columns) integers of BitsStored bits for grey and palette, (rows, columns, 3)
+        RGB for colour.
+
+    Raises:
+        Unusable: the pixel data cannot be decoded.
+
+    Source:
+        DICOM PS3.5 section 8 (encoding of pixel data); PS3.3 section C.7.6.3.1.2 (YBR to RGB).
+    """
+    with guarded(Reason.UNDECODABLE):
+        values = pixel_array(dataset)
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    grey = text_of(dataset, "PhotometricInterpretation") in GREY | {PALETTE}
+    if values.shape != ((rows, columns) if grey else (rows, columns, 3)):
+        raise Unusable(Reason.UNDECODABLE, "Its pixel data have another shape than its header says.")
+    return values
+
+
+def _next_tag(header: FileDataset, file: BoundedReader) -> int | None:
+    """The tag where *file* stands, which is that of the pixel data or behind the end of the data set."""
+    start = file.peek(4)[:4]
+    if len(start) < 4:
+        return None
+    order: Literal["little", "big"] = "little" if header.original_encoding[1] else "big"
+    return int.from_bytes(start[:2], order) << 16 | int.from_bytes(start[2:], order)
+
+
+def _check_kind(header: FileDataset, element: int | None, image: Image) -> None:
+    """Is it an image at all, one of the study's, and with pixel data of integers?"""
+    sop_class = UID(text_of(header, "SOPClassUID") or _class_of_meta(header))
+    has_pixels = element == _PIXEL_DATA or element in _FLOAT_PIXEL_DATA
+    if not has_pixels and "Rows" not in header and "Image Storage" not in sop_class.name:
+        raise Unusable(Reason.NOT_AN_IMAGE, name_of(sop_class))
+    modality = code_of(header, "Modality")
+    if modality not in image.modalities and (modality or has_pixels):
+        wanted = ", ".join(image.modalities)
+        raise Unusable(Reason.OTHER_MODALITY, f"It is {modality or 'empty'}; the study uses {wanted}.")
+    if not has_pixels:
+        raise Unusable(Reason.TRUNCATED)
+    if element in _FLOAT_PIXEL_DATA:
+        raise Unusable(Reason.UNSUPPORTED_PIXELS, "Its pixel data are floating-point numbers.")
+
+
+def _class_of_meta(header: FileDataset) -> str:
+    """Media Storage SOP Class UID (0002,0002), or nothing."""
+    with guarded(Reason.BROKEN_HEADER):
+        return str(header.file_meta.get("MediaStorageSOPClassUID") or "")
+
+
+def _check_pixels(header: FileDataset, photometric: str, samples: int, bits: int) -> None:
+    """Are the attributes of the pixels ones that the rest of the preparation is made for?"""
+    if photometric not in GREY | COLOUR | {PALETTE}:
+        shown = code_of(header, "PhotometricInterpretation")
+        raise Unusable(Reason.UNSUPPORTED_PIXELS, f"Photometric Interpretation is {shown or 'empty'}.")
+    if samples != (3 if photometric in COLOUR else 1):
+        raise Unusable(Reason.BAD_ATTRIBUTE, f"{photometric} with {samples} samples per pixel.")
+    if bits not in (8, 16, 32):
+        raise Unusable(Reason.UNSUPPORTED_PIXELS, f"Bits Allocated is {bits}.")
+    integer_of(header, "BitsStored", low=1, high=bits)
+    if integer_of(header, "PixelRepresentation", low=0, high=1) == 1 and photometric not in GREY:
+        raise Unusable(Reason.UNSUPPORTED_PIXELS, "Colour with signed samples.")
+    if photometric == PALETTE and "RedPaletteColorLookupTableData" not in header:
+        raise Unusable(Reason.UNSUPPORTED_PIXELS, "Its palette is segmented or missing.")
+
+
+def _check_transfer_syntax(header: FileDataset) -> UID:
+    """Return the transfer syntax if it can be decoded here."""
+    with guarded(Reason.UNSUPPORTED_TRANSFER_SYNTAX):
+        transfer_syntax = UID(str(header.file_meta.TransferSyntaxUID))
+        available = get_decoder(transfer_syntax).is_available
+    # Pillow's decoder reads the 8-bit process of JPEG Extended only.
+    twelve_bit = transfer_syntax == JPEGExtended12Bit and header.get("BitsStored") != 8
+    if not available or twelve_bit:
+        raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX, name_of(transfer_syntax))
+    return transfer_syntax
+
+
+def _after_pixel_data(tag: int, vr: str | None, length: int) -> bool:
+    return tag > _PIXEL_DATA

@@ -1,0 +1,111 @@
+"""The index as the hospital sees it: a file in the site's state folder, and tables for the terminal.
+
+Both stay at the site. The file names images by path and patients by pseudonym; the tables hold counts only.
+"""
+
+import json
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from client.dicom_index import Index
+from client.private_file import replace_private_file
+from client.roles import Role
+
+INDEX_NAME = "index.json"
+
+
+def write_index(index: Index, state: Path) -> Path:
+    """Write the index to the site's state folder: whole or not at all, mode 0600. Returns its path."""
+    values = {
+        "schema": 1,
+        "summary": summary_of(index),
+        "label_problems": {problem.code: number for problem, number in index.label_problems.items()},
+        "images": [
+            {
+                "path": entry.path,
+                "patient": entry.patient,
+                "study": entry.study,
+                "label": entry.label,
+                "role": entry.role.value,
+                "has_window": entry.has_window,
+            }
+            for entry in index.images
+        ],
+        "left_out": [
+            {"path": file.path, "reason": file.reason.code, "detail": file.detail} for file in index.left_out
+        ],
+    }
+    path = state / INDEX_NAME
+    replace_private_file(path, json.dumps(values, indent=1).encode("ascii"))
+    return path
+
+
+def summary_of(index: Index) -> dict[str, object]:
+    """The counts of an index, ready for JSON: what ``collegium-client index --json`` prints."""
+    return {
+        "num_files": index.num_files,
+        "num_images": len(index.images),
+        "num_studies": index.num_studies,
+        "num_patients_found": index.num_patients_found,
+        "num_patients": index.num_patients(),
+        "unusable_share": index.unusable_share,
+        "patients": {
+            role.value: {str(label): index.num_patients(role, label) for label in (0, 1)} for role in Role
+        },
+        "left_out": index.left_out_counts,
+    }
+
+
+def render_index(index: Index) -> RenderableType:
+    """Return the index as tables: files used, why others are not and what to do, patients by role and label."""
+    usable = (
+        f"{len(index.images)} of {index.num_files} files are used: "
+        f"{index.num_patients()} of {index.num_patients_found} patients, {index.num_studies} studies."
+    )
+    parts: list[RenderableType] = [Text(usable, style="bold")]
+    if index.left_out:
+        parts.append(_left_out_table(index))
+    if index.label_problems:
+        parts.append(_label_table(index))
+    parts.append(_patient_table(index))
+    if windowless := sum(not entry.has_window for entry in index.images):
+        parts.append(
+            Text(f"{windowless} images have no window; a study that uses windows sees their full range.")
+        )
+    return Group(*parts)
+
+
+def _left_out_table(index: Index) -> Table:
+    table = Table(
+        title=f"Left out: {len(index.left_out)} files ({index.unusable_share:.1%})", title_justify="left"
+    )
+    table.add_column("Files", justify="right")
+    table.add_column("Why")
+    table.add_column("What to do")
+    for reason, number in index.left_out_reasons:
+        table.add_row(str(number), reason.sentence, reason.remedy)
+    return table
+
+
+def _label_table(index: Index) -> Table:
+    table = Table(title=f"Labels file: {index.num_label_rows} rows", title_justify="left")
+    table.add_column("Rows", justify="right")
+    table.add_column("What is wrong")
+    table.add_column("What to do")
+    for problem, number in sorted(index.label_problems.items(), key=lambda item: -item[1]):
+        table.add_row(str(number), problem.sentence, problem.remedy)
+    return table
+
+
+def _patient_table(index: Index) -> Table:
+    table = Table(title="Patients used", title_justify="left")
+    table.add_column("Role")
+    for heading in ("Negative", "Positive", "All"):
+        table.add_column(heading, justify="right")
+    for role in Role:
+        counts = (index.num_patients(role, 0), index.num_patients(role, 1), index.num_patients(role))
+        table.add_row(role.value, *(str(count) for count in counts))
+    return table

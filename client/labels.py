@@ -1,0 +1,178 @@
+"""The hospital's labels file: a CSV with one row a patient, study or image."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client.dicom_file import IDENTIFIER_KEYWORDS, Unusable
+from client.reasons import LabelProblem, Reason
+from client.roles import Role
+from client.site_file import Labels
+from shared_models.study import Study, Task
+
+ROLE_COLUMN = "role"
+DELIMITERS = (",", ";")
+
+
+class LabelsError(Exception):
+    """The labels file as a whole cannot be used. The message says why; it never holds the content of a row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTable:
+    """What the labels file says, by value of its key column. Stays in memory.
+
+    ``labels`` and ``unusable`` share no key: 0 or 1, or why there is no label. ``roles`` holds every role that a
+    row states for a key; it is empty where the study does not take roles from the file.
+    """
+
+    num_rows: int
+    problems: Mapping[LabelProblem, int]
+    labels: Mapping[str, int] = field(repr=False)
+    unusable: Mapping[str, Reason] = field(repr=False)
+    roles: Mapping[str, frozenset[Role]] = field(repr=False)
+
+    def label_of(self, key: str) -> int:
+        """Return 0 or 1. Raises Unusable: no row, no label, an unknown or a contradictory one."""
+        if key in self.labels:
+            return self.labels[key]
+        raise Unusable(self.unusable.get(key, Reason.NO_LABEL))
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every key that some row has."""
+        return frozenset(self.labels) | frozenset(self.unusable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """Positions in a row; ``role`` is None where roles do not come from the file."""
+
+    key: int
+    label: int
+    role: int | None
+    num_columns: int
+
+
+def read_labels(file: Labels, study: Study) -> LabelTable:
+    """Read a labels file: UTF-8 with or without byte order mark, ``,`` or ``;`` between cells, one header row.
+
+    A row's value is 1 where it is one of the task's positive values, 0 where it is one of the negative. Rows of
+    one key that do not say the same make the key unusable; an empty label says nothing. Every problem of a row
+    is counted, none is fatal.
+
+    Args:
+        file: where the file is and which columns matter.
+        study: the task's values and where roles come from.
+
+    Raises:
+        LabelsError: the file cannot be read, is no such CSV, or a column is missing.
+    """
+    header, rows = _read_rows(file.file)
+    columns = _find_columns(header, file, study)
+    problems: Counter[LabelProblem] = Counter()
+    said: dict[str, set[int | Reason]] = {}
+    roles: dict[str, set[Role]] = {}
+    for row in rows:
+        if len(row) != columns.num_columns:
+            problems[LabelProblem.WRONG_LENGTH] += 1
+            continue
+        cells = [cell.strip() for cell in row]
+        if not (key := cells[columns.key]):
+            problems[LabelProblem.EMPTY_KEY] += 1
+            continue
+        _add_label(said.setdefault(key, set()), cells[columns.label], study.task, problems)
+        if columns.role is not None:
+            _add_role(roles.setdefault(key, set()), cells[columns.role], problems)
+    return LabelTable(
+        num_rows=len(rows),
+        problems=dict(problems),
+        labels={key: value for key, values in said.items() if isinstance(value := _resolved(values), int)},
+        unusable={
+            key: value for key, values in said.items() if isinstance(value := _resolved(values), Reason)
+        },
+        roles={key: frozenset(stated) for key, stated in roles.items()},
+    )
+
+
+def _add_label(said: set[int | Reason], cell: str, task: Task, problems: Counter[LabelProblem]) -> None:
+    """Add what one row says to what earlier rows of its key said."""
+    if not cell:
+        problems[LabelProblem.EMPTY_LABEL] += 1
+        return
+    value: int | Reason = Reason.LABEL_UNKNOWN
+    if cell in task.positive or cell in task.negative:
+        value = int(cell in task.positive)
+    else:
+        problems[LabelProblem.UNKNOWN_LABEL] += 1
+    if value in said and len(said) == 1:
+        problems[LabelProblem.REPEATED] += 1
+    elif said:
+        problems[LabelProblem.CONTRADICTORY] += 1
+    said.add(value)
+
+
+def _add_role(stated: set[Role], cell: str, problems: Counter[LabelProblem]) -> None:
+    if cell in set(Role):
+        stated.add(Role(cell))
+    else:
+        problems[LabelProblem.UNKNOWN_ROLE] += 1
+
+
+def _resolved(said: set[int | Reason]) -> int | Reason:
+    """What the rows of one key say together."""
+    if not said:
+        return Reason.LABEL_EMPTY
+    return next(iter(said)) if len(said) == 1 else Reason.LABEL_CONTRADICTORY
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The header and all rows that are not blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise LabelsError(
+            f"{path}: cannot be read ({error.strerror}); check labels.file in site.toml"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise LabelsError(
+            f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8"
+        ) from None
+    rows = list(_parse(text, path))
+    if not rows:
+        raise LabelsError(f"{path}: is empty; its first line must name the columns")
+    return [cell.strip() for cell in rows[0]], rows[1:]
+
+
+def _parse(text: str, path: Path) -> Iterator[list[str]]:
+    first_line = text.lstrip().partition("\n")[0]
+    delimiter = max(DELIMITERS, key=first_line.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        yield from (row for row in reader if any(cell.strip() for cell in row))
+    except csv.Error as error:
+        raise LabelsError(
+            f"{path}: line {reader.line_num} is not valid CSV ({error}); look for a quote that is not closed"
+        ) from error
+
+
+def _find_columns(header: list[str], file: Labels, study: Study) -> _Columns:
+    label = file.column or study.task.label
+    wanted = [file.key, label, *([ROLE_COLUMN] if study.patients.roles == "column" else [])]
+    if repeated := sorted({name for name in wanted if header.count(name) > 1}):
+        raise LabelsError(f"{file.file}: column {', '.join(repeated)} occurs more than once; keep one")
+    if missing := [name for name in wanted if name not in header]:
+        raise LabelsError(f"{file.file}: column {', '.join(missing)} is missing. {_shown(header, label)}")
+    role = header.index(ROLE_COLUMN) if ROLE_COLUMN in wanted else None
+    return _Columns(key=header.index(file.key), label=header.index(label), role=role, num_columns=len(header))
+
+
+def _shown(header: list[str], label: str) -> str:
+    """The columns there are. A first line without any known name may be a patient's row, so it is not shown."""
+    known = {name.lower() for name in (*IDENTIFIER_KEYWORDS, label, ROLE_COLUMN)}
+    if not known & {name.lower() for name in header}:
+        return f"Its first line has {len(header)} cells and none is a name known here: is the header line missing?"
+    return f"There are: {', '.join(header)}. Rename one in the file, or set labels.key or labels.column in site.toml"

@@ -1,0 +1,173 @@
+"""One round at one hospital: the only place where spending, training, noise and the outgoing vector meet.
+
+*Joint guarantee* (``privacy.mode = "local"``, neighbours differ by one patient with all images). Over a whole run
+the following leaves a site, and nothing else:
+
+1. per round, the difference of weights after ``local_steps`` steps of DP-SGD, which depends on training patients
+   through `privacy.accounting.TrainingCost.event` only;
+2. the weight in the mean, which is a study constant or the noised patient count of the same event;
+3. in the rounds that the study names and in the final test, statistics of validation or test patients: with noise
+   for ``evaluation.epsilon`` in all of them together, or exact where the study says ``unnoised``.
+
+A patient has one role, so 1–2 concern other patients than 3: a training patient loses at most ``privacy.epsilon``,
+a validation or test patient at most ``evaluation.epsilon``, each at ``privacy.delta``. The charge is on disk before
+training begins. Known not to be covered: the time that a reply takes, and whether a site answers at all.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from client.evaluation import evaluate
+from client.patients import PatientSet
+from client.roles import Role
+from client.training import GradientSum, Machine, PlainGradientSum, PrivateGradientSum, train
+from privacy.accounting import TrainingCost
+from privacy.ledger import Ledger
+from privacy.noise import noised_counts
+from privacy.randomness import CryptographicGenerator
+from shared_models.manifest import FloatVector, flatten, unflatten
+from shared_models.study import Study
+from shared_models.tasks import BinaryClassification, Metrics
+from shared_models.vector import IntVector, VectorLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRun:
+    """What a site holds in memory of a run that it takes part in.
+
+    Attributes:
+        patients: by role.
+        num_patients: the noised count of training patients (exact without privacy): weight and divisor.
+        cost: what the whole run may cost a training patient; None without privacy.
+        evaluation_deviation: noise on evaluation statistics in units of one patient; None where unnoised.
+    """
+
+    run_id: str
+    study: Study
+    task: BinaryClassification
+    model: nn.Module
+    patients: Mapping[Role, PatientSet]
+    num_patients: int
+    cost: TrainingCost | None
+    evaluation_deviation: float | None
+    machine: Machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """Statistics as they may leave; the exact ones and their metrics, which stay at the site."""
+
+    statistics: NDArray[np.int64]
+    exact: NDArray[np.int64]
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRound:
+    """The outcome: ``vector`` leaves, everything else stays at the site."""
+
+    vector: IntVector
+    validation: Metrics | None
+    seconds: dict[str, float]
+
+
+def local_round(
+    run: OpenRun, number: int, weights: FloatVector, *, ledger: Ledger, generator: CryptographicGenerator
+) -> LocalRound:
+    """Spend, train from *weights* and return the vector of round *number*.
+
+    Raises:
+        AlreadySpentError: the round was begun before; nothing was trained or drawn.
+        ValueError: *weights* do not fit the model; nothing was spent.
+    """
+    unflatten(weights, run.model)
+
+    if run.cost is not None:
+        ledger.begin_round(run.run_id, number, num_steps=run.study.training.local_steps)
+
+    begun = time.perf_counter()
+    validated = None
+    if number - 1 in run.study.evaluation.validation_rounds:
+        validated = evaluate_role(run, Role.VALIDATION, generator=generator)
+
+    evaluated = time.perf_counter()
+    gradient = gradient_sum(
+        run.study, run.task, run.model, cost=run.cost, machine=run.machine, generator=generator
+    )
+    train(
+        run.model,
+        run.patients[Role.TRAIN],
+        gradient,
+        training=run.study.training,
+        num_patients=run.num_patients,
+        machine=run.machine,
+        generator=generator,
+    )
+    gradient.close()
+
+    trained = time.perf_counter()
+    update = flatten(run.model).astype(np.float64) - weights.astype(np.float64)
+    statistics = np.zeros(0, dtype=np.int64) if validated is None else validated.statistics
+    layout = VectorLayout.of_study(
+        run.study.aggregation, num_weights=len(weights), num_statistics=len(statistics)
+    )
+    vector = layout.encode(update=update, weight=_weight(run), statistics=statistics)
+
+    return LocalRound(
+        vector=vector,
+        validation=None if validated is None else validated.metrics,
+        seconds={
+            "evaluate": evaluated - begun,
+            "train": trained - evaluated,
+            "encode": time.perf_counter() - trained,
+        },
+    )
+
+
+def evaluate_role(run: OpenRun, role: Role, *, generator: CryptographicGenerator) -> Evaluated:
+    """Evaluate the model as it is on the patients of *role*; noised as the study says."""
+    exact = evaluate(run.model, run.patients[role], task=run.task, machine=run.machine)
+    leaving = exact
+    if run.evaluation_deviation is not None:
+        leaving = noised_counts(
+            exact,
+            bounds=run.task.bounds,
+            standard_deviation=run.evaluation_deviation * run.task.l2_sensitivity,
+            generator=generator,
+        )
+    return Evaluated(statistics=leaving, exact=exact, metrics=run.task.metrics(exact))
+
+
+def _weight(run: OpenRun) -> int:
+    return run.num_patients if run.study.aggregation.weights == "patients" else 1
+
+
+def gradient_sum(
+    study: Study,
+    task: BinaryClassification,
+    model: nn.Module,
+    *,
+    cost: TrainingCost | None,
+    machine: Machine,
+    generator: CryptographicGenerator,
+) -> GradientSum:
+    """Return what collects the gradients of a round: clipped and noised where the study has privacy."""
+    mixed = machine.mixed_precision and machine.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if cost is None:
+        return PlainGradientSum(model, task, mixed_precision=mixed)
+    if study.privacy.max_grad_norm is None:
+        raise RuntimeError("a study with privacy has max_grad_norm")
+    return PrivateGradientSum(
+        model,
+        task,
+        max_grad_norm=study.privacy.max_grad_norm,
+        noise_multiplier=cost.noise_multiplier,
+        generator=generator,
+        mixed_precision=mixed,
+    )

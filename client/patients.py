@@ -1,0 +1,80 @@
+"""The patients of one role as tensors, ready to be sampled and trained on."""
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.dicom_index import Index, IndexedImage
+from client.preparation import Plane
+from client.roles import Role
+from shared_models.study import Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PatientSet:
+    """The images of all patients of one role; the images of one patient lie side by side.
+
+    Args:
+        pseudonyms: of each patient, increasing.
+        images: float32, shape (num_images, channels, rows, columns), in [0, 1].
+        labels: int64, shape (num_images,), 0 or 1.
+        first_image: int64, shape (num_patients + 1,); the images of patient p are first_image[p] to
+            first_image[p + 1] - 1, at least one.
+    """
+
+    pseudonyms: tuple[str, ...] = field(repr=False)
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    first_image: NDArray[np.int64] = field(repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of patients."""
+        return len(self.pseudonyms)
+
+    def images_of(self, patient: int) -> range:
+        """Return the positions of the images of the patient at position *patient*."""
+        if not 0 <= patient < len(self):
+            raise ValueError(f"patient is {patient}; must lie in 0..{len(self) - 1}")
+        return range(int(self.first_image[patient]), int(self.first_image[patient + 1]))
+
+
+def gather_patients(
+    index: Index, prepared: MutableMapping[str, Plane], image: Image
+) -> dict[Role, PatientSet]:
+    """Put prepared images together by role and patient.
+
+    Args:
+        index: the finished index.
+        prepared: the array of each image by its path in the index; emptied on the way, so that images are in
+            memory about once.
+        image: the study's shape.
+
+    Returns:
+        One `PatientSet` for each role, possibly of no patients.
+    """
+    by_role: dict[Role, list[IndexedImage]] = {role: [] for role in Role}
+    for entry in sorted(index.images, key=lambda entry: (entry.patient, entry.path)):
+        by_role[entry.role].append(entry)
+    return {role: _gather(entries, prepared, image) for role, entries in by_role.items()}
+
+
+def _gather(
+    entries: Sequence[IndexedImage], prepared: MutableMapping[str, Plane], image: Image
+) -> PatientSet:
+    images = torch.empty((len(entries), image.channels, image.rows, image.columns), dtype=torch.float32)
+    for position, entry in enumerate(entries):
+        images[position] = torch.from_numpy(prepared.pop(entry.path))
+    sizes: Mapping[str, int] = {
+        patient: len(list(group)) for patient, group in groupby(entries, key=lambda entry: entry.patient)
+    }
+    return PatientSet(
+        pseudonyms=tuple(sizes),
+        images=images,
+        labels=torch.tensor([entry.label for entry in entries], dtype=torch.int64),
+        first_image=np.cumsum([0, *sizes.values()], dtype=np.int64),
+    )

@@ -1,0 +1,25 @@
+"""What the hospital refuses before it looks at any image."""
+
+from client.site_file import SiteFile
+from shared_models.study import Study
+
+
+class PolicyRefused(Exception):
+    """The study asks for something that ``site.toml`` does not allow."""
+
+
+def check_study(site: SiteFile, study: Study) -> None:
+    """Raise PolicyRefused where the site's policy does not allow the study's privacy."""
+    policy = site.policy
+    if study.privacy.mode == "none" and not policy.allow_no_privacy:
+        raise PolicyRefused(
+            "the study trains WITHOUT differential privacy and site.toml does not allow it; "
+            "set policy.allow_no_privacy = true only if the patients of this site may be exposed"
+        )
+    if policy.lifetime_epsilon is not None and (study.privacy.mode == "none" or study.evaluation.unnoised):
+        raise PolicyRefused(
+            f"policy.lifetime_epsilon = {policy.lifetime_epsilon:g} covers all patients, and the study has "
+            'privacy.mode = "none" or evaluation.unnoised = true, which promise some of them nothing'
+        )
+    if site.testing is not None and study.privacy.mode != "none":
+        raise PolicyRefused("testing.sampling_seed makes noise predictable; remove [testing] from site.toml")

@@ -1,0 +1,174 @@
+"""Why a file or a row of the labels file is not used: each reason with its sentence and its remedy.
+
+These two tables are the only place where the reasons stand; the index report and the documents are made
+from them.
+"""
+
+from enum import Enum
+
+
+class Reason(Enum):
+    """Why a file of the images folder is left out."""
+
+    NOT_A_FILE = (
+        "not-a-file",
+        "It is a link to a folder, a broken link, a pipe or a device.",
+        "Put the files themselves into the images folder, or name the linked folder in site.toml.",
+    )
+    NOT_READABLE = (
+        "not-readable",
+        "The operating system does not let the site read it.",
+        "Check its owner and mode, and the disk or share that it lies on.",
+    )
+    NOT_DICOM = (
+        "not-dicom",
+        "It is not a DICOM file: the prefix DICM is missing at byte 128 (PS3.10 section 7.1).",
+        "Move it elsewhere; if it is DICOM without the file header, store it again as DICOM Part 10.",
+    )
+    BROKEN_HEADER = (
+        "broken-header",
+        "Its header cannot be parsed.",
+        "Export the file again from its source.",
+    )
+    TOO_DEEP = (
+        "too-deep",
+        "Its sequences are nested too deeply to be parsed.",
+        "Do not trust the file; export it again from its source.",
+    )
+    NOT_AN_IMAGE = (
+        "not-an-image",
+        "It is DICOM but no image, such as an RT plan, a structured report or a DICOMDIR.",
+        "Nothing to do; keep only images in the folder if it should not count.",
+    )
+    OTHER_MODALITY = (
+        "other-modality",
+        "Its Modality (0008,0060) is not one of the study's.",
+        "Nothing to do; keep only the study's modalities in the folder if it should not count.",
+    )
+    MISSING_IDENTIFIER = (
+        "missing-identifier",
+        "An identifier is empty that is needed to know its patient, its study, itself or its label.",
+        "Export the file again with its identifiers (they stay at the site).",
+    )
+    TRUNCATED = (
+        "truncated",
+        "It is an image whose pixel data are missing or end too early.",
+        "Copy or export the file again.",
+    )
+    BAD_ATTRIBUTE = (
+        "bad-attribute",
+        "An attribute that describes its pixels is missing, or has a value that cannot be.",
+        "Export the file again; if the source writes it so, report it to the source's maker.",
+    )
+    TOO_LARGE = (
+        "too-large",
+        "It claims more pixel data than any single image has.",
+        "Do not trust the file; export it again from its source.",
+    )
+    MULTI_FRAME = (
+        "multi-frame",
+        "It holds several frames, which are not supported yet.",
+        "Export the frames that matter as single images.",
+    )
+    CHANNEL_MISMATCH = (
+        "channel-mismatch",
+        "It is in colour where the study wants grey, or grey where the study wants colour.",
+        "Keep such images out of the folder.",
+    )
+    UNSUPPORTED_PIXELS = (
+        "unsupported-pixels",
+        "Its kind of pixel data is not supported (such as float, 1-bit or an unusual colour space).",
+        "Convert it to integers of 8, 16 or 32 bits in grey, RGB, YBR_FULL or palette colour.",
+    )
+    UNSUPPORTED_TRANSFER_SYNTAX = (
+        "unsupported-transfer-syntax",
+        "Its compression cannot be decoded here.",
+        "Convert it without loss to Explicit VR Little Endian or JPEG 2000.",
+    )
+    UNDECODABLE = (
+        "undecodable",
+        "Its pixel data cannot be decoded.",
+        "Export the file again; open it in a viewer to see whether it is damaged.",
+    )
+    DUPLICATE = (
+        "duplicate",
+        "Another file with the same SOPInstanceUID (0008,0018) is already used.",
+        "Remove one of the copies.",
+    )
+    NO_LABEL = (
+        "no-label",
+        "The labels file has no row for it.",
+        "Add its row, or keep it out of the folder.",
+    )
+    LABEL_EMPTY = (
+        "label-empty",
+        "Its row of the labels file has no label.",
+        "Fill in the label, or keep the image out of the folder.",
+    )
+    LABEL_UNKNOWN = (
+        "label-unknown",
+        "Its label is neither one of the study's positive nor one of its negative values.",
+        "Correct the label, or keep the image out of the folder if the study does not want it.",
+    )
+    LABEL_CONTRADICTORY = (
+        "label-contradictory",
+        "The labels file has several rows for it that contradict each other.",
+        "Keep the right row.",
+    )
+    ROLE_MISSING = (
+        "role-missing",
+        "The study takes roles from the labels file, and its row has none of train, validation, test.",
+        "Fill in the column role.",
+    )
+    ROLE_CONTRADICTORY = (
+        "role-contradictory",
+        "The labels file gives its patient more than one role.",
+        "Give all rows of one patient the same role.",
+    )
+
+    def __init__(self, code: str, sentence: str, remedy: str) -> None:
+        self.code = code
+        self.sentence = sentence
+        self.remedy = remedy
+
+
+class LabelProblem(Enum):
+    """What is wrong with a row, or with the rows of one key, of the labels file."""
+
+    WRONG_LENGTH = (
+        "wrong-length",
+        "The row has more or fewer cells than the header.",
+        "Correct the row; cells that contain the delimiter must be quoted.",
+    )
+    EMPTY_KEY = ("empty-key", "The key column of the row is empty.", "Fill in the key, or remove the row.")
+    EMPTY_LABEL = ("empty-label", "The row has no label.", "Fill in the label, or remove the row.")
+    UNKNOWN_LABEL = (
+        "unknown-label",
+        "The label is neither one of the study's positive nor one of its negative values.",
+        "Correct the label; upper and lower case count.",
+    )
+    UNKNOWN_ROLE = (
+        "unknown-role",
+        "The column role of the row is none of train, validation, test.",
+        "Correct the role.",
+    )
+    REPEATED = (
+        "repeated",
+        "An earlier row for the same key says the same.",
+        "Nothing to do; one row is enough.",
+    )
+    CONTRADICTORY = (
+        "contradictory",
+        "An earlier row for the same key has another label; no image of that key is used.",
+        "Keep the right row.",
+    )
+    NO_FILE = (
+        "no-file",
+        "No readable file of the images folder has this key.",
+        "Check that the key column holds what site.toml says, and that the patient's files are there.",
+    )
+
+    def __init__(self, code: str, sentence: str, remedy: str) -> None:
+        self.code = code
+        self.sentence = sentence
+        self.remedy = remedy

@@ -1,0 +1,160 @@
+"""The training loop of one round at one hospital."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from client.patients import PatientSet
+from privacy.clipping import ClippedGradientSum
+from privacy.noise import noised_sum
+from privacy.randomness import CryptographicGenerator
+from privacy.sampling import pick_images, sample_patients
+from shared_models.study import Training
+from shared_models.tasks import BinaryClassification
+
+
+class GradientSum(Protocol):
+    """Collects the gradient of one step over its physical batches."""
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Add the patients of one physical batch, one image each."""
+        ...
+
+    def take(self) -> list[Tensor]:
+        """Return the sum over patients, one tensor a parameter, and begin anew."""
+        ...
+
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        ...
+
+
+class PlainGradientSum:
+    """The sum of the patients' gradients as they are: no privacy."""
+
+    def __init__(self, model: nn.Module, task: BinaryClassification, *, mixed_precision: bool) -> None:
+        self._model, self._task, self._mixed_precision = model, task, mixed_precision
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Add the patients of one physical batch, one image each."""
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self._mixed_precision):
+            logits = self._model(images)
+        self._task.loss(logits.float(), labels).sum().backward()  # type: ignore[no-untyped-call]
+
+    def take(self) -> list[Tensor]:
+        """Return the sum over patients, one tensor a parameter, and begin anew."""
+        weights = list(self._model.parameters())
+        taken = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        self._model.zero_grad(set_to_none=True)
+        return taken
+
+    def close(self) -> None:
+        """Nothing was attached to the model."""
+
+
+class PrivateGradientSum:
+    """The sum of clipped patients' gradients with Gaussian noise: one step of DP-SGD.
+
+    *Guarantee*: each `take` is one Gaussian mechanism with the given noise multiplier on the patients added since
+    the last one; with Poisson-sampled patients it is the step that `privacy.accounting.TrainingCost` counts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: BinaryClassification,
+        *,
+        max_grad_norm: float,
+        noise_multiplier: float,
+        generator: CryptographicGenerator,
+        mixed_precision: bool,
+    ) -> None:
+        self._clipped = ClippedGradientSum(model, max_grad_norm=max_grad_norm)
+        self._task = task
+        self._standard_deviation = noise_multiplier * max_grad_norm
+        self._generator = generator
+        self._mixed_precision = mixed_precision
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Add the patients of one physical batch, one image each."""
+        self._clipped.add(images, labels, loss=self._task.loss, mixed_precision=self._mixed_precision)
+
+    def take(self) -> list[Tensor]:
+        """Return the noised sum over patients, one tensor a parameter, and begin anew."""
+        return noised_sum(
+            self._clipped.take(), standard_deviation=self._standard_deviation, generator=self._generator
+        )
+
+    def close(self) -> None:
+        """Take the hooks off the model again."""
+        self._clipped.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What trains: device, patients in one physical batch, bfloat16 or not."""
+
+    device: torch.device
+    physical_batch: int
+    mixed_precision: bool
+
+
+def train(
+    model: nn.Module,
+    patients: PatientSet,
+    gradient: GradientSum,
+    *,
+    training: Training,
+    num_patients: int,
+    machine: Machine,
+    generator: CryptographicGenerator,
+) -> None:
+    """Take ``training.local_steps`` steps of SGD from the model's weights, changing them in place.
+
+    Args:
+        model: on ``machine.device``.
+        patients: the training patients of the site.
+        gradient: collects the gradient; with differential privacy it clips and adds noise.
+        training: the study's.
+        num_patients: divides the sum, together with the sample rate; under differential privacy it is the
+            noised count, never the true one.
+        machine: what trains.
+        generator: draws the sample, the image of each patient and the flips.
+    """
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
+    model.train()
+    for _ in range(training.local_steps):
+        sampled = sample_patients(len(patients), sample_rate=training.sample_rate, generator=generator)
+        chosen = torch.from_numpy(pick_images(sampled, first_image=patients.first_image, generator=generator))
+
+        for positions in torch.split(chosen, machine.physical_batch) if len(chosen) else ():
+            images, labels = _to_device(patients, positions, machine.device)
+            if training.flip:
+                images = _flipped(images, generator)
+            gradient.add(images, labels)
+
+        divisor = training.sample_rate * num_patients
+        for weight, part in zip(model.parameters(), gradient.take(), strict=True):
+            weight.grad = (part / divisor).to(weight.dtype)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _to_device(patients: PatientSet, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    images, labels = patients.images[positions], patients.labels[positions].float()
+    if device.type == "cuda":
+        images, labels = images.pin_memory(), labels.pin_memory()
+    return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _flipped(images: Tensor, generator: CryptographicGenerator) -> Tensor:
+    """Each image mirrored left to right with probability one half, drawn for that image alone."""
+    mirrored = torch.from_numpy(generator.uniform(len(images)) < 0.5).to(images.device)
+    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)

@@ -1,0 +1,143 @@
+"""What a run costs a patient, and the noise that a target needs. All figures are Google's dp-accounting's.
+
+Privacy loss distributions (PLD) give a run's statement, Rényi differential privacy (RDP) the running sum over
+a site's lifetime, because later runs are chosen after the results of earlier ones.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Self
+
+import dp_accounting as dp
+from dp_accounting import pld, rdp
+
+COUNT_STANDARD_DEVIATION = 30.0
+"""Noise on a site's number of training patients, in patients; released once a run."""
+
+_COARSE = 1e-3
+"""Discretisation of the privacy loss while searching: an upper bound on epsilon, and fast."""
+
+
+class PrivacyTargetError(ValueError):
+    """No noise reaches the target epsilon and delta."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCost:
+    """Everything computed from training patients that leaves a site in one run.
+
+    ``num_steps`` DP-SGD steps on Poisson samples with rate ``sample_rate`` and noise multiplier
+    ``noise_multiplier``, and one noised patient count.
+    """
+
+    sample_rate: float
+    noise_multiplier: float
+    num_steps: int
+
+    @classmethod
+    def for_target(cls, *, epsilon: float, delta: float, sample_rate: float, num_steps: int) -> Self:
+        """Return the cost with the smallest noise multiplier (to 0.1 %) that stays within the target.
+
+        Raises:
+            PrivacyTargetError: the noised count alone is above the target, or no noise multiplier up to 10,000
+                reaches it.
+        """
+        multiplier = _calibrated(epsilon, delta, sample_rate, num_steps)
+        return cls(sample_rate=sample_rate, noise_multiplier=multiplier, num_steps=num_steps)
+
+    def after(self, num_steps: int) -> Self:
+        """The same with another number of steps."""
+        return replace(self, num_steps=num_steps)
+
+    @property
+    def event(self) -> dp.DpEvent:
+        """As dp-accounting's event, neighbouring data sets differing by one patient added or removed."""
+        step = dp.PoissonSampledDpEvent(self.sample_rate, dp.GaussianDpEvent(self.noise_multiplier))
+        count = dp.GaussianDpEvent(COUNT_STANDARD_DEVIATION)
+        if self.num_steps == 0:
+            return count
+        return dp.ComposedDpEvent([dp.SelfComposedDpEvent(step, self.num_steps), count])
+
+    def epsilon(self, delta: float) -> float:
+        """Epsilon of the run at *delta*, by privacy loss distributions."""
+        return _pld_epsilon(self, delta)
+
+
+@lru_cache(maxsize=512)
+def _pld_epsilon(cost: TrainingCost, delta: float, interval: float = 1e-4) -> float:
+    accountant = pld.PLDAccountant(value_discretization_interval=interval)
+    accountant.compose(cost.event)
+    return float(accountant.get_epsilon(delta))
+
+
+@lru_cache(maxsize=64)
+def _calibrated(epsilon: float, delta: float, sample_rate: float, num_steps: int) -> float:
+    def coarse(multiplier: float) -> float:
+        cost = TrainingCost(sample_rate=sample_rate, noise_multiplier=multiplier, num_steps=num_steps)
+        return _pld_epsilon(cost, delta, _COARSE)
+
+    unreachable = f"epsilon = {epsilon:g} at delta = {delta:g}"
+    if coarse(1e4) > epsilon:
+        raise PrivacyTargetError(
+            f"{unreachable} cannot be reached: the noised patient count and the steps cost more even with a "
+            "noise multiplier of 10,000; raise epsilon"
+        )
+    low, high = 0.1, 1.0
+    while coarse(high) > epsilon:
+        low, high = high, 2.0 * high
+    while high / low > 1.001:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if coarse(middle) > epsilon else (low, middle)
+    return high
+
+
+def gaussian_epsilon(*, standard_deviation: float, num_releases: int, delta: float) -> float:
+    """Epsilon of *num_releases* Gaussian releases of sensitivity 1, at *delta*."""
+    accountant = pld.PLDAccountant()
+    accountant.compose(dp.SelfComposedDpEvent(dp.GaussianDpEvent(standard_deviation), num_releases))
+    return float(accountant.get_epsilon(delta))
+
+
+@lru_cache(maxsize=64)
+def gaussian_standard_deviation(*, epsilon: float, delta: float, num_releases: int) -> float:
+    """Smallest standard deviation (to 0.1 %) at which *num_releases* of sensitivity 1 stay within the target."""
+    low, high = 1e-3, 1.0
+    while gaussian_epsilon(standard_deviation=high, num_releases=num_releases, delta=delta) > epsilon:
+        low, high = high, 2.0 * high
+    while high / low > 1.001:
+        middle = (low * high) ** 0.5
+        cost = gaussian_epsilon(standard_deviation=middle, num_releases=num_releases, delta=delta)
+        low, high = (middle, high) if cost > epsilon else (low, middle)
+    return high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationCost:
+    """``num_releases`` Gaussian releases of sensitivity 1 about validation, or about test, patients."""
+
+    standard_deviation: float
+    num_releases: int
+
+    @property
+    def event(self) -> dp.DpEvent:
+        """As dp-accounting's event."""
+        return dp.SelfComposedDpEvent(dp.GaussianDpEvent(self.standard_deviation), self.num_releases)
+
+
+def lifetime_epsilon(costs: tuple[TrainingCost | EvaluationCost, ...], *, delta: float) -> float:
+    """Epsilon of several runs together at *delta*, by Rényi composition; 0 where there are none.
+
+    A patient trains in one study and may be evaluated in another: passing both costs of each run is an upper
+    bound for every patient.
+
+    Fully adaptive: later runs may be chosen after seeing earlier results, as long as the sum is kept below a
+    cap fixed beforehand (Rényi filter).
+
+    Source: Feldman and Zrnic (2021), "Individual privacy accounting via a Rényi filter".
+    """
+    if not costs:
+        return 0.0
+    accountant = rdp.RdpAccountant()
+    for cost in costs:
+        accountant.compose(cost.event)
+    return float(accountant.get_epsilon(delta))

@@ -1,0 +1,91 @@
+"""The state of a run on disk: everything that the next round needs, replaced in one atomic step."""
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from shared_models.configuration import Frozen
+from shared_models.manifest import FloatVector
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged or belongs to another study."""
+
+
+class RoundRecord(Frozen):
+    """What the server knows of one round.
+
+    Attributes:
+        asked: sites that were asked to train; each of them has to count the round as spent.
+        survivors: sites whose vector is in the sum.
+        burned: too few vectors arrived; the global model stayed as it was.
+        refusals: reason by site.
+        seconds: by phase.
+        validation: summed statistics of the model that this round produced; None where not evaluated.
+    """
+
+    round: int
+    asked: tuple[str, ...]
+    survivors: tuple[str, ...]
+    burned: bool
+    refusals: dict[str, str]
+    seconds: dict[str, float]
+    validation: tuple[int, ...] | None = None
+
+
+class Progress(Frozen):
+    """All of a run's state but the weights."""
+
+    format: Literal[1] = 1
+    run_id: str
+    study_hash: str
+    rounds: tuple[RoundRecord, ...] = ()
+    test: tuple[int, ...] | None = None
+    tested: tuple[str, ...] = ()
+
+
+def write_checkpoint(path: Path, progress: Progress, weights: FloatVector) -> None:
+    """Replace the checkpoint at *path*, whole or not at all: written beside it, synced, renamed."""
+    write_atomically(path, save({"weights": weights}, metadata={"progress": progress.model_dump_json()}))
+
+
+def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, FloatVector]:
+    """Return what `write_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another study.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            weights = np.asarray(file.get_tensor("weights"), dtype=np.float32)
+            progress = Progress.model_validate(json.loads(file.metadata()["progress"]), strict=False)
+    except (OSError, SafetensorError, KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(f"{path}: is not a usable checkpoint ({type(error).__name__})") from error
+    if progress.study_hash != study_hash:
+        raise CheckpointError(
+            f"{path}: is of study {progress.study_hash[:12]}, asked for {study_hash[:12]}; "
+            "a changed study is a new study: start a new run"
+        )
+    return progress, weights
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write *content* to *path* so that a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

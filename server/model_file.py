@@ -1,0 +1,34 @@
+"""``model.safetensors``: the trained weights and the card that says what they are."""
+
+import json
+from pathlib import Path
+
+from safetensors.numpy import save
+
+from server.checkpoint import write_atomically
+from server.result import Result
+from shared_models.architectures import build_model
+from shared_models.manifest import FloatVector, Manifest, named_arrays
+from shared_models.study import Study, canonical_json
+
+INTENDED_USE = "Research on federated learning. Not a medical device; not for decisions on patients."
+
+
+def write_model(path: Path, study: Study, weights: FloatVector, result: Result) -> None:
+    """Write weights by name, float32, with the card as metadata, whole or not at all."""
+    manifest = Manifest.of(build_model(study))
+    card = {
+        "format": "collegium-model-1",
+        "intended_use": INTENDED_USE,
+        "study": canonical_json(study).decode("ascii"),
+        "study_hash": study.hash,
+        "manifest_hash": manifest.hash,
+        "run_id": result.run_id,
+        "rounds": str(len(result.rounds)),
+        "sites": str(len(result.sites)),
+        "privacy": result.privacy.model_dump_json(),
+        "test": json.dumps(result.test),
+        "versions": json.dumps(result.versions),
+    }
+    arrays = {name: array.copy() for name, array in named_arrays(weights, manifest).items()}
+    write_atomically(path, save(arrays, metadata=card))

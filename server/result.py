@@ -1,0 +1,184 @@
+"""``result.json``: the figures of a run. Its schema is described in docs/result.md."""
+
+from importlib.metadata import version
+from platform import python_version
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from privacy.accounting import TrainingCost
+from server.checkpoint import Progress, RoundRecord
+from shared_models.configuration import Frozen
+from shared_models.study import Study
+from shared_models.tasks import BinaryClassification, Metrics, task_of
+
+
+class StudyEntry(Frozen):
+    """Which study was run."""
+
+    name: str
+    title: str
+    hash: str
+
+
+class PrivacyEntry(Frozen):
+    """What the run promises a training patient, and validation and test patients."""
+
+    mode: Literal["none", "local"]
+    unit: str
+    epsilon: float | None
+    delta: float | None
+    noise_multiplier: float | None
+    sample_rate: float
+    steps: int
+    evaluation_epsilon: float | None
+    evaluation_noised: bool
+    updates_protected_by: Literal["TLS only"] = "TLS only"
+
+
+class SiteEntry(Frozen):
+    """One site. Everything but the name and epsilon is there in simulations only, which own the sites."""
+
+    name: str
+    epsilon: float | None
+    epsilon_by_round: tuple[float, ...] | None = None
+    rounds_asked: int
+    refused: str | None = None
+    patients_used: int | None = None
+    patients_found: int | None = None
+    patients_by_role: dict[str, int] | None = None
+    files_found: int | None = None
+    left_out: dict[str, int] | None = None
+    seconds: dict[str, float] | None = None
+    test: dict[str, float | None] | None = None
+
+
+class RoundEntry(Frozen):
+    """One round: who is in it, how long its phases took, and the metrics of the model that it produced."""
+
+    round: int
+    survivors: tuple[str, ...]
+    burned: bool
+    seconds: dict[str, float]
+    metrics: dict[str, float | None] | None
+
+
+class BaselineMetrics(Frozen):
+    """A model trained outside the federation, on the test patients of all sites and on its own site's."""
+
+    auroc: float | None
+    accuracy: float | None
+    metrics: dict[str, float | None]
+    own: dict[str, float | None] | None = None
+    by_site: dict[str, dict[str, float | None]] | None = None
+    epsilon: float | None
+    seconds: float
+
+
+class Baselines(Frozen):
+    """Each site alone, and one model on the pooled data: same model, steps, sample rate and privacy."""
+
+    alone: dict[str, BaselineMetrics]
+    pooled: BaselineMetrics | None
+
+
+class Result(Frozen):
+    """All figures of a run.
+
+    ``test`` is what the server knows (noised where the study says so); ``exact_test`` is there in simulations only,
+    summed from the sites' own results.
+    """
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    run_id: str
+    study: StudyEntry
+    engine: str
+    versions: dict[str, str]
+    privacy: PrivacyEntry
+    sites: tuple[SiteEntry, ...]
+    rounds: tuple[RoundEntry, ...]
+    test: dict[str, float | None]
+    exact_test: dict[str, float | None] | None = None
+    baselines: Baselines | None = None
+
+    def to_json(self) -> str:
+        """As indented JSON."""
+        return self.model_dump_json(indent=2, by_alias=True)
+
+
+def build_result(study: Study, progress: Progress, *, engine: str, refusals: dict[str, str]) -> Result:
+    """Return the result as the server knows it: no single site's number but the cost of being asked."""
+    task = task_of(study)
+    cost = _cost(study)
+    names = sorted({site for record in progress.rounds for site in record.asked} | set(refusals))
+    return Result(
+        run_id=progress.run_id,
+        study=StudyEntry(name=study.name, title=study.title, hash=study.hash),
+        engine=engine,
+        versions=versions(),
+        privacy=_privacy(study, cost),
+        sites=tuple(_site(study, cost, progress, name, refusals.get(name)) for name in names),
+        rounds=tuple(_round(task, record) for record in progress.rounds),
+        test={} if progress.test is None else dict(metrics(task, progress.test)),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the figures."""
+    packages = ("collegium", "torch", "opacus", "flwr", "pydicom", "dp-accounting", "numpy")
+    return {"python": python_version(), **{package: version(package) for package in packages}}
+
+
+def metrics(task: BinaryClassification, statistics: tuple[int, ...]) -> Metrics:
+    """Metrics of summed statistics as they stand in a checkpoint."""
+    return task.metrics(np.array(statistics, dtype=np.int64))
+
+
+def _cost(study: Study) -> TrainingCost | None:
+    privacy = study.privacy
+    if privacy.epsilon is None or privacy.delta is None:
+        return None
+    return TrainingCost.for_target(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        sample_rate=study.training.sample_rate,
+        num_steps=study.num_steps,
+    )
+
+
+def _privacy(study: Study, cost: TrainingCost | None) -> PrivacyEntry:
+    delta = study.privacy.delta
+    return PrivacyEntry(
+        mode=study.privacy.mode,
+        unit=study.patient,
+        epsilon=None if cost is None or delta is None else cost.epsilon(delta),
+        delta=delta,
+        noise_multiplier=None if cost is None else cost.noise_multiplier,
+        sample_rate=study.training.sample_rate,
+        steps=study.num_steps,
+        evaluation_epsilon=study.evaluation.epsilon,
+        evaluation_noised=not study.evaluation.unnoised,
+    )
+
+
+def _site(
+    study: Study, cost: TrainingCost | None, progress: Progress, name: str, refused: str | None
+) -> SiteEntry:
+    asked = sum(name in record.asked for record in progress.rounds)
+    epsilon = None
+    if cost is not None and study.privacy.delta is not None:
+        epsilon = (
+            cost.after(asked * study.training.local_steps).epsilon(study.privacy.delta) if asked else 0.0
+        )
+    return SiteEntry(name=name, epsilon=epsilon, rounds_asked=asked, refused=refused)
+
+
+def _round(task: BinaryClassification, record: RoundRecord) -> RoundEntry:
+    return RoundEntry(
+        round=record.round,
+        survivors=record.survivors,
+        burned=record.burned,
+        seconds=record.seconds,
+        metrics=None if record.validation is None else dict(metrics(task, record.validation)),
+    )

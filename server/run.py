@@ -1,0 +1,69 @@
+"""One run of a study from start to its files, whatever carries the messages."""
+
+import json
+import os
+from pathlib import Path
+
+from server.checkpoint import Progress, write_atomically
+from server.exchange import Exchange
+from server.model_file import write_model
+from server.result import Result, build_result, metrics
+from server.round_loop import RunContext, run_rounds
+from shared_models.study import Study, read_study
+from shared_models.tasks import task_of
+
+
+def run_study(context: RunContext, *, engine: str, resume: bool = False) -> Result:
+    """Run the study and write ``result.json`` and ``model.safetensors`` beside the checkpoint.
+
+    Raises:
+        TooFewSitesError, ExchangeError: the run stopped; its state is on disk and can be resumed.
+    """
+    state = run_rounds(context, resume=resume)
+    result = build_result(context.study, state.progress, engine=engine, refusals=dict(state.final_refusals))
+    folder = context.checkpoint.parent
+    write_model(folder / "model.safetensors", context.study, state.weights, result)
+    write_atomically(folder / "result.json", result.to_json().encode())
+    return result
+
+
+def checkpoint_path(state: Path, run_id: str) -> Path:
+    """Where a run keeps its state below the server's state folder."""
+    return state / "runs" / run_id / "checkpoint.safetensors"
+
+
+def run_in_flower(exchange: Exchange, state: Path, run_id: str) -> None:
+    """The ServerApp's main job: run, or go on with, the study in the run's folder."""
+    checkpoint = checkpoint_path(state, run_id)
+    study = read_study(checkpoint.with_name("study.toml"))
+    context = RunContext(
+        study=study,
+        run_id=run_id,
+        exchange=exchange,
+        checkpoint=checkpoint,
+        tell=lambda progress: write_progress(checkpoint.with_name("progress.json"), study, progress),
+    )
+    run_study(context, engine="deployed", resume=checkpoint.exists())
+
+
+def write_progress(path: Path, study: Study, progress: Progress) -> None:
+    """Write how far a run is, for whoever watches it: ``progress.json``."""
+    validated = [record for record in progress.rounds if record.validation is not None]
+    auroc = None
+    if validated and validated[-1].validation is not None:
+        auroc = metrics(task_of(study), validated[-1].validation)["auroc"]
+    last = progress.rounds[-1] if progress.rounds else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    values = {
+        "run_id": progress.run_id,
+        "round": len(progress.rounds),
+        "num_rounds": study.training.num_rounds,
+        "survivors": list(last.survivors) if last else [],
+        "burned": last.burned if last else False,
+        "validation_auroc": auroc,
+        "tested": progress.test is not None,
+        "process": os.getpid(),
+    }
+    partial.write_text(json.dumps(values), encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,84 @@
+"""A site's node key: the elliptic-curve key by which the server knows the site's connection.
+
+The private key never leaves the site. The public key travels as one OpenSSH line, which the coordinator puts
+into the roster; both sides compare its fingerprint over another channel, such as the telephone.
+"""
+
+import hashlib
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+MAX_KEY_TEXT = 4096
+
+
+class NodeKeyError(ValueError):
+    """A text that is not a node public key."""
+
+
+def new_node_key() -> tuple[bytes, str]:
+    """Make a key pair. Returns the private key as an OpenSSH file, and the public key as one line."""
+    private = ec.generate_private_key(ec.SECP384R1())
+    file = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    return file, _line(private.public_key())
+
+
+def public_line(private_file: bytes) -> str:
+    """The public key, as one line, that belongs to the private key in an OpenSSH file."""
+    try:
+        private = serialization.load_ssh_private_key(private_file, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise NodeKeyError("is not an unencrypted OpenSSH private key") from error
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        raise NodeKeyError("is not an elliptic-curve (NIST) private key")
+    return _line(private.public_key())
+
+
+def canonical_line(text: str) -> str:
+    """Read a public key, OpenSSH or PEM, and return it as one OpenSSH line without comment.
+
+    Raises:
+        NodeKeyError: the text is a private key, another kind of key, or no key at all.
+    """
+    if "PRIVATE KEY" in text:
+        raise NodeKeyError("is a private key: it must never leave its hospital; ask for the file node.pub")
+    try:
+        raw = text.strip().encode("ascii")
+        if len(raw) > MAX_KEY_TEXT:
+            raise NodeKeyError("is too long to be a node public key; expected the hospital's file node.pub")
+        if raw.startswith(b"-----BEGIN"):
+            key: object = serialization.load_pem_public_key(raw)
+        else:
+            key = serialization.load_ssh_public_key(raw)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        if isinstance(error, NodeKeyError):
+            raise
+        raise NodeKeyError("is not a public key; expected the hospital's file node.pub") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not key.curve.name.startswith("secp"):
+        raise NodeKeyError("is not an elliptic-curve (NIST P-256, P-384 or P-521) key; expected the file node.pub")
+    return _line(key)
+
+
+def pem_bytes(line: str) -> bytes:
+    """The PEM encoding of a public key given as its one line."""
+    return _load(line).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def fingerprint(line: str) -> str:
+    """Eighty bits of the key's SHA-256 in groups of four hexadecimal digits, for reading aloud."""
+    der = _load(line).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    digits = hashlib.sha256(der).hexdigest()[:20]
+    return "-".join(digits[start : start + 4] for start in range(0, 20, 4))
+
+
+def _load(line: str) -> ec.EllipticCurvePublicKey:
+    key = serialization.load_ssh_public_key(line.encode("ascii"))
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise NodeKeyError("is not an elliptic-curve key")
+    return key
+
+
+def _line(key: ec.EllipticCurvePublicKey) -> str:
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")

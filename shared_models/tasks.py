@@ -1,0 +1,120 @@
+"""Tasks: a loss, statistics that add up over patients and sites, and metrics from their sums.
+
+The server never sees a score or a label; it sees sums of these statistics. Each patient changes each statistic
+by at most its bound, which is what evaluation noise is scaled to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared_models.study import Study
+
+Metrics: TypeAlias = Mapping[str, float | None]
+
+LOSS_CUT = 10.0
+"""A patient's log loss is cut here (nats)."""
+LOSS_UNITS = 1000
+"""Grid points from zero to the cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BinaryClassification:
+    """One logit per image; label 1 is positive.
+
+    Attributes:
+        num_bins: bins of the score histogram over [0, 1], even, so that 0.5 is the edge of a bin.
+        positive_weight: weight of a positive image in the training loss, a constant of the study.
+    """
+
+    num_bins: int
+    positive_weight: float
+
+    num_outputs = 1
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted cross-entropy per image: logits (batch, 1), labels (batch,) float → (batch,)."""
+        weights = 1.0 + (self.positive_weight - 1.0) * labels
+        return F.binary_cross_entropy_with_logits(logits[:, 0], labels, weight=weights, reduction="none")
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Probability of the positive class: logits (batch, 1) → (batch,) in [0, 1]."""
+        return logits[:, 0].sigmoid()
+
+    @property
+    def num_statistics(self) -> int:
+        """Two histograms (negative, positive patients) and the summed loss."""
+        return 2 * self.num_bins + 1
+
+    @property
+    def bounds(self) -> NDArray[np.int64]:
+        """Most that one patient changes each statistic by, int64, shape (num_statistics,)."""
+        return np.array([1] * (2 * self.num_bins) + [LOSS_UNITS], dtype=np.int64)
+
+    @property
+    def l2_sensitivity(self) -> float:
+        """L2 norm of what one patient changes in units of `bounds`: one histogram entry and the loss."""
+        return float(np.sqrt(2.0))
+
+    def statistics(self, scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sum over patients.
+
+        Args:
+            scores: one per patient, float64, shape (num_patients,), in [0, 1]; a non-finite one counts as 0.5.
+            labels: one per patient, int64, shape (num_patients,), 0 or 1.
+
+        Returns:
+            int64, shape (num_statistics,).
+        """
+        scores = np.where(np.isfinite(scores), scores, 0.5)
+        bins = np.minimum((scores * self.num_bins).astype(np.int64), self.num_bins - 1)
+        histogram = np.bincount(labels * self.num_bins + bins, minlength=2 * self.num_bins)
+        likelihood = np.where(labels == 1, scores, 1.0 - scores)
+        losses = np.minimum(-np.log(np.maximum(likelihood, 1e-300)), LOSS_CUT)
+        loss = np.rint(losses * (LOSS_UNITS / LOSS_CUT)).astype(np.int64).sum()
+        return np.concatenate([histogram, [loss]]).astype(np.int64)
+
+    def metrics(self, statistics: NDArray[np.int64]) -> Metrics:
+        """Metrics from summed statistics; None where a class that a metric needs is empty.
+
+        Noise can make counts negative: they count as zero. AUROC is that of the histogram: pairs within a bin
+        count one half, so it differs from the exact one by at most half the share of such pairs.
+
+        Source: Bamber (1975), the area as the probability of correct ranking, ties counted one half.
+        """
+        counts = np.maximum(statistics[:-1], 0).astype(np.float64)
+        negative, positive = counts[: self.num_bins], counts[self.num_bins :]
+        num_negative, num_positive = negative.sum(), positive.sum()
+        num = num_negative + num_positive
+        half = self.num_bins // 2
+        true_positive, true_negative = positive[half:].sum(), negative[:half].sum()
+        below = np.concatenate([[0.0], np.cumsum(negative)[:-1]])
+        pairs = num_negative * num_positive
+        sensitivity = _ratio(true_positive, num_positive)
+        specificity = _ratio(true_negative, num_negative)
+        balanced = None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
+        return {
+            "auroc": _ratio(float((positive * (below + negative / 2)).sum()), pairs),
+            "accuracy": _ratio(true_positive + true_negative, num),
+            "balanced_accuracy": balanced,
+            "sensitivity": sensitivity,
+            "specificity": specificity,
+            "loss": _ratio(max(float(statistics[-1]), 0.0) * LOSS_CUT / LOSS_UNITS, num),
+            "num_patients": float(num),
+        }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole > 0 else None
+
+
+def task_of(study: Study) -> BinaryClassification:
+    """The task that the study names."""
+    return BinaryClassification(
+        num_bins=study.evaluation.num_bins, positive_weight=study.training.positive_weight
+    )

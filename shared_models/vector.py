@@ -1,0 +1,135 @@
+"""The one integer vector that leaves a site in a round: ``update | weight | statistics``, modulo 2^32.
+
+Fixed point on an agreed grid makes the sum over sites exact, whatever their order, and is what secure
+aggregation needs. The bound is proven from the study before the first round: ``num_sites_max`` vectors, each
+entry at most ``largest``, stay below 2^31, so the sum read as a signed integer is the true sum.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared_models.study import Aggregation
+
+IntVector = NDArray[np.uint32]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorLayout:
+    """Where what stands in the vector, and on which grid.
+
+    Attributes:
+        num_weights: length of the update.
+        num_statistics: number of additive evaluation statistics behind it; 0 where the round has none.
+        num_sites_max: most vectors that are ever summed.
+        update_bound: entries of the update are cut to [-update_bound, update_bound].
+        max_weight: largest weight of one site in the mean.
+    """
+
+    num_weights: int
+    num_statistics: int
+    num_sites_max: int
+    update_bound: float
+    max_weight: int
+
+    def __post_init__(self) -> None:
+        if self.max_weight > self.largest:
+            raise ValueError(
+                f"max_patients = {self.max_weight} times num_sites_max = {self.num_sites_max} does not stay below "
+                "2^31; lower one of them"
+            )
+
+    @classmethod
+    def of_study(cls, aggregation: Aggregation, *, num_weights: int, num_statistics: int) -> "VectorLayout":
+        """The layout that a study fixes for vectors with so many weights and statistics."""
+        return cls(
+            num_weights=num_weights,
+            num_statistics=num_statistics,
+            num_sites_max=aggregation.num_sites_max,
+            update_bound=aggregation.update_bound,
+            max_weight=aggregation.max_patients or 1,
+        )
+
+    @property
+    def length(self) -> int:
+        """Number of entries of the vector."""
+        return (self.num_weights + 1 if self.num_weights else 0) + self.num_statistics
+
+    @property
+    def largest(self) -> int:
+        """Largest absolute value of one site's entry: num_sites_max of them stay below 2^31."""
+        return (2**31 - 1) // self.num_sites_max
+
+    @property
+    def scale(self) -> float:
+        """Grid points per unit of the update."""
+        return self.largest / self.update_bound
+
+    def encode(self, *, update: NDArray[np.float64] | None, weight: int, statistics: Counts) -> IntVector:
+        """Return the vector of one site.
+
+        Args:
+            update: float64, shape (num_weights,); None for a layout without weights. Non-finite entries count
+                as zero, entries beyond the bound are cut: the reply goes in any case.
+            weight: 1..max_weight; cut to it.
+            statistics: int64, shape (num_statistics,); cut to the largest entry.
+
+        Returns:
+            uint32, shape (length,), little-endian.
+
+        Raises:
+            ValueError: a wrong shape, which is an error in our own code.
+        """
+        if statistics.shape != (self.num_statistics,):
+            raise ValueError(
+                f"statistics have shape {statistics.shape}, the layout says ({self.num_statistics},)"
+            )
+        parts: list[Counts] = []
+        if self.num_weights:
+            if update is None or update.shape != (self.num_weights,):
+                raise ValueError(f"the update must have shape ({self.num_weights},)")
+            weight = min(max(weight, 1), self.max_weight)
+            finite = np.where(np.isfinite(update), update, 0.0)
+            share = weight / self.max_weight
+            cut = np.clip(finite, -self.update_bound, self.update_bound)
+            parts.append(np.rint(cut * (share * self.scale)).astype(np.int64))
+            parts.append(np.array([weight], dtype=np.int64))
+        parts.append(statistics)
+        entries = np.clip(np.concatenate(parts), -self.largest, self.largest)
+        return entries.astype(np.uint32).astype("<u4", copy=False)
+
+    def decode_sum(self, total: IntVector) -> tuple[NDArray[np.float64], int, Counts]:
+        """Return (mean update, float64, shape (num_weights,); total weight; summed statistics, int64).
+
+        Args:
+            total: sum of at most num_sites_max encoded vectors modulo 2^32, uint32, shape (length,).
+
+        Raises:
+            ValueError: the sum has another length, or a total weight below 1: no honest vector is in it.
+        """
+        if total.shape != (self.length,):
+            raise ValueError(f"the sum has shape {total.shape}, the layout says ({self.length},)")
+        signed = total.astype(np.uint32).view(np.int32).astype(np.int64)
+        if not self.num_weights:
+            return np.zeros(0), 0, signed
+        weight = int(signed[self.num_weights])
+        if weight < 1:
+            raise ValueError(f"the total weight is {weight}; every site's weight is at least 1")
+        mean = signed[: self.num_weights] / (self.scale * (weight / self.max_weight))
+        return mean, weight, signed[self.num_weights + 1 :]
+
+
+def to_bytes(vector: IntVector) -> bytes:
+    """Little-endian uint32, four bytes an entry."""
+    return vector.astype("<u4", copy=False).tobytes()
+
+
+def from_bytes(payload: bytes, *, length: int) -> IntVector:
+    """Read *length* entries. Raises ValueError where the payload has another size."""
+    if len(payload) != 4 * length:
+        raise ValueError(
+            f"the payload has {len(payload)} bytes, a vector of {length} entries has {4 * length}"
+        )
+    return np.frombuffer(payload, dtype="<u4")

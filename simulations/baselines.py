@@ -1,0 +1,155 @@
+"""What every user asks: does the federation help? Each hospital alone, and one model on the pooled data.
+
+Same model, same number of steps, same sample rate, same privacy setting; the only code that trains outside the
+federation. It sees all hospitals' patients at once and therefore exists in simulations only.
+"""
+
+import hashlib
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.budget import noised_count, training_cost
+from client.device import choose_device, prepare_torch
+from client.evaluation import evaluate
+from client.ingestion import ingest
+from client.local_round import gradient_sum
+from client.patients import PatientSet
+from client.roles import Role
+from client.secret import SiteSecret
+from client.site_file import read_site
+from client.training import Machine, train
+from privacy.randomness import CryptographicGenerator
+from server.result import BaselineMetrics
+from shared_models.architectures import build_model
+from shared_models.study import Study, read_study
+from shared_models.tasks import task_of
+
+POOLED = "pooled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineJob:
+    """One model to train: on the sites named in ``train_on``, tested on the patients of all."""
+
+    name: str
+    train_on: tuple[str, ...]
+    site_files: tuple[Path, ...]
+    seed: int
+
+
+def run_baselines(
+    site_files: Sequence[Path], *, seed: int, num_workers: int
+) -> Iterator[tuple[str, BaselineMetrics]]:
+    """Train each site alone and the pooled model, and yield (site or "pooled", metrics) as they are done.
+
+    Args:
+        site_files: the ``site.toml`` of each virtual hospital; its study is trained.
+        seed: of the scenario.
+        num_workers: how many processes share the work.
+    """
+    names = tuple(read_site(path).name for path in site_files)
+    jobs = [
+        BaselineJob(name=name, train_on=chosen, site_files=tuple(site_files), seed=seed)
+        for name, chosen in [(POOLED, names), *((name, (name,)) for name in names)]
+    ]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_worker) as workers:
+        pending = [workers.submit(_train_baseline, job) for job in jobs]
+        try:
+            for done in as_completed(pending):
+                yield done.result()
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            for process in list(multiprocessing.active_children()):
+                process.terminate()
+            raise
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+@lru_cache(maxsize=1)
+def _load(site_files: tuple[Path, ...]) -> tuple[Study, Machine, dict[str, dict[Role, PatientSet]]]:
+    patients = {}
+    for path in site_files:
+        site = read_site(path)
+        study = read_study(site.study)
+        patients[site.name] = dict(ingest(site, study, SiteSecret.load_or_create(site.state)).patients)
+    prepare_torch(site.compute)
+    machine = Machine(
+        device=choose_device(site.compute),
+        physical_batch=site.compute.physical_batch,
+        mixed_precision=site.compute.mixed_precision,
+    )
+    return study, machine, patients
+
+
+def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
+    study, machine, patients = _load(job.site_files)
+    begun = time.perf_counter()
+    training_set = _pool([patients[name][Role.TRAIN] for name in job.train_on])
+    cost = training_cost(study)
+    model = build_model(study).to(machine.device)
+    task = task_of(study)
+    for number in range(1, study.training.num_rounds + 1):
+        generator = _generator(study, f"{job.seed}|{job.name}|{number}")
+        if number == 1:
+            num_patients = len(training_set)
+            if cost is not None:
+                num_patients = noised_count(num_patients, study=study, generator=generator)
+        gradient = gradient_sum(study, task, model, cost=cost, machine=machine, generator=generator)
+        train(
+            model,
+            training_set,
+            gradient,
+            training=study.training,
+            num_patients=num_patients,
+            machine=machine,
+            generator=generator,
+        )
+        gradient.close()
+    statistics = {
+        name: evaluate(model, sets[Role.TEST], task=task, machine=machine) for name, sets in patients.items()
+    }
+    everyone: NDArray[np.int64] = np.sum(list(statistics.values()), axis=0)
+    by_site = {name: dict(task.metrics(part)) for name, part in statistics.items()}
+    overall = dict(task.metrics(everyone))
+    epsilon = None if cost is None or study.privacy.delta is None else cost.epsilon(study.privacy.delta)
+    return job.name, BaselineMetrics(
+        auroc=overall["auroc"],
+        accuracy=overall["accuracy"],
+        metrics=overall,
+        own=by_site[job.name] if job.name != POOLED else None,
+        by_site=by_site,
+        epsilon=epsilon,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _pool(sets: Sequence[PatientSet]) -> PatientSet:
+    """All patients together; one who occurs at two hospitals counts twice, as in the federation."""
+    lengths = np.concatenate([np.diff(part.first_image) for part in sets])
+    return PatientSet(
+        pseudonyms=tuple(f"{number}:{name}" for number, part in enumerate(sets) for name in part.pseudonyms),
+        images=torch.cat([part.images for part in sets]),
+        labels=torch.cat([part.labels for part in sets]),
+        first_image=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+def _generator(study: Study, text: str) -> CryptographicGenerator:
+    if study.privacy.mode != "none":
+        return CryptographicGenerator.from_operating_system()
+    return CryptographicGenerator(hashlib.sha256(text.encode()).digest())

@@ -1,0 +1,160 @@
+"""The command ``collegium-simulate``."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from shared_models.configuration import ConfigurationError
+from simulations.prepare_command import prepare_command
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from server.checkpoint import Progress as RunProgress
+    from server.result import Result
+    from simulations.runner import Display
+
+app = typer.Typer(
+    help="Run many virtual hospitals on this machine, through the code that real hospitals run.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command("prepare")(prepare_command)
+console = Console(stderr=True)
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str, typer.Argument(help="A built-in scenario, or the path of a scenario file.")
+    ] = "demo",
+    engine: Annotated[
+        str, typer.Option(help="local: worker processes. deployed: real Flower over TLS.")
+    ] = "local",
+    compare: Annotated[
+        bool, typer.Option(help="Also train each hospital alone, and one pooled model.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The run's folder.  [default: collegium-runs/…]")] = None,
+    hospitals: Annotated[Path | None, typer.Option(help="A folder that `prepare` filled.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the scenario's own seed.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in --out.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: processors]")] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print result.json to standard output.")
+    ] = False,
+) -> None:
+    """Run a scenario: hospitals' DICOM in, one jointly trained CNN and a report out."""
+    from simulations.runner import Options, default_out, default_workers, run_scenario
+    from simulations.scenario import read_scenario
+
+    if engine not in ("local", "deployed"):
+        raise typer.BadParameter(f"{engine!r}; choose local or deployed", param_hint="--engine")
+    chosen = read_scenario(scenario)
+    if seed is not None:
+        model = chosen.study.model.model_copy(update={"seed": seed})
+        study = chosen.study.model_copy(update={"model": model})
+        chosen = chosen.model_copy(update={"seed": seed, "study": study})
+    options = Options(
+        engine="local" if engine == "local" else "deployed",
+        compare=compare,
+        out=out or default_out(scenario),
+        hospitals=hospitals,
+        overwrite=overwrite,
+        num_workers=workers or default_workers(),
+    )
+    _warn(chosen.study.privacy.mode)
+    with _display(chosen.study.training.num_rounds) as display:
+        result = run_scenario(chosen, options, display)
+    if json_output:
+        sys.stdout.write(result.to_json() + "\n")
+    _summary(result, options.out)
+
+
+def _warn(mode: str) -> None:
+    if mode == "none":
+        console.print("[bold red]NO PRIVACY[/]: this study trains without differential privacy (mode none).")
+    console.print("[yellow]Updates are not encrypted beyond TLS yet: the server could read each one.[/]")
+
+
+@contextmanager
+def _display(num_rounds: int) -> Iterator["Display"]:
+    """Progress bars for the phases of a run; each appears when it begins."""
+    from simulations.runner import Display
+
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done, total=total)
+
+        def rounds(progress: "RunProgress") -> None:
+            advance("rounds", len(progress.rounds), num_rounds)
+
+        yield Display(
+            prepared=lambda done, total: advance("images prepared", done, total),
+            rounds=rounds,
+            baselines=lambda done, total: advance("baselines", done, total),
+            say=lambda text: bars.console.print(f"[dim]{text}[/]"),
+        )
+
+
+def _summary(result: "Result", out: Path) -> None:
+    table = Table(title=f"{result.study.title}", title_justify="left")
+    for column in ("model", "AUROC", "accuracy", "epsilon"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+
+    def row(name: str, values: dict[str, float | None], epsilon: float | None) -> None:
+        shown = [
+            f"{value:.3f}" if value is not None else "–"
+            for value in (values.get("auroc"), values.get("accuracy"))
+        ]
+        table.add_row(name, *shown, "none: no privacy" if epsilon is None else f"{epsilon:.2f}")
+
+    row("federated (as the server knows it)", result.test, result.privacy.epsilon)
+    if result.exact_test is not None and result.privacy.evaluation_noised:
+        row("federated (exact, simulation only)", result.exact_test, result.privacy.epsilon)
+    if result.baselines is not None:
+        for name, alone in result.baselines.alone.items():
+            row(f"alone: {name}", alone.metrics, alone.epsilon)
+        if result.baselines.pooled is not None:
+            row("pooled", result.baselines.pooled.metrics, result.baselines.pooled.epsilon)
+    console.print(table)
+    console.print(
+        f"report: {out / 'report.html'}\nfigures: {out / 'result.json'}\nmodel: {out / 'model.safetensors'}"
+    )
+
+
+def main() -> None:
+    """Entry point: clean messages, and exit codes that scripts can trust (2 input, 1 run, 130 Ctrl-C)."""
+    from server.exchange import ExchangeError
+    from server.round_loop import TooFewSitesError
+    from simulations.cases import SourceError
+    from simulations.hospitals import PreparationError
+    from simulations.partition import PartitionError
+    from simulations.runner import OutputFolderError
+
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        app()
+    except (ConfigurationError, OutputFolderError, SourceError, PreparationError, PartitionError) as error:
+        console.print(f"[bold red]error:[/] {error}", markup=True, highlight=False)
+        raise SystemExit(2) from None
+    except (TooFewSitesError, ExchangeError) as error:
+        console.print(f"[bold red]the run stopped:[/] {error}", highlight=False)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        console.print("stopped; nothing is left running, and the unfinished run's folder was removed")
+        raise SystemExit(130) from None

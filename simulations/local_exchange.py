@@ -1,0 +1,157 @@
+"""The local engine: sites in worker processes of this machine, behind the `Exchange` protocol."""
+
+import logging
+import multiprocessing
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from client.site import open_site
+from client.site_file import SiteFile
+from server.exchange import ExchangeError, SiteReply
+
+log = logging.getLogger("collegium.simulation")
+
+START_SECONDS = 120.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Worker:
+    """One process and its sites; it works on one request at a time."""
+
+    process: BaseProcess
+    connection: Connection
+    sites: tuple[str, ...]
+    waiting: deque[tuple[str, bytes]] = field(default_factory=deque)
+    working_on: tuple[int, str] | None = None
+
+
+class LocalExchange:
+    """Runs each site's `client.site.Site` in one of a few worker processes. Use as a context manager.
+
+    Args:
+        sites: the sites' configurations.
+        num_workers: how many processes share them.
+    """
+
+    def __init__(self, sites: Sequence[SiteFile], *, num_workers: int) -> None:
+        self._files = tuple(sites)
+        self._num_workers = min(num_workers, len(self._files))
+        self._workers: list[_Worker] = []
+        self._ticket = 0
+
+    def __enter__(self) -> "LocalExchange":
+        context = multiprocessing.get_context("spawn")
+        for number in range(self._num_workers):
+            files = self._files[number :: self._num_workers]
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, files), daemon=True)
+            process.start()
+            theirs.close()
+            names = tuple(file.name for file in files)
+            self._workers.append(_Worker(process=process, connection=ours, sites=names))
+        for worker in self._workers:
+            self._await_start(worker)
+        return self
+
+    def _await_start(self, worker: _Worker) -> None:
+        try:
+            if worker.connection.poll(START_SECONDS):
+                failure = worker.connection.recv()
+                if failure is None:
+                    return
+            else:
+                failure = f"no answer within {START_SECONDS:g} s"
+        except EOFError:
+            failure = "the process ended"
+        self.close()
+        raise ExchangeError(f"a worker for {', '.join(worker.sites)} did not start: {failure}")
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all worker processes."""
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            worker.process.join(timeout=0.2 if worker.working_on else 5.0)
+            if worker.process.is_alive():
+                worker.process.terminate()
+                worker.process.join(timeout=5.0)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers = []
+
+    def known_sites(self) -> tuple[str, ...]:
+        """Names of all sites, sorted."""
+        return tuple(sorted(file.name for file in self._files))
+
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites whose process lives, sorted."""
+        return tuple(sorted(site for worker in self._workers for site in worker.sites))
+
+    def exchange(self, requests: Mapping[str, bytes], *, timeout_seconds: float) -> Iterator[SiteReply]:
+        """Send each site its request and yield each reply once, as it arrives."""
+        self._ticket += 1
+        ticket, deadline = self._ticket, time.monotonic() + timeout_seconds
+        for worker in self._workers:
+            worker.waiting = deque((site, requests[site]) for site in worker.sites if site in requests)
+            self._dispatch(worker)
+        while self._busy_with(ticket) and (remaining := deadline - time.monotonic()) > 0:
+            busy = {worker.connection: worker for worker in self._workers if worker.working_on}
+            for connection in wait(list(busy), timeout=remaining):
+                reply = self._receive(busy[connection], ticket)  # type: ignore[index]
+                if reply is not None:
+                    yield reply
+        for worker in self._workers:
+            worker.waiting.clear()
+
+    def _busy_with(self, ticket: int) -> bool:
+        return any(
+            worker.waiting or (worker.working_on and worker.working_on[0] == ticket)
+            for worker in self._workers
+        )
+
+    def _dispatch(self, worker: _Worker) -> None:
+        """Hand over the next request, once the last one is answered: the pipe can never fill from both ends."""
+        if worker.working_on is None and worker.waiting:
+            site, message = worker.waiting.popleft()
+            worker.working_on = (self._ticket, site)
+            worker.connection.send((site, message))
+
+    def _receive(self, worker: _Worker, ticket: int) -> SiteReply | None:
+        """Take one reply off the pipe; None where it is late or the process is gone."""
+        try:
+            message = worker.connection.recv()
+        except (EOFError, ConnectionError):
+            log.warning("the worker of %s ended", ", ".join(worker.sites))
+            worker.connection.close()
+            self._workers = [other for other in self._workers if other is not worker]
+            return None
+        begun, site = worker.working_on or (0, "")
+        worker.working_on = None
+        self._dispatch(worker)
+        return SiteReply(site=site, message=message) if begun == ticket else None
+
+
+def _serve(connection: Connection, files: tuple[SiteFile, ...]) -> None:
+    """A worker's life: one request after the other, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        sites = {file.name: open_site(file) for file in files}
+    except Exception as error:  # noqa: BLE001 - the parent tells it; a worker has nobody to tell
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(None)
+    while True:
+        try:
+            site, message = connection.recv()
+            connection.send(sites[site].handle(message))
+        except (EOFError, ConnectionError):
+            return

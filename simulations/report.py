@@ -1,0 +1,162 @@
+"""``report.html``: one self-contained page about a run, with plots as inline SVG."""
+
+import io
+import re
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from server.checkpoint import write_atomically
+from server.result import Result
+from shared_models.study import Study
+
+FEDERATED, ALONE, POOLED, MUTED = "#0b6e69", "#c4741a", "#5b5ea6", "#6b7280"
+
+
+def write_report(path: Path, result: Result, study: Study) -> None:
+    """Write the page, whole or not at all. It needs no network and no other file."""
+    environment = Environment(
+        loader=PackageLoader("simulations", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = _number
+    page = environment.get_template("report.html.jinja").render(
+        result=result,
+        study=study,
+        plots={
+            "auroc": _auroc_over_rounds(result),
+            "sites": _auroc_by_site(result),
+            "epsilon": _epsilon_by_round(result),
+            "seconds": _seconds_by_round(result),
+        },
+        left_out=sorted({reason for site in result.sites for reason in site.left_out or {}}),
+        alone_mean=alone_mean(result),
+    )
+    write_atomically(path, page.encode())
+
+
+def alone_mean(result: Result) -> float | None:
+    """Mean AUROC, on the test patients of all sites, of the models that sites trained alone."""
+    if result.baselines is None:
+        return None
+    values = [alone.auroc for alone in result.baselines.alone.values() if alone.auroc is not None]
+    return sum(values) / len(values) if values else None
+
+
+def federated_auroc(result: Result) -> float | None:
+    """Exact AUROC of the federated model where the simulation knows it, else as the server knows it."""
+    return (result.exact_test or result.test).get("auroc")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _figure(width: float = 7.2, height: float = 3.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure, description: str) -> Markup:
+    """The figure as an SVG element with text for screen readers."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+    label = Markup.escape(description)
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))  # noqa: S704 - our own figure
+
+
+def _auroc_over_rounds(result: Result) -> Markup | None:
+    points = [
+        (entry.round, entry.metrics["auroc"])
+        for entry in result.rounds
+        if entry.metrics is not None and entry.metrics["auroc"] is not None
+    ]
+    if not points:
+        return None
+    figure, axes = _figure()
+    noised = " (noised)" if result.privacy.evaluation_noised else ""
+    rounds, values = zip(*points, strict=True)
+    axes.plot(rounds, values, "o-", color=FEDERATED, label=f"federated, validation patients{noised}")
+    last = result.rounds[-1].round
+    if (test := federated_auroc(result)) is not None:
+        axes.plot([last], [test], "*", markersize=13, color=FEDERATED, label="federated, test patients")
+    if (mean := alone_mean(result)) is not None:
+        axes.axhline(mean, color=ALONE, linestyle="--", label="alone, mean of sites, test patients")
+    if result.baselines is not None and result.baselines.pooled is not None:
+        pooled = result.baselines.pooled.auroc
+        if pooled is not None:
+            axes.axhline(pooled, color=POOLED, linestyle=":", linewidth=2, label="pooled, test patients")
+    axes.set(xlabel="round", ylabel="AUROC", xlim=(0, last + 0.5))
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _svg(figure, "AUROC of the federated model by round, beside sites alone and pooled data")
+
+
+def _auroc_by_site(result: Result) -> Markup | None:
+    """Test patients of each site under three models: its own, the federated, the pooled."""
+    baselines = result.baselines
+    sites = [site for site in result.sites if site.test is not None]
+    if not sites:
+        return None
+    series: list[tuple[str, str, list[float | None]]] = []
+    if baselines is not None:
+        own = [
+            (baselines.alone[site.name].own or {}).get("auroc") if site.name in baselines.alone else None
+            for site in sites
+        ]
+        series.append(("alone", ALONE, own))
+    series.append(("federated", FEDERATED, [(site.test or {}).get("auroc") for site in sites]))
+    if baselines is not None and baselines.pooled is not None:
+        by_site = baselines.pooled.by_site or {}
+        series.append(("pooled", POOLED, [by_site.get(site.name, {}).get("auroc") for site in sites]))
+    figure, axes = _figure()
+    width = 0.8 / len(series)
+    for number, (name, colour, values) in enumerate(series):
+        places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(sites))]
+        axes.bar(places, [value or 0.0 for value in values], width * 0.92, color=colour, label=name)
+    lowest = min((value for _, _, values in series for value in values if value is not None), default=0.0)
+    axes.set_ylim(max(0.0, min(0.5, lowest - 0.05)), 1.0)
+    axes.set_xticks(range(len(sites)), [site.name for site in sites])
+    axes.set_ylabel("AUROC, own test patients")
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    return _svg(figure, "AUROC on each site's test patients: alone, federated, pooled")
+
+
+def _epsilon_by_round(result: Result) -> Markup | None:
+    spent = [(site.name, site.epsilon_by_round) for site in result.sites if site.epsilon_by_round]
+    if not spent:
+        return None
+    figure, axes = _figure(height=2.6)
+    for name, values in spent:
+        axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
+    if result.privacy.epsilon is not None:
+        axes.axhline(
+            result.privacy.epsilon, color=MUTED, linestyle="--", linewidth=1, label="claim of the run"
+        )
+    axes.set(xlabel="rounds begun", ylabel="ε spent", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _svg(figure, "epsilon spent by each site after each round")
+
+
+def _seconds_by_round(result: Result) -> Markup | None:
+    phases = sorted({phase for entry in result.rounds for phase in entry.seconds})
+    if not phases:
+        return None
+    figure, axes = _figure(height=2.6)
+    rounds = [entry.round for entry in result.rounds]
+    for phase in phases:
+        values = [entry.seconds.get(phase, 0.0) for entry in result.rounds]
+        axes.plot(rounds, values, marker=".", label=phase.replace("_", " "))
+    axes.set(xlabel="round", ylabel="seconds", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    return _svg(figure, "seconds of each round by phase")

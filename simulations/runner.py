@@ -1,0 +1,223 @@
+"""Runs a scenario: hospitals, sites, one of the engines, baselines, and the files that a user looks at."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from client.site import result_path
+from client.site_file import read_site
+from server.checkpoint import Progress, write_atomically
+from server.result import Baselines, Result, RoundEntry, SiteEntry
+from server.round_loop import RunContext
+from server.run import checkpoint_path, run_study
+from shared_models.study import Study
+from shared_models.tasks import task_of
+from simulations.baselines import POOLED, run_baselines
+from simulations.hospitals import Hospital, prepare, read_hospitals
+from simulations.local_exchange import LocalExchange
+from simulations.report import write_report
+from simulations.scenario import Scenario
+from simulations.work_folder import write_site, write_study
+
+Engine: TypeAlias = Literal["local", "deployed"]
+
+MARKER = ".collegium-run"
+
+
+class OutputFolderError(ValueError):
+    """The output folder cannot be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Display:
+    """Called as the work goes on: images prepared, rounds done, baselines done, and what happens now."""
+
+    prepared: Callable[[int, int], None]
+    rounds: Callable[[Progress], None]
+    baselines: Callable[[int, int], None]
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a scenario is run.
+
+    Attributes:
+        out: the run's folder; new, empty, or (with *overwrite*) an earlier run's.
+        hospitals: a folder that ``prepare`` filled; None to prepare below *out*.
+        num_workers: processes for sites and baselines.
+    """
+
+    engine: Engine
+    compare: bool
+    out: Path
+    hospitals: Path | None = None
+    overwrite: bool = False
+    num_workers: int = 2
+
+
+def run_scenario(scenario: Scenario, options: Options, display: Display) -> Result:
+    """Run *scenario* and write ``result.json``, ``report.html`` and ``model.safetensors`` to ``options.out``.
+
+    When it ends early, by an error or Ctrl-C, the folder is removed again: nothing half-written stays.
+
+    Raises:
+        OutputFolderError: the folder holds something that is not an earlier run.
+        PreparationError, SourceError, TooFewSitesError, ExchangeError: as their names say.
+    """
+    _claim(options.out, overwrite=options.overwrite)
+    try:
+        return _run(scenario, options, display)
+    except BaseException:
+        shutil.rmtree(options.out, ignore_errors=True)
+        raise
+
+
+def _run(scenario: Scenario, options: Options, display: Display) -> Result:
+    out, study = options.out, scenario.study
+    hospitals = _hospitals(scenario, options, display)
+    run_id = f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    write_study(out / "study.toml", study)
+
+    display.say(f"training {study.training.num_rounds} rounds at {len(hospitals)} hospitals")
+    if options.engine == "local":
+        site_files, folder = _run_local(scenario, hospitals, options, display, run_id)
+    else:
+        from simulations.deployed_engine import run_deployed
+
+        site_files, folder = run_deployed(scenario, hospitals, out / "work", display.rounds, display.say)
+    result = Result.model_validate_json((folder / "result.json").read_bytes(), strict=False)
+    result = _with_site_results(result, study, site_files)
+
+    if options.compare:
+        display.say("training the baselines: each hospital alone, and pooled")
+        baselines = _compare(scenario, site_files, options, display)
+        result = result.model_copy(update={"baselines": baselines})
+
+    shutil.copyfile(folder / "model.safetensors", out / "model.safetensors")
+    write_report(out / "report.html", result, study)
+    write_atomically(out / "result.json", result.to_json().encode())
+    return result
+
+
+def _claim(out: Path, *, overwrite: bool) -> None:
+    """Make *out* a new, empty folder with our marker."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / MARKER).exists():
+            raise OutputFolderError(f"{out}: exists and is no earlier run; choose another --out")
+        if not overwrite:
+            raise OutputFolderError(f"{out}: holds an earlier run; choose another --out, or add --overwrite")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).write_text(
+        "A folder that collegium-simulate run made, and may replace.\n", encoding="utf-8"
+    )
+
+
+def _hospitals(scenario: Scenario, options: Options, display: Display) -> tuple[Hospital, ...]:
+    if options.hospitals is not None:
+        return read_hospitals(options.hospitals).hospitals
+    display.say("preparing the hospitals")
+    return prepare(scenario.hospitals, options.out / "hospitals", scenario.seed, display.prepared)
+
+
+def _run_local(
+    scenario: Scenario, hospitals: tuple[Hospital, ...], options: Options, display: Display, run_id: str
+) -> tuple[tuple[Path, ...], Path]:
+    """Run in worker processes; return the site files and the folder with the server's result."""
+    work, study = options.out / "work", scenario.study
+    paths = tuple(
+        write_site(work / "sites" / hospital.name, hospital, study, seed=scenario.seed)
+        for hospital in hospitals
+    )
+    checkpoint = checkpoint_path(work / "server" / "state", run_id)
+    with LocalExchange([read_site(path) for path in paths], num_workers=options.num_workers) as exchange:
+        context = RunContext(
+            study=study,
+            run_id=run_id,
+            exchange=exchange,
+            checkpoint=checkpoint,
+            tell=display.rounds,
+        )
+        run_study(context, engine="local")
+    return paths, checkpoint.parent
+
+
+def _compare(
+    scenario: Scenario, site_files: tuple[Path, ...], options: Options, display: Display
+) -> Baselines:
+    alone, pooled = {}, None
+    display.baselines(0, len(site_files) + 1)
+    trained = run_baselines(site_files, seed=scenario.seed, num_workers=options.num_workers)
+    for done, (name, metrics) in enumerate(trained, start=1):
+        if name == POOLED:
+            pooled = metrics
+        else:
+            alone[name] = metrics
+        display.baselines(done, len(site_files) + 1)
+    return Baselines(alone=dict(sorted(alone.items())), pooled=pooled)
+
+
+def _with_site_results(result: Result, study: Study, site_files: tuple[Path, ...]) -> Result:
+    """Add what only the owner of all sites can know: each site's own figures."""
+    entries, exact = [], []
+    slowest: dict[tuple[int, str], float] = {}
+    known = {entry.name: entry for entry in result.sites}
+    for path in site_files:
+        site = read_site(path)
+        entry = known.get(site.name, SiteEntry(name=site.name, epsilon=None, rounds_asked=0))
+        own_file = result_path(site.state, result.run_id)
+        if own_file.exists():
+            own = json.loads(own_file.read_text(encoding="utf-8"))
+            entry = _with_own_figures(entry, own)
+            if own["test_statistics"] is not None:
+                exact.append(own["test_statistics"])
+            for done in own["rounds"]:
+                for phase in ("train", "evaluate"):
+                    key = (done["round"], f"{phase}_slowest_site")
+                    slowest[key] = max(slowest.get(key, 0.0), done["seconds"][phase])
+        entries.append(entry)
+    rounds = tuple(_with_seconds(entry, slowest) for entry in result.rounds)
+    exact_test = dict(task_of(study).metrics(np.sum(exact, axis=0))) if exact else None
+    return result.model_copy(update={"sites": tuple(entries), "rounds": rounds, "exact_test": exact_test})
+
+
+def _with_own_figures(entry: SiteEntry, own: dict[str, object]) -> SiteEntry:
+    rounds = own["rounds"]
+    if not isinstance(rounds, list):
+        raise TypeError("a site result holds a list of rounds")
+    seconds = {"prepare": own["prepare_seconds"]}
+    for phase in ("evaluate", "train", "encode"):
+        seconds[phase] = sum(done["seconds"][phase] for done in rounds)
+    spent = [done["epsilon"] for done in rounds]
+    values = {
+        **entry.model_dump(),
+        **{key: own[key] for key in ("epsilon", "patients_used", "patients_found", "patients_by_role")},
+        **{key: own[key] for key in ("files_found", "left_out", "test")},
+        "epsilon_by_round": None if None in spent else tuple(spent),
+        "seconds": seconds,
+    }
+    return SiteEntry.model_validate(values)
+
+
+def _with_seconds(entry: RoundEntry, slowest: dict[tuple[int, str], float]) -> RoundEntry:
+    added = {phase: seconds for (number, phase), seconds in slowest.items() if number == entry.round}
+    return entry.model_copy(update={"seconds": {**entry.seconds, **added}})
+
+
+def default_out(name: str) -> Path:
+    """``collegium-runs/<scenario>-<time>`` below the current folder."""
+    return Path("collegium-runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def default_workers() -> int:
+    """As many worker processes as this process may use processors."""
+    return len(os.sched_getaffinity(0))

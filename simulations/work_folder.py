@@ -1,0 +1,90 @@
+"""The sites of a simulation on disk: each gets a ``site.toml``, a state folder and the study, as a hospital has."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from shared_models.configuration import Frozen
+from shared_models.study import Study
+from simulations.hospitals import Hospital
+
+
+def write_study(path: Path, study: Study) -> None:
+    """Write the study as TOML; reading it again gives the same hash."""
+    path.write_text("\n".join(_table((), study)) + "\n", encoding="utf-8")
+
+
+def _table(name: tuple[str, ...], model: Frozen) -> list[str]:
+    plain, tables = [], []
+    for key in type(model).model_fields:
+        value = getattr(model, key)
+        if isinstance(value, Frozen):
+            tables += ["", f"[{'.'.join((*name, key))}]", *_table((*name, key), value)]
+        elif value is not None:
+            plain.append(f"{key} = {toml_value(value)}")
+    return plain + tables
+
+
+def toml_value(value: object) -> str:
+    """Return *value* as TOML: booleans, numbers, text, paths, and lists of them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml_value(entry) for entry in value) + "]"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def write_site(
+    folder: Path, hospital: Hospital, study: Study, *, seed: int, server: Mapping[str, object] | None = None
+) -> Path:
+    """Write the files of one virtual hospital and return the path of its ``site.toml``.
+
+    All sites of a simulation share one secret, made from the scenario's seed: a patient who occurs at two
+    hospitals has the same role in both, so that the pooled baseline is not tested on its own training patients.
+    Real sites each make their own.
+
+    Args:
+        folder: of the site; it must not exist.
+        hospital: its images and labels.
+        study: written beside ``site.toml``.
+        seed: of the scenario.
+        server: the ``[server]`` table; None in the local engine.
+    """
+    state = folder / "state"
+    state.mkdir(parents=True, mode=0o700)
+    _write_secret(state / "site.secret", seed)
+    write_study(folder / "study.toml", study)
+    private = study.privacy.mode != "none"
+    tables: dict[str, Mapping[str, object]] = {
+        "images": {"folder": hospital.images.resolve()},
+        "labels": {
+            "file": hospital.labels_file.resolve(),
+            "key": hospital.label_key,
+            "column": hospital.label_column,
+        },
+        "policy": {"min_patients": 1, "max_unusable_share": 1.0, "allow_no_privacy": not private},
+        "compute": {"device": "cpu", "num_threads": 1},
+    }
+    if server is not None:
+        tables["server"] = server
+    if not private:
+        tables["testing"] = {"sampling_seed": seed}
+    lines = [f"name = {toml_value(hospital.name)}", 'study = "study.toml"', 'state = "state"']
+    for name, values in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {toml_value(value)}" for key, value in values.items())]
+    path = folder / "site.toml"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _write_secret(path: Path, seed: int) -> None:
+    digest = hashlib.sha256(b"collegium-simulation-secret|" + np.int64(seed).tobytes()).digest()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(digest)

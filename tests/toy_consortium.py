@@ -1,0 +1,175 @@
+"""A whole deployment on loopback for tests: real gate, SuperLink, ServerApp, SuperNodes and forwarders.
+
+Only the job of the ServerApp and the handlers of the agents are toys, each implementing the real interface.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+
+import toy_server_app
+from client import launch as site_launch
+from client.site_file import SiteFile, read_site
+from server.certificates import Authority
+from server.launch import Server, open_server
+from server.roster import Roster, RosterSite, admit, read_roster
+from server.server_file import Listen, ServerFile, Tls
+from shared_models.node_keys import new_node_key
+from shared_models.processes import free_port, write_private
+
+TESTS = Path(__file__).resolve().parent
+
+
+def make_server(folder: Path, names: tuple[str, ...], *, port: int | None = None) -> tuple[ServerFile, dict[str, bytes]]:
+    """Write a server's files below *folder*. Returns them and the sites' private node keys."""
+    folder.mkdir(parents=True, exist_ok=True)
+    authority = Authority("Toy consortium")
+    issued = authority.server(["localhost", "127.0.0.1"])
+    (folder / "ca.pem").write_bytes(authority.issued.certificate)
+    (folder / "server.pem").write_bytes(issued.certificate)
+    write_private(folder / "server.key", issued.key)
+    keys = {}
+    for name in names:
+        keys[name], public = new_node_key()
+        admit(folder / "roster.toml", name, public)
+    file = ServerFile(
+        study=folder / "study.toml",
+        roster=folder / "roster.toml",
+        state=folder / "state",
+        listen=Listen(host="127.0.0.1", port=port or free_port()),
+        tls=Tls(certificate=folder / "server.pem", key=folder / "server.key", ca_certificate=folder / "ca.pem"),
+    )
+    return file, keys
+
+
+def make_site(folder: Path, name: str, server: ServerFile, key: bytes, *, ca: Path | None = None) -> Path:
+    """Write a site's files below *folder*. Returns the path of its ``site.toml``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_private(folder / "node.key", key)
+    config = folder / "site.toml"
+    config.write_text(
+        f"""
+name = "{name}"
+study = "study.toml"
+state = "state"
+[images]
+folder = "images"
+[labels]
+file = "labels.csv"
+key = "PatientID"
+[policy]
+min_patients = 1
+max_unusable_share = 1.0
+[server]
+address = "127.0.0.1:{server.listen.port}"
+ca_certificate = "{ca or server.tls.ca_certificate}"
+node_key = "node.key"
+"""
+    )
+    return config
+
+
+class ToySite:
+    """One site's three processes, kept up by a thread of the test."""
+
+    def __init__(self, config: Path) -> None:
+        self.file: SiteFile = read_site(config)
+        self.told: list[str] = []
+        self.error: Exception | None = None
+        self._ended = threading.Event()
+        command = [sys.executable, "-P", str(TESTS / "toy_agent.py"), "--config", str(config)]
+        self._thread = threading.Thread(target=self._run, args=(config, command))
+        self._thread.start()
+
+    def _run(self, config: Path, command: list[str]) -> None:
+        try:
+            site_launch.run_site(
+                self.file, config, tell=self.told.append, agent=command, ended=self._ended.is_set
+            )
+        except Exception as error:
+            self.error = error
+
+    def log(self, name: str) -> str:
+        path = self.file.state / "logs" / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+class Consortium:
+    """A running server with toy sites; `exchange` drives the ServerApp's exchange from the test."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+        self._stack = ExitStack()
+        self.file, keys = make_server(folder / "server", names)
+        self.roster: Roster = read_roster(self.file.roster)
+        old = os.environ.get("PYTHONPATH", "")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), old])
+        self._stack.callback(os.environ.__setitem__, "PYTHONPATH", old)
+        self.server: Server = self._stack.enter_context(open_server(self.file, self.roster))
+        self.error: Exception | None = None
+        (self.file.state / "runs" / "toy-run").mkdir(parents=True)
+        self._run = threading.Thread(target=self._play)
+        self._run.start()
+        self._stack.callback(self._end_run)
+        self.sites = {name: ToySite(make_site(folder / name, name, self.file, keys[name])) for name in names}
+        for site in self.sites.values():
+            self._stack.callback(site.close)
+        self._app: Connection = self._connect()
+        self.wait_for(names)
+
+    def _play(self) -> None:
+        try:
+            self.server.run("toy-run", module="toy_server_app")
+        except Exception as error:
+            self.error = error
+
+    def _connect(self) -> Connection:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                return Client(str(self.file.state / "toy"), family="AF_UNIX", authkey=toy_server_app.KEY)
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self.error is not None:
+                    raise self.error from None
+                time.sleep(0.1)
+        raise TimeoutError((self.file.state / "logs" / "server-app.log").read_text())
+
+    def _end_run(self) -> None:
+        if hasattr(self, "_app"):
+            self._app.send(("end",))
+            self._app.close()
+        self._run.join()
+
+    def wait_for(self, names: tuple[str, ...], seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while set(self.connected()) != set(names):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"only {self.connected()} of {names} are connected")
+            time.sleep(0.2)
+
+    def connected(self) -> tuple[str, ...]:
+        self._app.send(("sites",))
+        return self._app.recv()
+
+    def exchange(
+        self, requests: Mapping[str, bytes], timeout_seconds: float
+    ) -> tuple[list[tuple[str, bytes, float]], float]:
+        """Returns (site, message, seconds after sending) of each reply, and the seconds of the whole."""
+        self._app.send(("exchange", dict(requests), timeout_seconds))
+        return self._app.recv()
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def admitted(roster: Roster, name: str, public: str) -> Roster:
+    """The roster with one more site, in memory."""
+    return Roster(site=(*roster.site, RosterSite(name=name, node_key=public)))
