@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL.Image import DecompressionBombWarning
 from pydicom import dcmread
+from pydicom.config import IGNORE
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import FileDataset
 from pydicom.filereader import read_dataset
@@ -24,8 +25,9 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from client.reasons import Reason
 
-# pydicom's log lines may quote values; none of them may reach a handler of ours.
-logging.getLogger("pydicom").propagate = False
+# pydicom's log lines quote values, patients' names among them: none may reach any handler.
+logging.getLogger("pydicom").addFilter(lambda record: False)
+logging.getLogger("pydicom").propagate = False  # for its children
 
 IDENTIFIER_KEYWORDS = ("PatientID", "StudyInstanceUID", "AccessionNumber", "SOPInstanceUID")
 _PALETTE_KEYWORDS = tuple(
@@ -45,7 +47,7 @@ HEADER_KEYWORDS = (*IDENTIFIER_KEYWORDS, "SOPClassUID", "Modality", *_PIXEL_KEYW
 _HEADER_TAGS = [tag for keyword in HEADER_KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
 
 
-class Unusable(Exception):  # noqa: N818 - a finding about one file, not a failure of the program
+class Unusable(Exception):
     """A file cannot be used. Holds the reason and a detail of attribute names and numbers, no identifiers."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
@@ -59,7 +61,8 @@ def guarded(reason: Reason) -> Iterator[None]:
     """Turn whatever a parser or decoder raises on foreign bytes into `Unusable` with *reason*.
 
     Warnings of the parser are dropped and causes are cut off (``from None``): both may quote values of the
-    file. An image whose stream is far larger than its header says is an error, not a warning.
+    file. An image whose stream is far larger than its header says is an error, not a warning. Warnings are a matter
+    of the whole process, so two threads must not read files at the same time.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -70,6 +73,9 @@ def guarded(reason: Reason) -> Iterator[None]:
             raise
         except RecursionError:
             raise Unusable(Reason.TOO_DEEP) from None
+        except OSError as error:  # the parsers raise it too, but without a number
+            found = reason if error.errno is None else Reason.NOT_READABLE
+            raise Unusable(found, f"({error.strerror or type(error).__name__})") from None
         except Exception as error:  # noqa: BLE001 - hostile bytes make parsers raise anything
             raise Unusable(reason, f"({type(error).__name__})") from None
 
@@ -180,6 +186,11 @@ def code_of(header: FileDataset, keyword: str) -> str:
     """
     value = text_of(header, keyword)
     return value if re.fullmatch(r"[A-Z0-9_]{0,16}", value) else "?"
+
+
+def uid_of(text: str) -> UID:
+    """Return *text* as a UID, without pydicom's warning, which quotes it, where it is none."""
+    return UID(text, IGNORE)
 
 
 def name_of(uid: UID) -> str:

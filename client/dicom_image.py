@@ -21,14 +21,14 @@ from client.dicom_file import (
     opened,
     read_header,
     text_of,
+    uid_of,
 )
 from client.reasons import Reason
 from shared_models.study import Image
 
-# A single frame of a mammogram or a photograph has well below 100 MB.
+# A single frame of a mammogram or a photograph has well below this. A file may have twice as much, since compressed
+# data may be somewhat longer than what they hold.
 MAX_PIXEL_BYTES = 256 * 2**20
-# Compressed data may be somewhat longer than what they hold; no single frame needs a larger file.
-MAX_FILE_BYTES = 2 * MAX_PIXEL_BYTES
 
 GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
@@ -68,31 +68,20 @@ def check_image(header: FileDataset, file: BoundedReader, image: Image) -> None:
     Source:
         DICOM PS3.3 section C.7.6.3 (Image Pixel Module), PS3.5 section 8.
     """
-    element = _next_tag(header, file)
-    _check_kind(header, element, image)
-    photometric = text_of(header, "PhotometricInterpretation")
-    samples = integer_of(header, "SamplesPerPixel", low=1, high=4, default=1)
+    _check_kind(header, _next_tag(header, file), image)
     if integer_of(header, "NumberOfFrames", low=0, high=2**31, default=1) > 1:
         raise Unusable(Reason.MULTI_FRAME)
-    bits = integer_of(header, "BitsAllocated", low=1, high=64)
-    num_bytes = (
-        integer_of(header, "Rows", low=1, high=65535)
-        * integer_of(header, "Columns", low=1, high=65535)
-        * samples
-        * bits
-        // 8
-    )
-    if num_bytes > MAX_PIXEL_BYTES or file.num_bytes > MAX_FILE_BYTES:
+    num_bytes = _claimed_bytes(header)
+    if max(num_bytes, file.num_bytes // 2) > MAX_PIXEL_BYTES:
         largest = max(num_bytes, file.num_bytes)
         raise Unusable(Reason.TOO_LARGE, f"{largest} bytes; at most {MAX_PIXEL_BYTES} are read.")
-    _check_pixels(header, photometric, samples, bits)
+    photometric = _check_pixels(header)
     if (photometric in GREY) != (image.channels == 1):
         raise Unusable(Reason.CHANNEL_MISMATCH, f"Photometric Interpretation is {photometric}.")
     transfer_syntax = _check_transfer_syntax(header)
-    if not transfer_syntax.is_compressed:
-        needed = num_bytes * 2 // 3 if photometric == "YBR_FULL_422" else num_bytes
-        if file.num_bytes - file.tell() < needed:
-            raise Unusable(Reason.TRUNCATED, f"{needed} bytes of pixel data expected.")
+    needed = num_bytes * 2 // 3 if photometric == "YBR_FULL_422" else num_bytes
+    if not transfer_syntax.is_compressed and file.num_bytes - file.tell() < needed:
+        raise Unusable(Reason.TRUNCATED, f"{needed} bytes of pixel data expected.")
 
 
 def with_pixels(header: FileDataset, file: BoundedReader) -> FileDataset:
@@ -140,7 +129,7 @@ def _next_tag(header: FileDataset, file: BoundedReader) -> int | None:
 
 def _check_kind(header: FileDataset, element: int | None, image: Image) -> None:
     """Is it an image at all, one of the study's, and with pixel data of integers?"""
-    sop_class = UID(text_of(header, "SOPClassUID") or _class_of_meta(header))
+    sop_class = uid_of(text_of(header, "SOPClassUID") or _class_of_meta(header))
     has_pixels = element == _PIXEL_DATA or element in _FLOAT_PIXEL_DATA
     if not has_pixels and "Rows" not in header and "Image Storage" not in sop_class.name:
         raise Unusable(Reason.NOT_AN_IMAGE, name_of(sop_class))
@@ -160,13 +149,23 @@ def _class_of_meta(header: FileDataset) -> str:
         return str(header.file_meta.get("MediaStorageSOPClassUID") or "")
 
 
-def _check_pixels(header: FileDataset, photometric: str, samples: int, bits: int) -> None:
-    """Are the attributes of the pixels ones that the rest of the preparation is made for?"""
+def _claimed_bytes(header: FileDataset) -> int:
+    """Bytes of decoded pixel data, as the header says."""
+    rows, columns = (integer_of(header, keyword, low=1, high=65535) for keyword in ("Rows", "Columns"))
+    samples = integer_of(header, "SamplesPerPixel", low=1, high=4, default=1)
+    return rows * columns * samples * integer_of(header, "BitsAllocated", low=1, high=64) // 8
+
+
+def _check_pixels(header: FileDataset) -> str:
+    """Return the photometric interpretation, if the attributes of the pixels are what the rest is made for."""
+    photometric = text_of(header, "PhotometricInterpretation")
     if photometric not in GREY | COLOUR | {PALETTE}:
         shown = code_of(header, "PhotometricInterpretation")
         raise Unusable(Reason.UNSUPPORTED_PIXELS, f"Photometric Interpretation is {shown or 'empty'}.")
+    samples = integer_of(header, "SamplesPerPixel", low=1, high=4, default=1)
     if samples != (3 if photometric in COLOUR else 1):
         raise Unusable(Reason.BAD_ATTRIBUTE, f"{photometric} with {samples} samples per pixel.")
+    bits = integer_of(header, "BitsAllocated", low=1, high=64)
     if bits not in (8, 16, 32):
         raise Unusable(Reason.UNSUPPORTED_PIXELS, f"Bits Allocated is {bits}.")
     integer_of(header, "BitsStored", low=1, high=bits)
@@ -174,12 +173,13 @@ def _check_pixels(header: FileDataset, photometric: str, samples: int, bits: int
         raise Unusable(Reason.UNSUPPORTED_PIXELS, "Colour with signed samples.")
     if photometric == PALETTE and "RedPaletteColorLookupTableData" not in header:
         raise Unusable(Reason.UNSUPPORTED_PIXELS, "Its palette is segmented or missing.")
+    return photometric
 
 
 def _check_transfer_syntax(header: FileDataset) -> UID:
     """Return the transfer syntax if it can be decoded here."""
     with guarded(Reason.UNSUPPORTED_TRANSFER_SYNTAX):
-        transfer_syntax = UID(str(header.file_meta.TransferSyntaxUID))
+        transfer_syntax = uid_of(str(header.file_meta.TransferSyntaxUID))
         available = get_decoder(transfer_syntax).is_available
     # Pillow's decoder reads the 8-bit process of JPEG Extended only.
     twelve_bit = transfer_syntax == JPEGExtended12Bit and header.get("BitsStored") != 8

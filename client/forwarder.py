@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
@@ -40,7 +41,6 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.app.message import remove_content_from_message
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -55,13 +55,19 @@ from shared_models.processes import follow_parent
 TASK_TYPE = "flwr-clientapp"
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 BODY = "body"
+WHOLE_BYTES = 5 << 20
 BUSY_PAUSE_SECONDS = 0.05
 IDLE_PAUSE_SECONDS = 0.3
 BUSY_SECONDS = 30.0
 HEARTBEAT_SECONDS = 10.0
 AGENT_PAUSE_SECONDS = 0.5
+PART_PAUSE_SECONDS = 0.03
 
 log = logging.getLogger("collegium.forwarder")
+
+
+class TaskLost(RuntimeError):
+    """A task that cannot be brought to its end; the SuperNode notices when its heartbeats stop."""
 
 
 class Forwarder:
@@ -108,6 +114,9 @@ class Forwarder:
             reply = self._reply(message)
             _give(client, reply)
             client.PushTaskOutput(PushTaskOutputRequest(sub_status="completed"))
+        except (TaskLost, httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            # Without a reply the SuperNode waits until the task's heartbeats are missed, then tells the server.
+            log.warning("a message was lost: %s", error)
         finally:
             ended.set()
             beat.join()
@@ -118,11 +127,16 @@ class Forwarder:
         metadata = message.metadata
         deadline = metadata.created_at + metadata.ttl
         try:
-            body = message.content[BODY][BODY].data
-        except (KeyError, TypeError, AttributeError, ValueError):
+            body = _body(message)
+        except (KeyError, TypeError, ValueError):
             log.warning("message %s is not a request of Collegium; refused", metadata.message_id[:12])
             return Message(Error(ErrorCode.UNKNOWN, "not a request of Collegium"), reply_to=message)
-        log.info("message %s, %d bytes, %.0f s to live", metadata.message_id[:12], len(body), deadline - time.time())
+        log.info(
+            "message %s, %d bytes, %.0f s to live",
+            metadata.message_id[:12],
+            len(body),
+            deadline - time.time(),
+        )
         waiting = False
         while (left := deadline - time.time()) > 0:
             try:
@@ -139,10 +153,7 @@ class Forwarder:
                 log.error("the agent failed: %s", error)  # noqa: TRY400 - its traceback is in the agent's log
                 return Message(Error(ErrorCode.UNKNOWN, "the agent failed"), reply_to=message)
             log.info("message %s answered with %d bytes", metadata.message_id[:12], len(answer))
-            record = ArrayRecord(
-                {BODY: Array(dtype="uint8", shape=(len(answer),), stype="bytes", data=answer)}
-            )
-            return Message(RecordDict({BODY: record}), reply_to=message)
+            return Message(RecordDict({BODY: _record(answer)}), reply_to=message)
         log.warning("message %s expired before the agent had answered", metadata.message_id[:12])
         return Message(Error(ErrorCode.UNKNOWN, "expired"), reply_to=message)
 
@@ -151,26 +162,53 @@ class Forwarder:
         return RuntimeHttpClient.from_server_address(self._address, True, None, [version, interceptor])
 
 
+def _body(message: Message) -> bytes:
+    """The bytes that a request carries. Raises KeyError, TypeError or ValueError where there are none."""
+    record = message.content[BODY]
+    body = record[BODY].data if isinstance(record, ArrayRecord) else record[BODY]
+    if not isinstance(body, bytes):
+        raise TypeError("the body is not bytes")
+    return body
+
+
+def _record(body: bytes) -> ArrayRecord | ConfigRecord:
+    """The one record that carries a reply: small ones whole, large ones cut into chunks by Flower."""
+    if len(body) <= WHOLE_BYTES:
+        return ConfigRecord({BODY: body})
+    return ArrayRecord({BODY: Array(dtype="uint8", shape=(len(body),), stype="bytes", data=body)})
+
+
 def _take(client: Any) -> Message:
-    """Pull the task's message. The bundle that comes with the task's input is dropped unread."""
+    """Pull the task's message. The bundle that comes with the task's input is dropped unread.
+
+    A SuperNode announces the task before it has the message, and the message before it has all of its parts.
+    """
     taken = client.PullTaskInput(PullTaskInputRequest())
     TaskIdentity.task_id = taken.task_id
     TaskIdentity.run_id = taken.run.run_id
     TaskIdentity.node_id = taken.context.node_id
     node = Node(node_id=taken.context.node_id)
-    tree = client.PullMessages(PullAppMessagesRequest()).message_object_trees[0]
-    contents = {}
-    for part in iterate_object_tree(tree):
-        if part.object_id not in contents:
-            request = PullObjectRequest(node=node, run_id=taken.run.run_id, object_id=part.object_id)
-            contents[part.object_id] = client.PullObject(request).object_content
+    while not (trees := client.PullMessages(PullAppMessagesRequest()).message_object_trees):
+        time.sleep(PART_PAUSE_SECONDS)
+    identity = trees[0].object_id
+    contents: dict[str, bytes] = {}
+    for part in iterate_object_tree(trees[0]):
+        request = PullObjectRequest(node=node, run_id=taken.run.run_id, object_id=part.object_id)
+        while part.object_id not in contents:
+            answer = client.PullObject(request)
+            if not answer.object_found:
+                raise TaskLost("the SuperNode gave the message up")
+            if answer.object_available:
+                contents[part.object_id] = answer.object_content
+            else:
+                time.sleep(PART_PAUSE_SECONDS)
     client.ConfirmMessageReceived(
-        ConfirmMessageReceivedRequest(node=node, run_id=taken.run.run_id, message_object_id=tree.object_id)
+        ConfirmMessageReceivedRequest(node=node, run_id=taken.run.run_id, message_object_id=identity)
     )
-    message = inflate_object_from_contents(tree.object_id, contents)
+    message = inflate_object_from_contents(identity, contents)
     if not isinstance(message, Message):
-        raise TypeError(f"the SuperNode delivered a {type(message).__name__}, not a message")
-    message.metadata.__dict__["_message_id"] = tree.object_id
+        raise TaskLost(f"the SuperNode delivered a {type(message).__name__}, not a message")
+    message.metadata.__dict__["_message_id"] = identity
     return message
 
 

@@ -83,16 +83,17 @@ def _left_out_table(index: Index) -> Table:
         title=f"Left out: {len(index.left_out)} files ({index.unusable_share:.1%})", title_justify="left"
     )
     table.add_column("Files", justify="right")
+    table.add_column("Reason")
     table.add_column("Why")
     table.add_column("What to do")
     for reason, number in index.left_out_reasons:
-        table.add_row(str(number), reason.sentence, reason.remedy)
+        table.add_row(str(number), reason.code, reason.sentence, reason.remedy)
     return table
 
 
 def _label_table(index: Index) -> Table:
     table = Table(title=f"Labels file: {index.num_label_rows} rows", title_justify="left")
-    table.add_column("Rows", justify="right")
+    table.add_column("Number", justify="right")
     table.add_column("What is wrong")
     table.add_column("What to do")
     for problem, number in sorted(index.label_problems.items(), key=lambda item: -item[1]):

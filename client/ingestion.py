@@ -13,7 +13,7 @@ from client.site_file import Policy, SiteFile
 from shared_models.study import Study
 
 
-class DataRefused(Exception):  # noqa: N818 - the site's decision, not a failure
+class DataRefused(Exception):
     """The site does not train on its data as they are.
 
     The message is for the site's own operator. It holds counts of patients and files, and must not leave the site.
@@ -77,10 +77,10 @@ def check_policy(index: Index, policy: Policy) -> None:
     """Refuse data that the site's policy does not let train. Raises DataRefused, with every reason at once."""
     problems = []
     if index.unusable_share > policy.max_unusable_share:
-        most = "; ".join(f"{number} × {reason.sentence}" for reason, number in index.left_out_reasons[:3])
+        most = "; ".join(f"{number} × {reason.code}" for reason, number in index.left_out_reasons[:3])
         problems.append(
             f"{len(index.left_out)} of {index.num_files} files cannot be used ({index.unusable_share:.1%}), "
-            f"policy.max_unusable_share allows {policy.max_unusable_share:.1%}. {most}"
+            f"policy.max_unusable_share allows {policy.max_unusable_share:.1%}: {most}."
         )
     if (num_patients := index.num_patients(Role.TRAIN)) < policy.min_patients:
         problems.append(

@@ -158,7 +158,9 @@ def read_table(descriptor: list[int], data: bytes | list[int] | int, *, little_e
     entries: npt.NDArray[np.unsignedinteger]
     if isinstance(data, bytes):
         wide = np.dtype("<u2" if little_endian else ">u2")
-        entries = np.frombuffer(data, dtype=wide if len(data) >= 2 * num_entries else np.uint8)
+        entries = np.frombuffer(
+            data, dtype=wide if num_bits > 8 or len(data) >= 2 * num_entries else np.uint8
+        )
     else:
         entries = np.atleast_1d(np.asarray(data, dtype=np.uint16))
     if len(entries) < num_entries:

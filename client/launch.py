@@ -73,9 +73,13 @@ def check_server(server: Server) -> None:
     try:
         context = ssl.create_default_context(cafile=str(ca))
     except FileNotFoundError as error:
-        raise SiteError(f"server.ca_certificate: {ca} does not exist; ask the coordinator for ca.pem") from error
+        raise SiteError(
+            f"server.ca_certificate: {ca} does not exist; ask the coordinator for ca.pem"
+        ) from error
     except (ssl.SSLError, OSError) as error:
-        raise SiteError(f"server.ca_certificate: {ca} is not a PEM certificate; ask the coordinator") from error
+        raise SiteError(
+            f"server.ca_certificate: {ca} is not a PEM certificate; ask the coordinator"
+        ) from error
     try:
         with (
             socket.create_connection((host, int(port)), CONNECT_SECONDS) as plain,
@@ -95,7 +99,9 @@ def check_server(server: Server) -> None:
     except TimeoutError as error:
         raise ServerNotReached(f"{server.address} does not answer; a firewall may be in the way") from error
     except socket.gaierror as error:
-        raise ServerNotReached(f"{host} is not a known name ({error.strerror}); check server.address") from error
+        raise ServerNotReached(
+            f"{host} is not a known name ({error.strerror}); check server.address"
+        ) from error
     except OSError as error:
         raise ServerNotReached(f"{server.address} cannot be reached: {error.strerror or error}") from error
 
@@ -221,7 +227,9 @@ def _certificate_words(server: Server, host: str, error: ssl.SSLCertVerification
             "the coordinator to make it again with --host " + host
         )
     if error.verify_code in (9, 10):  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
-        return f"the certificate of {server.address} is not valid now; check the clock, then ask the coordinator"
+        return (
+            f"the certificate of {server.address} is not valid now; check the clock, then ask the coordinator"
+        )
     return (
         f"{server.address} is not the consortium's server: its certificate was not issued by "
         f"{server.ca_certificate} ({error.verify_message}). Compare that file with the coordinator's ca.pem; "

@@ -50,7 +50,7 @@ def fit(plane: Plane, image: Image) -> Plane:
     """Bring a plane to the study's rows and columns.
 
     *Pad* keeps the whole plane and fills with 0, *crop* cuts the centre to the study's aspect, *stretch*
-    changes the aspect. Where a margin is odd, its larger part lies at the bottom or right.
+    changes the aspect; pixels are taken as square. Where a margin is odd, its larger part lies at the bottom or right.
 
     Pillow resizes: its antialiasing triangle filter runs in plain C in double precision on one thread and gives
     the same bits wherever it runs; torch's picks its kernel by processor and number of threads. The triangle

@@ -21,6 +21,7 @@ from client.secret import SiteSecret
 from client.site_file import SiteFile
 from client.site_result import SiteResult, SiteRound
 from client.training import Machine
+from privacy.clipping import check_supported
 from privacy.ledger import AlreadySpentError, Ledger
 from privacy.randomness import CryptographicGenerator
 from shared_models.architectures import build_model
@@ -156,6 +157,8 @@ class Site:
         model = build_model(self._study)
         if Manifest.of(model).hash != request.manifest_hash:
             raise RequestRefused("model-differs", "the server's model has other weights; versions differ")
+        if self._study.privacy.mode != "none":
+            check_supported(model)
         try:
             check_study(self._file, self._study)
             check_lifetime(self._ledger, self._file.policy, self._study, run_id=request.run_id)

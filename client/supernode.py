@@ -51,7 +51,11 @@ def shorten() -> None:
 
     loop: Any = sys.modules["flwr.supernode.start_client_internal"]
     loop.time = ShortSleep()
-    waits = {"initial_backoff": PART_SECONDS, "backoff_cap": LONGEST_PART_SECONDS, "max_tries_per_object": None}
+    waits = {
+        "initial_backoff": PART_SECONDS,
+        "backoff_cap": LONGEST_PART_SECONDS,
+        "max_tries_per_object": None,
+    }
     defaults = inflatable_utils.pull_objects.__kwdefaults__
     if defaults is None or not waits.keys() <= defaults.keys():
         raise RuntimeError("this version of Flower pulls objects differently; see client/supernode.py")

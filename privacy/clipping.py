@@ -16,6 +16,16 @@ class UnsupportedModelError(ValueError):
     """A layer of the model mixes patients or cannot give per-patient gradients."""
 
 
+def check_supported(model: nn.Module) -> None:
+    """Put *model* into training mode and raise UnsupportedModelError if it mixes patients."""
+    model.train()
+    if problems := ModuleValidator.validate(model, strict=False):
+        raise UnsupportedModelError(
+            f"the model cannot be trained with differential privacy: {problems[0]}; use GroupNorm instead of "
+            "batch normalisation"
+        )
+
+
 class ClippedGradientSum:
     """Sums gradients of patients, each clipped to ``max_grad_norm``.
 
@@ -43,11 +53,7 @@ class ClippedGradientSum:
     """
 
     def __init__(self, model: nn.Module, *, max_grad_norm: float) -> None:
-        if problems := ModuleValidator.validate(model, strict=False):
-            raise UnsupportedModelError(
-                f"the model cannot be trained with differential privacy: {problems[0]}; use GroupNorm instead "
-                "of batch normalisation"
-            )
+        check_supported(model)
         self._model = GradSampleModule(model, loss_reduction="sum")
         self._max_grad_norm = max_grad_norm
         self._parameters = [weight for weight in self._model.parameters() if weight.requires_grad]

@@ -161,7 +161,8 @@ class _ImpatientProtocol(H11Protocol):
         self.loop.call_later(FIRST_REQUEST_SECONDS, self._hang_up_if_silent)
 
     def _hang_up_if_silent(self) -> None:
-        if self.scope is None and not self.transport.is_closing():
+        begun: object = self.scope  # None until a request was read; uvicorn's annotation says otherwise
+        if begun is None and not self.transport.is_closing():
             self.transport.close()
 
 
@@ -183,7 +184,7 @@ def serve(*, host: str, port: int, certificate: Path, key: Path, upstream: str, 
         trust_env=False,
         follow_redirects=False,
         timeout=httpx.Timeout(SILENCE_SECONDS, pool=None),
-        limits=httpx.Limits(max_connections=128, max_keepalive_connections=32),
+        limits=httpx.Limits(max_connections=128, max_keepalive_connections=32, keepalive_expiry=2.0),
         headers={"accept-encoding": "identity", "user-agent": "collegium-gate"},
     )
     uvicorn.run(

@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypedDict
@@ -56,11 +56,14 @@ class Server:
         """How to command the SuperLink."""
         return self._superlink.access
 
-    def run(self, run_id: str, *, module: str = "server.server_app") -> None:
-        """Play one run to its end. What it prints goes to our terminal.
+    def run(
+        self, run_id: str, *, watch: Callable[[], None] = lambda: None, module: str = "server.server_app"
+    ) -> None:
+        """Play one run to its end.
 
         Args:
             run_id: our id of the run; its folder ``state/runs/RUN_ID`` holds its ``study.toml``.
+            watch: called several times a second meanwhile, to show how far the run is.
             module: the main module of the process that plays it; tests have their own.
 
         Raises:
@@ -74,13 +77,13 @@ class Server:
             python_module(module, *self._arguments(run_id, self._superlink.start_run())),
             log=self.log,
             environment=flower_environment(self._file.state / "superlink" / "home"),
-            show=True,
         )
         try:
             while app.ended() is None:
                 for part in (self._superlink.child, self._gate):
                     if part.ended() is not None:
                         raise ServerError(f"the {part.name} ended before the run did; see {part.log}")
+                watch()
                 time.sleep(LOOK_SECONDS)
         finally:
             app.stop()

@@ -1,6 +1,5 @@
 """``roster.toml``: the sites that the server knows, each with its node public key."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -72,7 +71,7 @@ def admit(path: Path, name: str, node_key: str) -> Roster:
         raise ConfigurationError(f'site "{name}" cannot be admitted: {_reason(error)}') from error
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(_text(extended), encoding="utf-8")
-    os.replace(fresh, path)
+    fresh.replace(path)
     return extended
 
 

@@ -82,6 +82,8 @@ def run_rounds(context: RunContext, *, resume: bool = False) -> RunState:
     state = _saved(context) if resume else _initial(context)
     _wait_for_sites(context)
     state = _open(context, state)
+    if len(state.opened) < study.aggregation.min_cohort:
+        raise TooFewSitesError(_too_few(context, state, "the run can be opened at"))
 
     burned = 0
     for number in range(len(state.progress.rounds) + 1, study.training.num_rounds + 1):
@@ -89,7 +91,7 @@ def run_rounds(context: RunContext, *, resume: bool = False) -> RunState:
         state = _round(context, state, number)
         burned = burned + 1 if state.progress.rounds[-1].burned else 0
         if burned == MAX_BURNED_IN_A_ROW:
-            raise TooFewSitesError(_too_few(context, state, f"{burned} rounds in a row got"))
+            raise TooFewSitesError(_too_few(context, state, f"{burned} rounds in a row got vectors of"))
 
     if state.progress.test is None:
         state = _open(context, state)
@@ -220,7 +222,7 @@ def _final_test(context: RunContext, state: RunState) -> RunState:
         if _fold(total, reply) is None:
             tested.append(reply.site)
     if total.num_vectors < study.aggregation.min_cohort:
-        raise TooFewSitesError(_too_few(context, state, "the final test got"))
+        raise TooFewSitesError(_too_few(context, state, "the final test got vectors of"))
     statistics = [int(entry) for entry in total.statistics()]
     rounds = _with_validation(state.progress.rounds, tuple(statistics[:size]) if also_validation else None)
     progress = state.progress.model_copy(
@@ -284,7 +286,7 @@ def _with_validation(
 def _too_few(context: RunContext, state: RunState, what: str) -> str:
     refused = ", ".join(f"{site}: {reason}" for site, reason in state.final_refusals) or "none"
     return (
-        f"{what} vectors of fewer than min_cohort = {context.study.aggregation.min_cohort} sites "
+        f"{what} fewer than min_cohort = {context.study.aggregation.min_cohort} sites "
         f"(connected now: {', '.join(context.exchange.sites()) or 'none'}; refusals: {refused}); "
-        f"the run is saved: mend the sites and resume {context.run_id}"
+        f"each refusal's cause stands in that site's own log; once mended, run {context.run_id} can be resumed"
     )

@@ -6,6 +6,7 @@ little as at a site: should anybody manage to start a run of their own, its task
 """
 
 import argparse
+import logging
 import signal
 import sys
 import threading
@@ -41,18 +42,24 @@ HEARTBEAT_SECONDS = 10.0
 SUPERLINK_SILENCE_SECONDS = 60.0
 FAILURE = "failure.txt"
 
+log = logging.getLogger("collegium.server-app")
+
 
 def play(job: Job, arguments: list[str] | None = None) -> int:
     """Take the task, do the *job*, report to the SuperLink. Returns the process's exit status.
 
     The reason of a failure goes to ``STATE/runs/RUN_ID/failure.txt`` as one line, its traceback to the log.
     """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     given = _parse(arguments)
     folder = given.state / "runs" / given.run_id
     (folder / FAILURE).unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     status, details = "failed", "interrupted"
-    grid = _take_task(given.superlink, given.ca_certificate.read_bytes(), given.secret.read_bytes(), given.flower_run)
+    grid = _take_task(
+        given.superlink, given.ca_certificate.read_bytes(), given.secret.read_bytes(), given.flower_run
+    )
     try:
         job(FlowerExchange(grid, read_roster(given.roster)), given.state, given.run_id)
         status, details = "completed", ""
@@ -97,7 +104,7 @@ def _heartbeats(grid: Any) -> None:
         try:
             grid._runtime_client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
         except Exception as error:  # noqa: BLE001 - the next exchange meets the same failure and reports it
-            print(f"no heartbeat: {error}", file=sys.stderr)
+            log.warning("no heartbeat: %s", error)
         time.sleep(HEARTBEAT_SECONDS)
 
 
@@ -106,7 +113,7 @@ def _report(grid: Any, status: str, details: str) -> None:
     try:
         grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
     except httpx.HTTPError as error:
-        print(f"the SuperLink did not take the end of the run: {error}", file=sys.stderr)
+        log.warning("the SuperLink did not take the end of the run: %s", error)
     grid.close()
 
 

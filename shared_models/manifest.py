@@ -69,7 +69,7 @@ def unflatten(vector: FloatVector, model: nn.Module) -> None:
     with torch.no_grad():
         for weight in model.parameters():
             part = vector[start : start + weight.numel()].reshape(weight.shape)
-            weight.copy_(torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)))
+            weight.copy_(torch.from_numpy(np.array(part, dtype=np.float32)))
             start += weight.numel()
 
 

@@ -20,7 +20,7 @@ class NodeKeyError(ValueError):
 
 def new_node_key() -> tuple[bytes, str]:
     """Make a key pair. Returns the private key as an OpenSSH file, and the public key as one line."""
-    private = ec.generate_private_key(ec.SECP384R1())
+    private = ec.generate_private_key(ec.SECP256R1())
     file = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     return file, _line(private.public_key())
 
@@ -57,7 +57,9 @@ def canonical_line(text: str) -> str:
             raise
         raise NodeKeyError("is not a public key; expected the hospital's file node.pub") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not key.curve.name.startswith("secp"):
-        raise NodeKeyError("is not an elliptic-curve (NIST P-256, P-384 or P-521) key; expected the file node.pub")
+        raise NodeKeyError(
+            "is not an elliptic-curve (NIST P-256, P-384 or P-521) key; expected the file node.pub"
+        )
     return _line(key)
 
 

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 LOG_BYTES_KEPT = 5_000_000
@@ -65,13 +66,12 @@ class Child:
     Args:
         name: what it is called in messages.
         command: program and arguments.
-        log: file that takes standard error (and standard output, unless *show* is set).
+        log: file that takes what it prints.
         environment: variables set for it on top of ours; Flower's own variables are never inherited.
-        show: let its standard output go to our terminal.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str], show: bool = False
+        self, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str]
     ) -> None:
         self.name = name
         self.log = log
@@ -80,7 +80,7 @@ class Child:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=None if show else output,
+                stdout=output,
                 stderr=output,
                 env=_environment(environment),
                 start_new_session=True,  # Ctrl-C reaches us only; we end the children in order
@@ -134,6 +134,23 @@ def follow_parent(seconds: float = STOP_SECONDS) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="follow-parent", daemon=True).start()
+
+
+@contextmanager
+def signals_end() -> Iterator[None]:
+    """Ctrl-C and SIGTERM alike raise KeyboardInterrupt inside; further ones do not disturb the ending."""
+
+    def interrupt(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -207,7 +207,11 @@ def _add_grey(dataset: Dataset, picture: GreyPicture, header: Header) -> UID:
 def _add_jpeg(dataset: Dataset, picture: JpegPicture) -> UID:
     """Image Pixel module of an encapsulated stream (PS3.5 A.4). Returns the transfer syntax."""
     frame = read_jpeg_frame(picture.stream)
-    dataset.PhotometricInterpretation = frame.photometric_interpretation
+    photometric = frame.photometric_interpretation
+    if photometric == "YBR_FULL" and dataset.SOPClassUID == KINDS["photograph"].sop_class:
+        # PS3.3 C.8.12.1 (VL Image module) knows no YBR_FULL; decoders take the sampling from the stream itself.
+        photometric = "YBR_FULL_422"
+    dataset.PhotometricInterpretation = photometric
     _add_layout(dataset, (frame.rows, frame.columns), samples=frame.num_components, allocated=8, stored=8)
     if frame.num_components == 3:
         dataset.PlanarConfiguration = 0

@@ -143,6 +143,7 @@ class LocalExchange:
 def _serve(connection: Connection, files: tuple[SiteFile, ...]) -> None:
     """A worker's life: one request after the other, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", force=True)
     try:
         sites = {file.name: open_site(file) for file in files}
     except Exception as error:  # noqa: BLE001 - the parent tells it; a worker has nobody to tell

@@ -67,7 +67,8 @@ class Options:
 def run_scenario(scenario: Scenario, options: Options, display: Display) -> Result:
     """Run *scenario* and write ``result.json``, ``report.html`` and ``model.safetensors`` to ``options.out``.
 
-    When it ends early, by an error or Ctrl-C, the folder is removed again: nothing half-written stays.
+    Ctrl-C removes the folder again: nothing half-written stays. After an error it stays, without results, so that
+    the sites' own reports below ``work`` can be read.
 
     Raises:
         OutputFolderError: the folder holds something that is not an earlier run.
@@ -76,7 +77,7 @@ def run_scenario(scenario: Scenario, options: Options, display: Display) -> Resu
     _claim(options.out, overwrite=options.overwrite)
     try:
         return _run(scenario, options, display)
-    except BaseException:
+    except KeyboardInterrupt:
         shutil.rmtree(options.out, ignore_errors=True)
         raise
 

@@ -23,7 +23,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory, made: Dataset) -> FileDatas
 
 
 @pytest.fixture
-def levels(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+def levels(tmp_path_factory: pytest.TempPathFactory):
     """Levels of a data set under a choice of intensity."""
 
     def compute(made: Dataset, intensity: str = "window", **changes: object) -> np.ndarray:
@@ -63,14 +63,14 @@ def test_windows_have_the_values_of_the_standard(
     np.testing.assert_allclose(window.apply(np.asarray(values, dtype=np.float64)), expected, atol=1e-9)
 
 
-def test_a_window_acts_on_rescaled_values(levels) -> None:  # noqa: ANN001
+def test_a_window_acts_on_rescaled_values(levels) -> None:
     pixels = np.arange(0, 640, 10, dtype="uint16").reshape(8, 8)
     made = dataset(pixels, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=-500, WindowWidth=401)
     expected = np.clip((2.0 * pixels - 1000 + 500.5) / 400 + 0.5, 0, 1)
     np.testing.assert_allclose(levels(made), expected)
 
 
-def test_of_several_windows_the_first_is_used(levels) -> None:  # noqa: ANN001
+def test_of_several_windows_the_first_is_used(levels) -> None:
     pixels = np.arange(64, dtype="uint8").reshape(8, 8)
     one = dataset(pixels, WindowCenter=32, WindowWidth=64)
     several = dataset(pixels, WindowCenter=[32, 5], WindowWidth=[64, 10])
@@ -78,28 +78,28 @@ def test_of_several_windows_the_first_is_used(levels) -> None:  # noqa: ANN001
 
 
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 10, "WindowWidth": 0}, {"WindowCenter": 10}])
-def test_without_a_window_the_full_range_is_used(levels, window: dict[str, float]) -> None:  # noqa: ANN001
+def test_without_a_window_the_full_range_is_used(levels, window: dict[str, float]) -> None:
     pixels = np.arange(64, dtype="uint16").reshape(8, 8)
     made = dataset(pixels, bits_stored=12, RescaleSlope=3, RescaleIntercept=-50, **window)
     np.testing.assert_allclose(levels(made), pixels / 4095)
     assert first_window(made) is None  # type: ignore[arg-type]
 
 
-def test_signed_values_have_their_full_range(levels) -> None:  # noqa: ANN001
+def test_signed_values_have_their_full_range(levels) -> None:
     pixels = np.linspace(-2048, 2047, 64).round().astype("int16").reshape(8, 8)
     np.testing.assert_allclose(
         levels(dataset(pixels, bits_stored=12), "full-range"), (pixels.astype(float) + 2048) / 4095
     )
 
 
-def test_a_negative_slope_turns_the_full_range_over(levels) -> None:  # noqa: ANN001
+def test_a_negative_slope_turns_the_full_range_over(levels) -> None:
     pixels = np.arange(64, dtype="uint8").reshape(8, 8)
     made = dataset(pixels, RescaleSlope=-1, RescaleIntercept=0)
     np.testing.assert_allclose(levels(made, "full-range"), 1 - pixels / 255)
 
 
 @pytest.mark.parametrize("intensity", ["window", "full-range", "percentiles"])
-def test_monochrome1_equals_inverted_monochrome2(levels, intensity: str) -> None:  # noqa: ANN001
+def test_monochrome1_equals_inverted_monochrome2(levels, intensity: str) -> None:
     pixels = np.random.default_rng(1).integers(0, 4096, (8, 8)).astype("uint16")
     window = {"WindowCenter": 1000, "WindowWidth": 2000}
     dark = dataset(pixels, bits_stored=12, photometric="MONOCHROME1", **window)
@@ -107,7 +107,7 @@ def test_monochrome1_equals_inverted_monochrome2(levels, intensity: str) -> None
     np.testing.assert_array_equal(levels(dark, intensity), 1.0 - levels(bright, intensity))
 
 
-def test_percentiles_are_those_of_the_image(levels) -> None:  # noqa: ANN001
+def test_percentiles_are_those_of_the_image(levels) -> None:
     pixels = np.arange(100, dtype="uint16").reshape(10, 10) * 7 + 300
     found = levels(dataset(pixels), "percentiles", low_percentile=10.0, high_percentile=90.0)
     low, high = np.percentile(pixels, [10, 90])
@@ -116,7 +116,7 @@ def test_percentiles_are_those_of_the_image(levels) -> None:  # noqa: ANN001
 
 @pytest.mark.parametrize("intensity", ["window", "full-range", "percentiles"])
 @pytest.mark.parametrize("slope", [1, 0])
-def test_an_image_of_one_value_divides_by_nothing(levels, intensity: str, slope: int) -> None:  # noqa: ANN001
+def test_an_image_of_one_value_divides_by_nothing(levels, intensity: str, slope: int) -> None:
     made = dataset(np.full((8, 8), 7, dtype="uint8"), RescaleSlope=slope, RescaleIntercept=5)
     found = levels(made, intensity)
     assert np.isfinite(found).all()
@@ -133,7 +133,7 @@ def lookup(entries: list[int], first: int, bits: int, vr: str) -> Dataset:
 
 @pytest.mark.parametrize("vr", ["US", "OW"])
 @pytest.mark.parametrize("implicit", [True, False])
-def test_a_voi_lookup_table_comes_before_a_window(levels, vr: str, implicit: bool) -> None:  # noqa: ANN001
+def test_a_voi_lookup_table_comes_before_a_window(levels, vr: str, implicit: bool) -> None:
     pixels = np.arange(64, dtype="uint16").reshape(8, 8)
     entries = [(number * 37) % 4096 for number in range(40)]
     made = dataset(pixels, WindowCenter=1, WindowWidth=2)
@@ -144,7 +144,7 @@ def test_a_voi_lookup_table_comes_before_a_window(levels, vr: str, implicit: boo
     np.testing.assert_allclose(levels(made), expected)
 
 
-def test_a_modality_lookup_table_with_8_bit_entries_is_addressed_by_more_than_8_bits(levels) -> None:  # noqa: ANN001
+def test_a_modality_lookup_table_with_8_bit_entries_is_addressed_by_more_than_8_bits(levels) -> None:
     pixels = (np.arange(64, dtype="uint16") * 60).reshape(8, 8)
     made = dataset(pixels, bits_stored=12)
     made.ModalityLUTSequence = Sequence([lookup([number // 16 for number in range(4096)], 0, 8, "OW")])
@@ -172,7 +172,7 @@ def test_an_impossible_lookup_table_is_refused(descriptor: list[int]) -> None:
         {"WindowCenter": float("inf"), "WindowWidth": 2},
     ],
 )
-def test_a_value_that_cannot_be_is_a_named_reason(levels, attributes: dict[str, object]) -> None:  # noqa: ANN001
+def test_a_value_that_cannot_be_is_a_named_reason(levels, attributes: dict[str, object]) -> None:
     with pytest.raises(Unusable) as finding:
         levels(dataset(np.zeros((8, 8), dtype="uint8"), **attributes))
     assert finding.value.reason is Reason.BAD_ATTRIBUTE

@@ -13,11 +13,12 @@ from multiprocessing.connection import Client, Connection
 from pathlib import Path
 
 import toy_server_app
+
 from client import launch as site_launch
 from client.site_file import SiteFile, read_site
 from server.certificates import Authority
 from server.launch import Server, open_server
-from server.roster import Roster, RosterSite, admit, read_roster
+from server.roster import Roster, admit, read_roster
 from server.server_file import Listen, ServerFile, Tls
 from shared_models.node_keys import new_node_key
 from shared_models.processes import free_port, write_private
@@ -25,7 +26,9 @@ from shared_models.processes import free_port, write_private
 TESTS = Path(__file__).resolve().parent
 
 
-def make_server(folder: Path, names: tuple[str, ...], *, port: int | None = None) -> tuple[ServerFile, dict[str, bytes]]:
+def make_server(
+    folder: Path, names: tuple[str, ...], *, port: int | None = None
+) -> tuple[ServerFile, dict[str, bytes]]:
     """Write a server's files below *folder*. Returns them and the sites' private node keys."""
     folder.mkdir(parents=True, exist_ok=True)
     authority = Authority("Toy consortium")
@@ -42,7 +45,23 @@ def make_server(folder: Path, names: tuple[str, ...], *, port: int | None = None
         roster=folder / "roster.toml",
         state=folder / "state",
         listen=Listen(host="127.0.0.1", port=port or free_port()),
-        tls=Tls(certificate=folder / "server.pem", key=folder / "server.key", ca_certificate=folder / "ca.pem"),
+        tls=Tls(
+            certificate=folder / "server.pem", key=folder / "server.key", ca_certificate=folder / "ca.pem"
+        ),
+    )
+    (folder / "server.toml").write_text(
+        f"""
+study = "study.toml"
+roster = "roster.toml"
+state = "state"
+[listen]
+host = "127.0.0.1"
+port = {file.listen.port}
+[tls]
+certificate = "server.pem"
+key = "server.key"
+ca_certificate = "ca.pem"
+"""
     )
     return file, keys
 
@@ -91,7 +110,7 @@ class ToySite:
             site_launch.run_site(
                 self.file, config, tell=self.told.append, agent=command, ended=self._ended.is_set
             )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.error = error
 
     def log(self, name: str) -> str:
@@ -128,7 +147,7 @@ class Consortium:
     def _play(self) -> None:
         try:
             self.server.run("toy-run", module="toy_server_app")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.error = error
 
     def _connect(self) -> Connection:
@@ -168,8 +187,3 @@ class Consortium:
 
     def close(self) -> None:
         self._stack.close()
-
-
-def admitted(roster: Roster, name: str, public: str) -> Roster:
-    """The roster with one more site, in memory."""
-    return Roster(site=(*roster.site, RosterSite(name=name, node_key=public)))

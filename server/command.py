@@ -1,0 +1,271 @@
+"""``collegium-server``: the coordinator's command line."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from server.certificates import Authority
+from server.roster import Roster, admit, read_roster
+from server.server_file import ServerFile, read_server
+from shared_models.configuration import ConfigurationError
+from shared_models.node_keys import fingerprint
+from shared_models.processes import private_folder, signals_end, write_private
+from shared_models.study import Study, read_study
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+CONNECTED_SECONDS = 2.0
+
+app = typer.Typer(help="The coordinator's side of Collegium.", no_args_is_help=True, add_completion=False)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="The server's file.", dir_okay=False)]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to make; must not hold a server yet.")],
+    host: Annotated[list[str], typer.Option(help="Name or address by which sites reach this server.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on which they reach it.")] = 9443,
+) -> None:
+    """Make a server: certificate authority, server certificate, server.toml, empty roster."""
+    if (folder / "server.toml").exists():
+        raise ConfigurationError(
+            f"{folder / 'server.toml'} exists; choose another folder, or remove it first"
+        )
+    authority = Authority(f"Collegium consortium of {host[0]}")
+    issued = authority.server(host)
+    tls = private_folder(folder / "tls")
+    write_private(tls / "ca.key", authority.issued.key)
+    write_private(tls / "server.key", issued.key)
+    (tls / "ca.pem").write_bytes(authority.issued.certificate)
+    (tls / "server.pem").write_bytes(issued.certificate)
+    local = all(name in ("localhost", "127.0.0.1", "::1") for name in host)
+    listen = "127.0.0.1" if local else "0.0.0.0"  # noqa: S104 - a server is there to be reached
+    (folder / "server.toml").write_text(_server_toml(listen, port), encoding="utf-8")
+    if not (folder / "roster.toml").exists():
+        (folder / "roster.toml").write_text(
+            "# Sites are added with: collegium-server admit\n", encoding="utf-8"
+        )
+    out.print(f"Made {folder / 'server.toml'}. Next:")
+    out.print(f"  1. put the agreed study at {folder / 'study.toml'}")
+    out.print(f"  2. give every hospital {tls / 'ca.pem'} and {folder / 'study.toml'}")
+    out.print(
+        "  3. add each hospital's node.pub:  collegium-server admit SITE node.pub --config …/server.toml"
+    )
+    out.print("  4. start:  collegium-server run --config …/server.toml")
+    out.print(f"Keep {tls / 'ca.key'} to yourself; best take it off this machine.")
+
+
+@app.command(name="admit")
+def admit_site(
+    site: Annotated[str, typer.Argument(help="The hospital's name: small letters, digits, hyphens.")],
+    node_public_key_file: Annotated[Path, typer.Argument(help="The hospital's node.pub.", dir_okay=False)],
+    config: ConfigOption = Path("server.toml"),
+) -> None:
+    """Put a hospital into the roster, after comparing the key's fingerprint with it by telephone."""
+    server = read_server(config)
+    try:
+        text = node_public_key_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{node_public_key_file} cannot be read as text: {error}") from error
+    roster = admit(server.roster, site, text)
+    out.print(f'"{site}" is admitted; the roster has {len(roster.site)} site{"s" * (len(roster.site) > 1)}.')
+    out.print(f"Fingerprint of its node key: {fingerprint(roster.site[-1].node_key)}")
+    out.print("Compare it with what the hospital reads out. A running server learns of it at its next start.")
+
+
+@app.command()
+def run(
+    config: ConfigOption = Path("server.toml"),
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="Go on with a run that stopped.")
+    ] = None,
+) -> None:
+    """Bring the server up, run the study with the hospitals, and end."""
+    from server.launch import open_server
+
+    server = read_server(config)
+    roster = read_roster(server.roster)
+    run_id, study = _prepare_run(server, resume)
+    _check_cohort(server, roster, study)
+    folder = server.state / "runs" / run_id
+    with signals_end(), open_server(server, roster) as running:
+        out.print(f"Study {study.name}, hash {study.hash[:16]}, run {run_id}")
+        out.print(f"Open for {len(roster.site)} sites at {server.listen.address}")
+        with _shown(server, roster, study, folder) as watch:
+            running.run(run_id, watch=watch)
+    for name in ("result.json", "model.safetensors"):
+        if (folder / name).exists():
+            out.print(f"Wrote {folder / name}")
+
+
+@app.command()
+def status(
+    config: ConfigOption = Path("server.toml"),
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Show whether the server runs, which hospitals are connected, and the runs so far."""
+    from server.launch import connected
+
+    server = read_server(config)
+    roster = read_roster(server.roster)
+    now = connected(server.state, roster)
+    runs = {
+        path.name: _run_state(path) for path in sorted((server.state / "runs").glob("*")) if path.is_dir()
+    }
+    online = set(now[1]) if now else set()
+    if as_json:
+        values = {
+            "running": now is not None,
+            "run": now[0]["run_id"] if now else None,
+            "sites": {site.name: site.name in online for site in roster.site},
+            "runs": runs,
+        }
+        typer.echo(json.dumps(values, indent=2))
+        return
+    out.print(f"Running: {now[0]['run_id']}" if now else "Not running.")
+    for site in roster.site:
+        state = "connected" if site.name in online else "not connected"
+        out.print(f"  site {site.name}: {state if now else 'unknown'}  key {fingerprint(site.node_key)}")
+    for name, state in runs.items():
+        out.print(f"  run {name}: {state}")
+
+
+def main() -> None:
+    """Entry point of ``collegium-server``: errors become one clear message and an exit status."""
+    from server.exchange import ExchangeError
+    from server.launch import RunFailed, ServerError
+    from server.superlink import SuperLinkError
+
+    try:
+        app(standalone_mode=True)
+    except ConfigurationError as error:
+        err.print(f"[red]{_plain(error)}[/]")
+        sys.exit(USAGE)
+    except (RunFailed, ServerError, SuperLinkError, ExchangeError, OSError) as error:
+        err.print(f"[red]{_plain(error)}[/]")
+        sys.exit(FAILURE)
+    except KeyboardInterrupt:
+        err.print("Stopped. The run can be resumed: collegium-server run --resume RUN_ID")
+        sys.exit(INTERRUPTED)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).replace("[", r"\[") or type(error).__name__
+
+
+def _prepare_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
+    """The run's id and study; a new run's folder is made, with the study as it is now."""
+    runs = server.state / "runs"
+    if resume is not None:
+        if not (runs / resume / "study.toml").is_file():
+            known = ", ".join(sorted(path.name for path in runs.glob("*"))) or "none"
+            raise ConfigurationError(f'there is no run "{resume}" below {runs}; there are: {known}')
+        if (runs / resume / "result.json").exists():
+            raise ConfigurationError(f'run "{resume}" is complete: {runs / resume / "result.json"}')
+        return resume, read_study(runs / resume / "study.toml")
+    study = read_study(server.study)
+    run_id = f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    private_folder(server.state)
+    (runs / run_id).mkdir(parents=True)
+    shutil.copyfile(server.study, runs / run_id / "study.toml")
+    return run_id, study
+
+
+def _check_cohort(server: ServerFile, roster: Roster, study: Study) -> None:
+    least, most, there = study.aggregation.min_cohort, study.aggregation.num_sites_max, len(roster.site)
+    if there < least:
+        raise ConfigurationError(
+            f"{server.roster} has {there} sites, the study wants at least {least} (aggregation.min_cohort); "
+            "add them with `collegium-server admit`"
+        )
+    if there > most:
+        raise ConfigurationError(
+            f"{server.roster} has {there} sites, the study allows {most} (aggregation.num_sites_max)"
+        )
+
+
+def _run_state(folder: Path) -> str:
+    if (folder / "result.json").exists():
+        return "complete"
+    try:
+        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "no round complete"
+    return f"{progress['round']} of {progress['num_rounds']} rounds complete"
+
+
+@contextmanager
+def _shown(server: ServerFile, roster: Roster, study: Study, folder: Path) -> Iterator[Callable[[], None]]:
+    """A progress bar over the rounds, with the sites that are connected; lines where there is no terminal."""
+    from server.launch import connected
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[sites]}"),
+        TimeElapsedColumn(),
+    )
+    total = study.training.num_rounds
+    with Progress(*columns, console=out, disable=not out.is_terminal) as bar:
+        task = bar.add_task(f"round 0 of {total}", total=total, sites="")
+        asked = 0.0
+        shown = ("", "")
+
+        def watch() -> None:
+            nonlocal asked, shown
+            if time.monotonic() - asked < CONNECTED_SECONDS:
+                return
+            now = connected(server.state, roster)
+            asked = time.monotonic()
+            sites = f"{len(now[1]) if now else 0} of {len(roster.site)} sites connected"
+            done = _rounds(folder)
+            text = f"round {done} of {total}"
+            bar.update(task, completed=done, description=text, sites=sites)
+            if not out.is_terminal and (text, sites) != shown:
+                out.print(f"{text}, {sites}")
+            shown = (text, sites)
+
+        yield watch
+        bar.update(task, completed=_rounds(folder), description=f"round {_rounds(folder)} of {total}")
+
+
+def _rounds(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "progress.json").read_text(encoding="utf-8"))["round"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _server_toml(host: str, port: int) -> str:
+    return f"""\
+# The coordinator's own file. Relative paths count from this file's folder.
+
+study = "study.toml"     # the agreed study; every hospital holds the same file
+roster = "roster.toml"   # the hospitals and their node keys; see: collegium-server admit
+state = "state"          # runs, logs, Flower's database; private to this user
+
+[listen]
+host = "{host}"       # interface of the gate, the only part that is reachable from outside
+port = {port}
+
+[tls]
+certificate = "tls/server.pem"
+key = "tls/server.key"
+ca_certificate = "tls/ca.pem"   # give this file to every hospital
+"""
+
+
+if __name__ == "__main__":
+    main()
