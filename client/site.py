@@ -13,6 +13,7 @@ from client.budget import BudgetExceeded, check_lifetime, evaluation_cost, open_
 from client.device import choose_device, prepare_torch
 from client.dicom_index import Index
 from client.ingestion import DataRefused, Ingested, check_policy, ingest
+from client.labels import LabelsError
 from client.local_round import OpenRun, evaluate_role, local_round
 from client.patients import PatientSet
 from client.policy import PolicyRefused, check_study
@@ -168,10 +169,7 @@ class Site:
             raise RequestRefused("budget", str(error)) from error
 
         begun = time.perf_counter()
-        if self._ingested is None:
-            self._ingested = ingest(self._file, self._study, self._secret)
-        index, patients = self._ingested.index, self._ingested.patients
-        self._check_data(index, patients)
+        index, patients = self._data()
         seconds = time.perf_counter() - begun
 
         evaluation = evaluation_cost(self._study)
@@ -193,16 +191,24 @@ class Site:
         self._write_result()
         log.info("run %s opened with %d training patients", request.run_id, len(patients[Role.TRAIN]))
 
-    def _check_data(self, index: Index, patients: Mapping[Role, PatientSet]) -> None:
+    def _data(self) -> tuple[Index, Mapping[Role, PatientSet]]:
+        """The index and the patients, read once; raises RequestRefused where they are not fit for the study."""
         try:
+            if self._ingested is None:
+                self._ingested = ingest(self._file, self._study, self._secret)
+            index, patients = self._ingested.index, self._ingested.patients
             check_policy(index, self._file.policy)
-        except DataRefused as error:
+        except (DataRefused, LabelsError) as error:
+            self._ingested = None
             raise RequestRefused("data", str(error)) from error
         needed = self._study.patients.min_training
         if len(patients[Role.TRAIN]) < needed:
+            self._ingested = None
             raise RequestRefused(
-                "data", f"{len(patients[Role.TRAIN])} training patients, the study asks for at least {needed}"
+                "data",
+                f"{index.num_patients(Role.TRAIN)} training patients, the study asks for at least {needed}",
             )
+        return index, patients
 
     # The run itself.
 

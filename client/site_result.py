@@ -1,10 +1,10 @@
 """The site's own result of a run: it stays at the site."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from client.private_file import replace_private_file
 from shared_models.tasks import Metrics
 
 
@@ -40,16 +40,5 @@ class SiteResult:
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all; readable by the site's user only."""
-        write_json(path, asdict(self))
-
-
-def write_json(path: Path, values: object) -> None:
-    """Write *values* as JSON: a new file is synced and renamed, mode 0600."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_private_file(path, json.dumps(asdict(self), indent=2, allow_nan=False).encode())

@@ -9,7 +9,7 @@ Guarantees:
       Nothing is decoded or normalised first, so ``..``, ``%2e``, ``//``, a full URL as target, a query or an
       encoded slash cannot turn into another path.
     * Only the headers in `HEADERS_IN` are handed on; the request towards the SuperLink is built anew, so no
-      header, length or connection trick reaches it. Contradicting lengths are refused by the HTTP parser.
+      header, length or connection trick reaches it. Contradicting lengths are refused.
     * Bodies stream through in pieces; a body above `MAX_BODY_BYTES` is cut off.
     * A key that is not registered gets no further than the SuperLink's own check, and no key can be registered
       from here: ``register-node`` is not among the calls that pass.
@@ -88,6 +88,13 @@ class Gate:
         """Answer one request."""
         if scope["type"] != "http":
             return
+        names = [name for name, _ in scope["headers"]]
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            await _answer(send, 431, b"headers too large\n")
+            return
+        if b"content-length" in names and b"transfer-encoding" in names:
+            await _answer(send, 400, b"contradicting lengths\n")
+            return
         target: bytes = scope["raw_path"]
         if target not in PASSED or scope["method"] != "POST" or scope["query_string"]:
             await _answer(send, 404, b"not found\n")
@@ -96,13 +103,13 @@ class Gate:
 
     async def _pass(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["raw_path"].decode("ascii")
+        given = dict(scope["headers"])
         headers = [(name, value) for name, value in scope["headers"] if name in HEADERS_IN]
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), None)
-        if length is not None:
-            if int(length) > MAX_BODY_BYTES:
+        if b"content-length" in given:
+            if int(given[b"content-length"]) > MAX_BODY_BYTES:
                 await _answer(send, 413, b"too large\n")
                 return
-            headers.append((b"content-length", length))
+            headers.append((b"content-length", given[b"content-length"]))
         started = False
         try:
             request = self._upstream.build_request("POST", path, headers=headers, content=_body(receive))

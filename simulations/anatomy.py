@@ -52,7 +52,7 @@ class View:
 
 
 def draw_anatomy(
-    generator: np.random.Generator, *, female: bool, positive: bool, contrast: float = 1.0
+    generator: np.random.Generator, *, female: bool, positive: bool, contrast: float = 1.0, size: float = 1.0
 ) -> Anatomy:
     """Draw one patient.
 
@@ -60,7 +60,8 @@ def draw_anatomy(
         generator: the patient's own random numbers; all variation comes from it.
         female: whether breast shadows are drawn.
         positive: whether the lungs hold opacities.
-        contrast: scales how much air an opacity fills; 1 is the difficulty of the demo.
+        contrast: scales how much of the air an opacity fills, up to all of it.
+        size: scales the radii of opacities.
     """
     between = generator.uniform
     nodules = [
@@ -83,19 +84,19 @@ def draw_anatomy(
         gas=between(0.0, 0.25),
         nodules=tuple(nodules),
         vessel_angles=tuple(between(-0.2, 0.2, size=12).tolist()),
-        opacities=_draw_opacities(generator, contrast) if positive else (),
+        opacities=_draw_opacities(generator, contrast, size) if positive else (),
     )
 
 
-def _draw_opacities(generator: np.random.Generator, contrast: float) -> tuple[Opacity, ...]:
+def _draw_opacities(generator: np.random.Generator, contrast: float, size: float) -> tuple[Opacity, ...]:
     between = generator.uniform
     number = int(generator.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
     return tuple(
         Opacity(
             x=float(generator.choice([-1.0, 1.0])) * between(0.25, 0.58),
             y=between(-0.42, 0.38),
-            radius_x=between(0.13, 0.3),
-            radius_y=between(0.13, 0.3),
+            radius_x=size * between(0.13, 0.3),
+            radius_y=size * between(0.13, 0.3),
             tilt=between(0.0, np.pi),
             filling=min(1.0, contrast * between(0.5, 0.95)),
         )

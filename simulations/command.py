@@ -18,7 +18,6 @@ from simulations.prepare_command import prepare_command
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from server.checkpoint import Progress as RunProgress
     from server.result import Result
     from simulations.runner import Display
 
@@ -34,7 +33,7 @@ console = Console(stderr=True)
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0917 - the options of a command line
     scenario: Annotated[
         str, typer.Argument(help="A built-in scenario, or the path of a scenario file.")
     ] = "demo",
@@ -100,12 +99,9 @@ def _display(num_rounds: int) -> Iterator["Display"]:
                 tasks[name] = bars.add_task(name, total=total)
             bars.update(tasks[name], completed=done, total=total)
 
-        def rounds(progress: "RunProgress") -> None:
-            advance("rounds", len(progress.rounds), num_rounds)
-
         yield Display(
             prepared=lambda done, total: advance("images prepared", done, total),
-            rounds=rounds,
+            rounds=lambda done: advance("rounds", done, num_rounds),
             baselines=lambda done, total: advance("baselines", done, total),
             say=lambda text: bars.console.print(f"[dim]{text}[/]"),
         )

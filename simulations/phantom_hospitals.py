@@ -99,7 +99,13 @@ def _picture(
 ) -> Callable[[], GreyPicture]:
     def draw() -> GreyPicture:
         body = np.random.default_rng([*key, 1])
-        anatomy = draw_anatomy(body, female=subject.sex == "F", positive=positive, contrast=source.contrast)
+        anatomy = draw_anatomy(
+            body,
+            female=subject.sex == "F",
+            positive=positive,
+            contrast=source.contrast,
+            size=source.opacity_size,
+        )
         visit = np.random.default_rng([*key, 1 + number])
         rows, columns = (round(source.image_size * part) for part in scanner.grid)
         depth = optical_depth(anatomy, draw_view(visit), rows, columns, visit)

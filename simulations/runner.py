@@ -14,13 +14,14 @@ import numpy as np
 
 from client.site import result_path
 from client.site_file import read_site
-from server.checkpoint import Progress, write_atomically
+from server.checkpoint import write_atomically
 from server.result import Baselines, Result, RoundEntry, SiteEntry
 from server.round_loop import RunContext
 from server.run import checkpoint_path, run_study
 from shared_models.study import Study
 from shared_models.tasks import task_of
 from simulations.baselines import POOLED, run_baselines
+from simulations.deployed_engine import run_deployed
 from simulations.hospitals import Hospital, prepare, read_hospitals
 from simulations.local_exchange import LocalExchange
 from simulations.report import write_report
@@ -41,7 +42,7 @@ class Display:
     """Called as the work goes on: images prepared, rounds done, baselines done, and what happens now."""
 
     prepared: Callable[[int, int], None]
-    rounds: Callable[[Progress], None]
+    rounds: Callable[[int], None]
     baselines: Callable[[int, int], None]
     say: Callable[[str], None]
 
@@ -92,9 +93,7 @@ def _run(scenario: Scenario, options: Options, display: Display) -> Result:
     if options.engine == "local":
         site_files, folder = _run_local(scenario, hospitals, options, display, run_id)
     else:
-        from simulations.deployed_engine import run_deployed
-
-        site_files, folder = run_deployed(scenario, hospitals, out / "work", display.rounds, display.say)
+        site_files, folder = run_deployed(scenario, hospitals, out / "work", display.rounds)
     result = Result.model_validate_json((folder / "result.json").read_bytes(), strict=False)
     result = _with_site_results(result, study, site_files)
 
@@ -146,7 +145,7 @@ def _run_local(
             run_id=run_id,
             exchange=exchange,
             checkpoint=checkpoint,
-            tell=display.rounds,
+            tell=lambda progress: display.rounds(len(progress.rounds)),
         )
         run_study(context, engine="local")
     return paths, checkpoint.parent

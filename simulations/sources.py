@@ -26,7 +26,8 @@ class PhantomSource(Frozen):
 
     ``patients_per_hospital`` is one number for all, or one for each. ``image_size`` is the nominal height and
     width in pixels; scanners differ from it by up to a quarter. ``prevalence`` gives the lowest and highest share
-    of patients with pneumonia among the hospitals. ``contrast`` scales how well opacities stand out.
+    of patients with pneumonia among the hospitals. ``contrast`` scales how well opacities stand
+    out, ``opacity_size`` how large they are.
     """
 
     kind: Literal["phantom"] = "phantom"
@@ -35,6 +36,7 @@ class PhantomSource(Frozen):
     image_size: int = Field(default=96, ge=32, le=2048)
     prevalence: tuple[float, float] = Field(default=(0.3, 0.6), strict=False)
     contrast: float = Field(default=1.0, gt=0.0, le=4.0)
+    opacity_size: float = Field(default=1.0, gt=0.0, le=4.0)
     scanners: Literal["varied", "same"] = "varied"
 
     @property

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -75,11 +76,7 @@ def test_a_slow_site_is_dropped_at_the_deadline_and_its_late_reply_is_thrown_awa
     replies, seconds = consortium.exchange(dict.fromkeys(NAMES, b"sleep south 6"), 4.0)
     assert sorted(site for site, _, _ in replies) == ["north", "west"]
     assert seconds < 5.0
-    deadline = time.monotonic() + 20
-    while "slept" not in (later := asked(consortium, b"again", 20.0)).get("south", b"slept").decode():
-        assert later == {name: name.encode() + b": again" for name in NAMES}
-        return
-    assert time.monotonic() < deadline
+    assert asked(consortium, b"again") == {name: name.encode() + b": again" for name in NAMES}
 
 
 def test_a_site_that_is_not_connected_is_left_out(consortium: Consortium) -> None:
@@ -221,7 +218,7 @@ def test_a_request_hidden_behind_another_is_judged_by_itself(consortium: Consort
     answers = _raw_text(
         consortium, first + hidden + hidden.replace(b"Content-Length", b"Connection: close\r\nContent-Length")
     )
-    statuses = [int(line.split()[1]) for line in answers.splitlines() if line.startswith(b"HTTP/1.1")]
+    statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answers)]
     assert len(statuses) == 2
     assert statuses[0] in (400, 401, 415, 422)
     assert statuses[1] == 404

@@ -1,0 +1,108 @@
+"""The deployed engine: the commands that people run, as they run them, all on this machine's loopback.
+
+One ``collegium-server run`` (gate with TLS, SuperLink with node authentication, ServerApp) and one
+``collegium-client start`` (SuperNode, forwarder, agent) for each virtual hospital.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from server.exchange import ExchangeError
+from shared_models.node_keys import new_node_key
+from shared_models.processes import Child, free_port, python_module, write_private
+from simulations.hospitals import Hospital
+from simulations.scenario import Scenario
+from simulations.work_folder import write_site, write_study
+
+STOP_SECONDS = 30.0
+LOOK_SECONDS = 0.3
+
+
+def run_deployed(
+    scenario: Scenario, hospitals: Sequence[Hospital], work: Path, rounds_done: Callable[[int], None]
+) -> tuple[tuple[Path, ...], Path]:
+    """Set up a consortium below *work*, run the study in it, and end everything.
+
+    Args:
+        scenario: its study is run.
+        hospitals: prepared.
+        work: a folder of its own.
+        rounds_done: called with the number of rounds as it grows.
+
+    Returns:
+        The ``site.toml`` of each hospital, and the run's folder at the server.
+
+    Raises:
+        ExchangeError: the server's command failed; the message ends with what it said.
+    """
+    server = work / "server"
+    port = free_port()
+    _command("server.command", "init", str(server), "--host", "127.0.0.1", "--port", str(port))
+    write_study(server / "study.toml", scenario.study)
+    site_files = tuple(_make_site(work, hospital, scenario, port) for hospital in hospitals)
+    with ExitStack() as stack:
+        for path in site_files:
+            stack.callback(
+                _child(path.parent.name, "client.command", "start", "--config", str(path)).stop, STOP_SECONDS
+            )
+        coordinator = _child("server", "server.command", "run", "--config", str(server / "server.toml"))
+        stack.callback(coordinator.stop, STOP_SECONDS)
+        while coordinator.ended() is None:
+            rounds_done(_rounds(server))
+            time.sleep(LOOK_SECONDS)
+        if coordinator.ended() != 0:
+            raise ExchangeError(
+                f"collegium-server run failed (log: {coordinator.log}):\n{coordinator.said()[-2000:]}"
+            )
+    rounds_done(_rounds(server))
+    return site_files, _run_folder(server)
+
+
+def _make_site(work: Path, hospital: Hospital, scenario: Scenario, port: int) -> Path:
+    """What a hospital and the coordinator do by hand: the site's files, its node key, its admission."""
+    folder = work / "sites" / hospital.name
+    table = {
+        "address": f"127.0.0.1:{port}",
+        "ca_certificate": (work / "server" / "tls" / "ca.pem").resolve(),
+        "node_key": "node.key",
+    }
+    path = write_site(folder, hospital, scenario.study, seed=scenario.seed, server=table)
+    private, public = new_node_key()
+    write_private(folder / "node.key", private)
+    (folder / "node.pub").write_text(f"{public} {hospital.name}\n", encoding="ascii")
+    server_file = work / "server" / "server.toml"
+    _command("server.command", "admit", hospital.name, str(folder / "node.pub"), "--config", str(server_file))
+    return path
+
+
+def _command(module: str, *arguments: str) -> None:
+    done = subprocess.run(python_module(module, *arguments), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ExchangeError(f"{module} {arguments[0]} failed:\n{(done.stderr or done.stdout)[-2000:]}")
+
+
+def _child(name: str, module: str, *arguments: str) -> Child:
+    folder = Path(arguments[-1]).parent
+    return Child(
+        name,
+        python_module("simulations.followed", module, *arguments),
+        log=folder / "command.log",
+        environment={},
+    )
+
+
+def _run_folder(server: Path) -> Path:
+    (folder,) = (server / "state" / "runs").iterdir()
+    return folder
+
+
+def _rounds(server: Path) -> int:
+    try:
+        text = (_run_folder(server) / "progress.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return 0
+    return int(json.loads(text)["round"])

@@ -1,0 +1,204 @@
+"""Everything of Flower's inner workings that we stand on, as it is in the pinned version.
+
+A failure here means that Flower changed. Read what changed in it, mend the module named in the test, and only
+then adapt the table.
+"""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from client.launch import NOT_ADMITTED
+from client.supernode import ShortSleep
+from server.gate import HEADERS_IN, PASSED
+from shared_models.processes import FLOWER_QUIET
+
+SIGNATURES = {
+    # client/forwarder.py and server/flower_exchange.py
+    "flwr.common.serde:message_to_proto": "(message)",
+    "flwr.common.serde:run_from_proto": "(run_proto)",
+    "flwr.app.message:remove_content_from_message": "(message)",
+    "flwr.app:Message.__init__": "(self, *args, dst_node_id, message_type, content, error, ttl, group_id, dst_task_id, "
+    "reply_to, metadata)",
+    "flwr.supercore.inflatable.inflatable_object:get_all_nested_objects": "(obj)",
+    "flwr.supercore.inflatable.inflatable_object:get_object_tree": "(obj)",
+    "flwr.supercore.inflatable.inflatable_object:iterate_object_tree": "(tree)",
+    "flwr.supercore.inflatable.inflatable_object:no_object_id_recompute": "()",
+    "flwr.supercore.inflatable.inflatable_object:get_object_body": "(object_content, cls)",
+    "flwr.supercore.inflatable.inflatable_object:get_object_head_values_from_object_content": "(object_content)",
+    "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents": "(object_id, object_contents, *, "
+    "keep_object_contents, objects)",
+    "flwr.supercore.protobuf.client:ProtobufClient.from_server_address": "(server_address, insecure, "
+    "root_certificates, interceptors, *, retry_invoker)",
+    "flwr.supercore.interceptors:RuntimeTokenHttpInterceptor.__init__": "(self, token)",
+    "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor.__init__": "(self, component_name)",
+    "flwr.supercore.interceptors:SuperExecAuthHttpInterceptor.__init__": "(self, *, master_secret, protected_methods)",
+    # client/supernode.py
+    "flwr.supernode.cli:flower_supernode": "()",
+    "flwr.supercore.inflatable.inflatable_utils:pull_objects": "(object_ids, pull_object_fn, *, "
+    "max_concurrent_pulls, max_time, max_tries_per_object, initial_backoff, backoff_cap)",
+    # server/superlink.py
+    "flwr.superlink.cli:flower_superlink": "()",
+    "flwr.superlink.config_loader:load_control_authn_plugin": "()",
+    "flwr.superlink.auth_plugin:NoOpControlAuthnPlugin.validate_tokens_in_metadata": "(self, metadata)",
+    "flwr.cli.build:build_fab_from_files": "(files)",
+    # server/server_app.py
+    "flwr.superlink.grid:HttpGrid.__init__": "(self, runtime_api_address, insecure, root_certificates, *, token)",
+    "flwr.superlink.grid:HttpGrid.push_messages": "(self, messages)",
+    "flwr.superlink.grid:HttpGrid.get_nodes": "(self)",
+    "flwr.superlink.grid:HttpGrid.set_run": "(self, run)",
+    "flwr.superlink.grid:HttpGrid.close": "(self)",
+}
+CLIENTS = {
+    "flwr.supercore.runtime:RuntimeHttpClient": (
+        *("AcquireTask", "SendTaskHeartbeat", "PullTaskInput", "PushTaskOutput", "PushObject", "PullObject"),
+        *("ConfirmMessageReceived", "PushMessages", "PullMessages", "GetNodes"),
+    ),
+    "flwr.supercore.control.control_http_client:ControlHttpClient": (
+        *("StartRun", "ListNodes", "RegisterNode", "UnregisterNode"),
+    ),
+}
+FIELDS = {
+    "runtime_pb2:AcquireTaskRequest": {"supported_task_types"},
+    "runtime_pb2:AcquireTaskResponse": {"task", "token"},
+    "runtime_pb2:PullTaskInputResponse": {"context", "run", "task_id"},
+    "runtime_pb2:PushTaskOutputRequest": {"sub_status", "details"},
+    "runtime_pb2:PullAppMessagesRequest": {"message_ids"},
+    "runtime_pb2:PullAppMessagesResponse": {"messages_list", "message_object_trees"},
+    "runtime_pb2:PushAppMessagesRequest": {"messages_list", "message_object_trees"},
+    "runtime_pb2:PushAppMessagesResponse": {"objects_to_push", "session_id"},
+    "message_pb2:PullObjectRequest": {"node", "run_id", "object_id"},
+    "message_pb2:PullObjectResponse": {"object_found", "object_available", "object_content"},
+    "message_pb2:PushObjectRequest": {"node", "run_id", "object_id", "object_content", "session_id"},
+    "message_pb2:ConfirmMessageReceivedRequest": {"node", "run_id", "message_object_id"},
+    "message_pb2:Metadata": {"message_id", "reply_to_message_id", "ttl", "created_at"},
+    "node_pb2:NodeInfo": {"node_id", "public_key", "status"},
+    "control_pb2:StartRunRequest": {"fab"},
+    "control_pb2:StartRunResponse": {"run_id"},
+    "control_pb2:ListNodesResponse": {"nodes_info"},
+    "control_pb2:RegisterNodeRequest": {"public_key"},
+    "control_pb2:UnregisterNodeRequest": {"node_id"},
+}
+
+
+def _found(name: str) -> object:
+    module, _, path = name.partition(":")
+    found: object = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(SIGNATURES))
+def test_a_function_that_we_call_or_replace_takes_what_it_took(name: str) -> None:
+    parameters = inspect.signature(_found(name)).parameters.values()
+    bare = inspect.Signature(
+        [p.replace(annotation=inspect.Parameter.empty, default=inspect.Parameter.empty) for p in parameters]
+        if not any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in ())
+        else []
+    )
+    assert str(bare) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", sorted(CLIENTS))
+def test_the_clients_have_the_calls_that_we_make(name: str) -> None:
+    client = _found(name)
+    for call in CLIENTS[name]:
+        assert list(inspect.signature(getattr(client, call)).parameters) == ["self", "request"]
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_the_messages_have_the_fields_that_we_use(name: str) -> None:
+    message = _found(f"flwr.proto.{name}")
+    assert FIELDS[name] <= set(message.DESCRIPTOR.fields_by_name)  # type: ignore[attr-defined]
+
+
+def test_the_supernode_waits_where_we_shorten_it() -> None:
+    from flwr.supernode import start_client_internal as _  # noqa: F401
+
+    source = inspect.getsource(sys.modules["flwr.supernode.start_client_internal"])
+    assert source.count("time.sleep(") == source.count("time.") == 3
+    assert source.count("time.sleep(3)") == 1
+    assert source.count("time.sleep(0.5)") == 2
+
+
+def test_looking_for_messages_is_quick_after_work_and_slower_when_idle() -> None:
+    slept: list[float] = []
+    short = ShortSleep(slept.append)
+    for _ in range(100):
+        short.sleep(3)
+    assert slept[0] == 0.1
+    assert slept == sorted(slept)
+    assert slept[-1] == 1.0
+    short.sleep(0.5)
+    short.sleep(3)
+    assert slept[-2:] == [0.05, 0.1]
+
+
+def test_the_superlink_asks_our_login_check() -> None:
+    from flwr.superlink.cli import flower_superlink as _  # noqa: F401
+
+    module = sys.modules["flwr.superlink.cli.flower_superlink"]
+    assert "load_control_authn_plugin()" in inspect.getsource(module._parse_superlink_lifespan_config)
+    assert "if args.isolation == ISOLATION_MODE_SUBPROCESS:" in inspect.getsource(
+        module._parse_superlink_lifespan_config
+    )
+
+
+def test_the_grid_has_the_parts_that_we_reach_into() -> None:
+    from flwr.superlink.grid import HttpGrid
+
+    grid = HttpGrid("127.0.0.1:1", insecure=True, token="t")
+    assert {"max_time", "max_tries"} <= set(vars(grid._retry_invoker))
+    assert grid.node.node_id == 1
+    assert isinstance(HttpGrid._runtime_client, property)
+
+
+def test_the_gate_passes_every_fleet_call_but_registering() -> None:
+    from flwr.supercore.protobuf import translation
+
+    tables = [value for value in vars(translation).values() if isinstance(value, dict)]
+    paths = {path for table in tables for _, path in table if path.startswith("/v1/fleet")}
+    refused = {"/v1/fleet/register-node", "/v1/fleet/unregister-node"}
+    assert {path.decode() for path in PASSED} == paths - refused
+
+
+def test_the_gate_hands_on_the_headers_of_the_node_authentication() -> None:
+    from flwr.common.constant import TIMESTAMP_HEADER
+    from flwr.supercore import constant
+
+    wanted = {
+        TIMESTAMP_HEADER,
+        constant.FLEET_HTTP_PUBLIC_KEY_HEADER,
+        constant.FLEET_HTTP_SIGNATURE_HEADER,
+        constant.FLWR_PACKAGE_NAME_METADATA_KEY,
+        constant.FLWR_PACKAGE_VERSION_METADATA_KEY,
+        constant.FLWR_COMPONENT_NAME_METADATA_KEY,
+    }
+    assert {name.encode() for name in wanted} <= HEADERS_IN
+
+
+def test_a_key_that_is_not_registered_is_told_by_the_code_that_we_look_for() -> None:
+    from flwr.supercore.error import ApiErrorCode
+
+    assert f"[code: {int(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED)}]" == NOT_ADMITTED
+
+
+def test_our_variables_switch_telemetry_and_update_check_off() -> None:
+    program = (
+        "from flwr.supercore import telemetry, update_check, constant\n"
+        "from flwr.supercore.telemetry import EventType, event\n"
+        "import os, threading\n"
+        "before = threading.active_count()\n"
+        "future = event(EventType.RUN_SUPERNODE_ENTER)\n"
+        "print(future.result(), telemetry.state['executor'])\n"
+        "update_check.warn_if_flwr_update_available('x')\n"
+        "print(threading.active_count() - before, os.environ[constant.FLWR_DISABLE_UPDATE_CHECK])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=FLOWER_QUIET, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines() == ["disabled None", "0 1"], done.stderr
