@@ -12,15 +12,19 @@ from rich.console import Console
 from client.site_file import LabelKey, SiteFile, read_site
 from shared_models.configuration import ConfigurationError
 from shared_models.node_keys import NodeKeyError, fingerprint, new_node_key, public_line
-from shared_models.processes import private_folder, signals_end, write_private
+from shared_models.processes import follow_parent, private_folder, signals_end, write_private
 from shared_models.study import read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+PARENT_SECONDS = 40.0
 
 app = typer.Typer(help="One hospital's side of Collegium.", no_args_is_help=True, add_completion=False)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+WithParent = Annotated[
+    bool, typer.Option("--end-with-parent", hidden=True, help="End when standard input is closed.")
+]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
 
 
@@ -61,9 +65,12 @@ def init(  # noqa: PLR0917 - the options of a command line
 
 
 @app.command()
-def start(config: ConfigOption = Path("site.toml")) -> None:
+def start(config: ConfigOption = Path("site.toml"), end_with_parent: WithParent = False) -> None:
     """Connect to the server and take part, until Ctrl-C or SIGTERM."""
     from client.launch import run_site
+
+    if end_with_parent:
+        follow_parent(PARENT_SECONDS)
 
     site = read_site(config)
     _check_key(site)

@@ -19,16 +19,20 @@ from server.roster import Roster, admit, read_roster
 from server.server_file import ServerFile, read_server
 from shared_models.configuration import ConfigurationError
 from shared_models.node_keys import fingerprint
-from shared_models.processes import private_folder, signals_end, write_private
+from shared_models.processes import follow_parent, private_folder, signals_end, write_private
 from shared_models.study import Study, read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+PARENT_SECONDS = 40.0
 CONNECTED_SECONDS = 2.0
 
 app = typer.Typer(help="The coordinator's side of Collegium.", no_args_is_help=True, add_completion=False)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+WithParent = Annotated[
+    bool, typer.Option("--end-with-parent", hidden=True, help="End when standard input is closed.")
+]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The server's file.", dir_okay=False)]
 
 

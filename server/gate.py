@@ -155,7 +155,9 @@ async def _body(receive: Receive) -> AsyncIterator[bytes]:
 
 
 async def _answer(send: Send, status: int, text: bytes) -> None:
-    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode("ascii"))]
+    """An answer of the gate's own. The connection ends with it: what follows on it is not trusted."""
+    length = str(len(text)).encode("ascii")
+    headers = [(b"content-type", b"text/plain"), (b"content-length", length), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text, "more_body": False})
 

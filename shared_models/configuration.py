@@ -58,7 +58,7 @@ def parse_toml(text: str, model: type[Model], *, origin: str) -> Model:
 
 def _describe(problem: Mapping[str, Any], text: str) -> str:
     """One line of the message: where, which key, which value, what is allowed."""
-    location = tuple(part for part in problem["loc"] if not str(part).startswith("function-"))
+    location = _without_tags(problem["loc"], text)
     key = ".".join(str(part) for part in location) or "(whole file)"
     line = line_of(text, location)
     where = f"line {line}" if line else "no line yet"
@@ -71,6 +71,12 @@ def _describe(problem: Mapping[str, Any], text: str) -> str:
     if isinstance(value, Mapping | BaseModel):
         return f"  {where}: {key}: {message}"
     return f"  {where}: {key} = {_shown(value)}: {message}"
+
+
+def _without_tags(location: tuple[object, ...], text: str) -> tuple[object, ...]:
+    """pydantic puts the chosen kind of a tagged union into the location; in the file it is no part of the key."""
+    kinds = set(re.findall(r"^\s*kind\s*=\s*[\"']([^\"']+)[\"']", text, flags=re.MULTILINE))
+    return tuple(part for part in location if part not in kinds)
 
 
 def _shown(value: object) -> str:

@@ -6,7 +6,7 @@ import pytest
 from simulations.anatomy import View, draw_anatomy, draw_view
 from simulations.phantom import optical_depth
 from simulations.phantom_hospitals import phantom_caseloads
-from simulations.scanner import SCANNERS, expose, scanner_of
+from simulations.scanner import SCANNERS, Scanner, expose, scanner_of
 from simulations.shading import Plane, blur
 from simulations.sources import PhantomSource
 
@@ -46,9 +46,8 @@ def test_optical_depth_is_finite_single_precision_and_never_negative() -> None:
         assert depth.min() >= 0
 
 
-@pytest.mark.parametrize("scanner", SCANNERS, ids=lambda scanner: scanner.name)
-def test_every_scanner_uses_its_whole_grey_range(scanner: object) -> None:
-    machine = next(one for one in SCANNERS if one is scanner)
+@pytest.mark.parametrize("machine", SCANNERS, ids=lambda scanner: scanner.name)
+def test_every_scanner_uses_its_whole_grey_range(machine: Scanner) -> None:
     picture = expose(machine, chest(1), np.random.default_rng(0))
     assert picture.dtype == np.uint16
     assert picture.min() == 0

@@ -1,0 +1,146 @@
+"""The agent on its socket: order, status, draining, and who may connect."""
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client.agent import DRAINED, Agent
+from client.agent_channel import AgentClient, AgentFailed, AgentUnreachable, socket_path
+
+
+class Slow:
+    """Implements `client.handler.Handler`: answers after the seconds that the message names."""
+
+    def __init__(self) -> None:
+        self.begun: list[bytes] = []
+        self.now = 0
+        self.most = 0
+
+    def handle(self, message: bytes) -> bytes:
+        self.begun.append(message)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        if message == b"fail":
+            self.now -= 1
+            raise RuntimeError("toy failure")
+        if message.startswith(b"wait"):
+            time.sleep(float(message[4:]))
+        self.now -= 1
+        return message
+
+    def status(self) -> dict[str, str]:
+        return {"begun": str(len(self.begun))}
+
+
+class Running:
+    """An agent that serves in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.handler = Slow()
+        self.path = socket_path(folder)
+        self.agent = Agent(self.handler, self.path)
+        self.status: int | None = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        self.client = AgentClient(self.path)
+
+    def _run(self) -> None:
+        self.status = self.agent.run()
+
+    def close(self) -> None:
+        self.client.close()
+        self.agent.stop()
+        self.thread.join()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    agent = Running(tmp_path)
+    yield agent
+    agent.close()
+
+
+def test_large_messages_pass_unchanged(running: Running) -> None:
+    message = os.urandom(30_000_000)
+    assert running.client.handle(message, timeout_seconds=30.0) == message
+
+
+def test_one_request_is_handled_at_a_time_and_status_is_answered_meanwhile(running: Running) -> None:
+    threads = [
+        threading.Thread(target=running.client.handle, args=(b"wait0.3",), kwargs={"timeout_seconds": 10.0})
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    assert running.client.status()["agent"] == "working"
+    for thread in threads:
+        thread.join()
+    assert running.handler.most == 1
+    assert running.client.status() == {"agent": "waiting", "pid": str(os.getpid()), "begun": "3"}
+
+
+def test_a_request_whose_sender_gave_up_before_its_turn_is_not_begun(running: Running) -> None:
+    first = threading.Thread(
+        target=running.client.handle, args=(b"wait1.0",), kwargs={"timeout_seconds": 10.0}
+    )
+    first.start()
+    time.sleep(0.2)
+    with pytest.raises(TimeoutError):
+        running.client.handle(b"late", timeout_seconds=0.3)
+    first.join()
+    assert running.client.handle(b"next", timeout_seconds=5.0) == b"next"
+    assert running.handler.begun == [b"wait1.0", b"next"]
+
+
+def test_a_failure_of_the_handler_is_told_without_ending_the_agent(running: Running) -> None:
+    with pytest.raises(AgentFailed):
+        running.client.handle(b"fail", timeout_seconds=5.0)
+    assert running.client.handle(b"next", timeout_seconds=5.0) == b"next"
+
+
+def test_a_drained_agent_finishes_what_runs_takes_nothing_new_and_ends(running: Running) -> None:
+    replies: list[bytes] = []
+    first = threading.Thread(
+        target=lambda: replies.append(running.client.handle(b"wait0.5", timeout_seconds=9.0))
+    )
+    first.start()
+    time.sleep(0.2)
+    running.client.drain()
+    with pytest.raises((AgentUnreachable, AgentFailed)):
+        running.client.handle(b"new", timeout_seconds=5.0)
+    first.join()
+    running.thread.join(10.0)
+    assert replies == [b"wait0.5"]
+    assert running.handler.begun == [b"wait0.5"]
+    assert running.status == DRAINED
+
+
+def test_only_owner_and_group_can_reach_the_socket(running: Running) -> None:
+    assert stat.S_IMODE(running.path.stat().st_mode) == 0o660
+    assert stat.S_IMODE(running.path.parent.stat().st_mode) == 0o750
+
+
+def test_an_agent_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
+    with AgentClient(socket_path(tmp_path)) as client, pytest.raises(AgentUnreachable):
+        client.status()
+
+
+def test_a_state_folder_that_is_too_long_for_a_socket_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="choose a shorter state folder"):
+        socket_path(tmp_path / ("x" * 100))
+
+
+def test_the_agent_and_its_channel_know_nothing_of_flower() -> None:
+    program = "import client.agent, client.launch, client.command, sys; print('flwr' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "False"
