@@ -19,8 +19,8 @@ USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 PARENT_SECONDS = 40.0
 
 app = typer.Typer(help="One hospital's side of Collegium.", no_args_is_help=True, add_completion=False)
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 WithParent = Annotated[
     bool, typer.Option("--end-with-parent", hidden=True, help="End when standard input is closed.")

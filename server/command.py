@@ -24,11 +24,11 @@ from shared_models.study import Study, read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 PARENT_SECONDS = 40.0
-CONNECTED_SECONDS = 2.0
+CONNECTED_SECONDS = 4.0
 
 app = typer.Typer(help="The coordinator's side of Collegium.", no_args_is_help=True, add_completion=False)
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 WithParent = Annotated[
     bool, typer.Option("--end-with-parent", hidden=True, help="End when standard input is closed.")
@@ -95,20 +95,31 @@ def run(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN_ID", help="Go on with a run that stopped.")
     ] = None,
+    end_with_parent: WithParent = False,
 ) -> None:
     """Bring the server up, run the study with the hospitals, and end."""
-    from server.launch import open_server
+    from server.launch import RunFailed, ServerError, open_server
 
+    if end_with_parent:
+        follow_parent(PARENT_SECONDS)
     server = read_server(config)
     roster = read_roster(server.roster)
-    run_id, study = _prepare_run(server, resume)
+    run_id, study = _chosen_run(server, resume)
     _check_cohort(server, roster, study)
     folder = server.state / "runs" / run_id
-    with signals_end(), open_server(server, roster) as running:
-        out.print(f"Study {study.name}, hash {study.hash[:16]}, run {run_id}")
-        out.print(f"Open for {len(roster.site)} sites at {server.listen.address}")
-        with _shown(server, roster, study, folder) as watch:
-            running.run(run_id, watch=watch)
+    try:
+        with signals_end(), open_server(server, roster) as running:
+            if resume is None:
+                folder.mkdir(parents=True)
+                shutil.copyfile(server.study, folder / "study.toml")
+            out.print(f"Study {study.name}, hash {study.hash[:16]}, run {run_id}")
+            out.print(f"Open for {len(roster.site)} sites at {server.listen.address}")
+            with _shown(server, roster, study, folder) as watch:
+                running.run(run_id, watch=watch)
+    except (RunFailed, ServerError, KeyboardInterrupt):
+        if (folder / "study.toml").exists():
+            err.print(f"To go on where it stopped: collegium-server run --config {config} --resume {run_id}")
+        raise
     for name in ("result.json", "model.safetensors"):
         if (folder / name).exists():
             out.print(f"Wrote {folder / name}")
@@ -155,22 +166,18 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except ConfigurationError as error:
-        err.print(f"[red]{_plain(error)}[/]")
+        err.print(str(error), style="red", markup=False)
         sys.exit(USAGE)
     except (RunFailed, ServerError, SuperLinkError, ExchangeError, OSError) as error:
-        err.print(f"[red]{_plain(error)}[/]")
+        err.print(str(error) or type(error).__name__, style="red", markup=False)
         sys.exit(FAILURE)
     except KeyboardInterrupt:
-        err.print("Stopped. The run can be resumed: collegium-server run --resume RUN_ID")
+        err.print("Stopped.")
         sys.exit(INTERRUPTED)
 
 
-def _plain(error: Exception) -> str:
-    return str(error).replace("[", r"\[") or type(error).__name__
-
-
-def _prepare_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
-    """The run's id and study; a new run's folder is made, with the study as it is now."""
+def _chosen_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
+    """The run's id and study: a new run has the study as it is now, a resumed one as it was."""
     runs = server.state / "runs"
     if resume is not None:
         if not (runs / resume / "study.toml").is_file():
@@ -181,9 +188,6 @@ def _prepare_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
         return resume, read_study(runs / resume / "study.toml")
     study = read_study(server.study)
     run_id = f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    private_folder(server.state)
-    (runs / run_id).mkdir(parents=True)
-    shutil.copyfile(server.study, runs / run_id / "study.toml")
     return run_id, study
 
 

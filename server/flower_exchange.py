@@ -22,6 +22,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_head_values_from_object_content,
     iterate_object_tree,
 )
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
 from server.exchange import ExchangeError, SiteReply
 from server.roster import Roster
@@ -164,7 +165,7 @@ class FlowerExchange:
             parts = [part.object_id for part in iterate_object_tree(tree)]
             if message.HasField("error") or len(parts) > MAX_PARTS:
                 if site:
-                    log.warning("%s did not answer: %s", site, message.error.reason or "too many parts")
+                    log.warning("%s did not answer: %.200r", site, message.error.reason or "too many parts")
                 self._confirm(message.metadata.message_id)
                 continue
             announced.append(_Arriving(site, message.metadata.message_id, list(dict.fromkeys(parts))))
@@ -248,7 +249,7 @@ def body_of(parts: Mapping[str, bytes], limit: int) -> bytes:
         order = json.loads(get_object_body(content, Array))["arraychunk_ids"]
         chunks = {child: _chunk(parts[child]) for child in children}
         pieces = [chunks[children[index]] for index in order]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, DecodeError, RecursionError) as error:
         if isinstance(error, ReplyRefused):
             raise
         raise ReplyRefused("not in the form of a forwarder") from error

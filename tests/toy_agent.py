@@ -21,7 +21,7 @@ class Toy:
         self._count += 1
         word, _, rest = message.partition(b" ")
         if word == b"sleep":
-            slow, _, seconds = rest.partition(b" ")
+            slow, seconds, *_ = rest.split(b" ", 2)
             if slow.decode() == self._name:
                 time.sleep(float(seconds))
             return b"slept " + self._name.encode()

@@ -1,0 +1,120 @@
+"""``collegium-client index`` and ``ledger``: what the site has, and what its patients have spent."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from client.site_file import SiteFile, read_site
+from privacy.ledger import Ledger, LedgerError
+from shared_models.configuration import ConfigurationError
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def index(
+    config: ConfigOption = Path("site.toml"),
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 where the site would refuse to train.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read all images and labels as a run would, and say what can be used and why the rest cannot."""
+    from client.index_report import INDEX_NAME, render_index, summary_of
+    from client.ingestion import DataRefused, check_policy, ingest
+    from client.labels import LabelsError
+    from client.secret import SecretError, SiteSecret
+    from shared_models.study import read_study
+
+    site = read_site(config)
+    study = read_study(site.study)
+    site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    columns = (TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task("files", total=None)
+            ingested = ingest(
+                site,
+                study,
+                SiteSecret.load_or_create(site.state),
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    except (DataRefused, LabelsError, SecretError) as error:
+        raise ConfigurationError(str(error)) from error
+    refusal = None
+    try:
+        check_policy(ingested.index, site.policy)
+    except DataRefused as error:
+        refusal = str(error)
+    if as_json:
+        typer.echo(json.dumps({**summary_of(ingested.index), "refused": refusal}, indent=2))
+    else:
+        out.print(render_index(ingested.index))
+        out.print(f"Each file with its reason: {site.state / INDEX_NAME}", markup=False)
+        if refusal:
+            out.print(f"This site would refuse to train: {refusal}", style="red", markup=False)
+    if strict and refusal:
+        raise typer.Exit(1)
+
+
+def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False) -> None:
+    """Show what each run has cost the patients of this site, and what is left of the lifetime budget."""
+
+    site = read_site(config)
+    path = site.state / "ledger.sqlite"
+    if not path.exists():
+        raise ConfigurationError(f"{path}: there is no ledger yet; it is made when the site first starts")
+    try:
+        entries = _entries(Ledger(path))
+        lifetime = _lifetime(Ledger(path), site)
+    except LedgerError as error:
+        raise ConfigurationError(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps({"runs": entries, "lifetime": lifetime}, indent=2))
+        return
+    table = Table(title=f"Runs with differential privacy at {site.name}", title_justify="left")
+    for column in ("run", "study", "rounds begun", "steps", "epsilon", "delta"):
+        table.add_column(column, justify="left" if column in ("run", "study") else "right")
+    for entry in entries:
+        table.add_row(
+            *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in entry.values())
+        )
+    out.print(table)
+    if lifetime is None:
+        out.print("No lifetime budget is set (policy.lifetime_epsilon in site.toml).")
+    else:
+        out.print(
+            f"Lifetime: {lifetime['spent']:.3g} of {lifetime['cap']:g} spent at delta {lifetime['delta']:g} "
+            "(Rényi composition over all runs, evaluations included)"
+        )
+
+
+def _entries(entries: Ledger) -> list[dict[str, str | int | float]]:
+    return [
+        {
+            "run": run.run_id,
+            "study": run.study_hash[:12],
+            "rounds_begun": len(entries.rounds(run.run_id)),
+            "steps": entries.training_cost(run.run_id).num_steps,
+            "epsilon": entries.training_cost(run.run_id).epsilon(run.delta),
+            "delta": run.delta,
+        }
+        for run in entries.runs()
+    ]
+
+
+def _lifetime(entries: Ledger, site: SiteFile) -> dict[str, float] | None:
+    from privacy.accounting import lifetime_epsilon
+
+    cap, delta = site.policy.lifetime_epsilon, site.policy.lifetime_delta
+    if cap is None or delta is None:
+        return None
+    return {"cap": cap, "delta": delta, "spent": lifetime_epsilon(entries.costs(), delta=delta)}

@@ -1,0 +1,157 @@
+"""Accounting equals independent computations, and the ledger forgets nothing."""
+
+import math
+import sqlite3
+
+import dp_accounting as dp
+import pytest
+from dp_accounting import pld
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privacy.accounting import (
+    COUNT_STANDARD_DEVIATION,
+    EvaluationCost,
+    PrivacyTargetError,
+    TrainingCost,
+    gaussian_epsilon,
+    gaussian_standard_deviation,
+    lifetime_epsilon,
+)
+from privacy.ledger import AlreadySpentError, Ledger, LedgerError, LedgerRun
+
+
+def cost(num_steps: int = 100, *, multiplier: float = 1.5, rate: float = 0.1) -> TrainingCost:
+    return TrainingCost(sample_rate=rate, noise_multiplier=multiplier, num_steps=num_steps)
+
+
+def test_epsilon_equals_an_independent_computation_with_dp_accounting() -> None:
+    accountant = pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(1.5)), 100)
+    accountant.compose(dp.GaussianDpEvent(COUNT_STANDARD_DEVIATION))
+    assert cost().epsilon(1e-4) == pytest.approx(accountant.get_epsilon(1e-4), rel=1e-9)
+
+
+def test_one_gaussian_release_equals_the_analytic_formula() -> None:
+    """Balle and Wang (2018), theorem 8: delta of the Gaussian mechanism at epsilon."""
+    deviation, delta = 2.0, 1e-4
+    epsilon = gaussian_epsilon(standard_deviation=deviation, num_releases=1, delta=delta)
+
+    def phi(x: float) -> float:
+        return 0.5 * math.erfc(-x / math.sqrt(2))
+
+    exact = phi(0.5 / deviation - epsilon * deviation) - math.exp(epsilon) * phi(
+        -0.5 / deviation - epsilon * deviation
+    )
+    assert exact == pytest.approx(delta, rel=1e-2)
+
+
+def test_two_rounds_cost_more_than_one() -> None:
+    assert cost(10).epsilon(1e-5) < cost(20).epsilon(1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 200), st.floats(0.8, 4.0))
+def test_epsilon_grows_with_steps_and_falls_with_noise(num_steps: int, multiplier: float) -> None:
+    base = cost(num_steps, multiplier=multiplier).epsilon(1e-4)
+    assert cost(2 * num_steps, multiplier=multiplier).epsilon(1e-4) > base
+    assert cost(num_steps, multiplier=1.5 * multiplier).epsilon(1e-4) < base
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
+def test_the_noise_found_for_a_target_stays_within_it_and_is_not_wasteful(epsilon: float) -> None:
+    found = TrainingCost.for_target(epsilon=epsilon, delta=1e-4, sample_rate=0.1, num_steps=200)
+    assert found.epsilon(1e-4) <= epsilon
+    less = cost(200, multiplier=found.noise_multiplier * 0.99)
+    assert less.epsilon(1e-4) > epsilon
+
+
+def test_a_target_that_the_noised_count_alone_exceeds_is_refused() -> None:
+    with pytest.raises(PrivacyTargetError, match="raise epsilon"):
+        TrainingCost.for_target(epsilon=0.001, delta=1e-9, sample_rate=0.1, num_steps=10)
+
+
+def test_evaluation_noise_stays_within_its_target() -> None:
+    deviation = gaussian_standard_deviation(epsilon=2.0, delta=1e-4, num_releases=5)
+    assert gaussian_epsilon(standard_deviation=deviation, num_releases=5, delta=1e-4) <= 2.0
+    assert gaussian_epsilon(standard_deviation=0.99 * deviation, num_releases=5, delta=1e-4) > 2.0
+
+
+def test_the_lifetime_sum_is_zero_without_runs_and_grows_with_each() -> None:
+    evaluation = EvaluationCost(standard_deviation=5.0, num_releases=3)
+    sums = [
+        lifetime_epsilon(runs, delta=1e-5) for runs in [(), (cost(),), (cost(), evaluation), (cost(), cost())]
+    ]
+    assert sums[0] == 0.0
+    assert sums == sorted(sums)
+    assert sums[1] > cost().epsilon(1e-5)
+
+
+# The ledger
+
+
+def a_run(run_id: str = "run-1") -> LedgerRun:
+    return LedgerRun(
+        run_id=run_id,
+        study_hash="0" * 64,
+        sample_rate=0.1,
+        noise_multiplier=1.5,
+        delta=1e-4,
+        noised_count=217,
+        evaluation_deviation=4.0,
+        num_evaluations=2,
+    )
+
+
+def test_what_was_spent_is_there_after_a_restart(tmp_path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    first = Ledger(path)
+    first.open_run(a_run())
+    first.begin_round("run-1", 1, num_steps=10)
+    first.begin_round("run-1", 2, num_steps=10)
+    again = Ledger(path)
+    assert again.run("run-1") == a_run()
+    assert again.training_cost("run-1") == cost(20)
+    assert [entry.round for entry in again.rounds("run-1")] == [1, 2]
+
+
+def test_a_round_is_never_begun_twice_nor_an_earlier_one(tmp_path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.open_run(a_run())
+    ledger.begin_round("run-1", 3, num_steps=10)
+    for number in (3, 2):
+        with pytest.raises(AlreadySpentError, match="round 3 was begun already"):
+            ledger.begin_round("run-1", number, num_steps=10)
+    assert ledger.training_cost("run-1") == cost(10)
+
+
+def test_a_round_of_an_unknown_run_is_refused(tmp_path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.begin_round("nobody", 1, num_steps=10)
+    with pytest.raises(LedgerError, match="is not in the ledger"):
+        ledger.training_cost("nobody")
+
+
+def test_a_run_is_entered_once(tmp_path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.open_run(a_run())
+    with pytest.raises(LedgerError, match="already"):
+        ledger.open_run(a_run())
+    assert len(ledger.runs()) == 1
+
+
+def test_costs_count_training_and_evaluation_of_all_other_runs(tmp_path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for run_id in ("run-1", "run-2"):
+        ledger.open_run(a_run(run_id))
+        ledger.begin_round(run_id, 1, num_steps=10)
+    assert len(ledger.costs()) == 4
+    assert ledger.costs(without="run-2") == (cost(10), EvaluationCost(standard_deviation=4.0, num_releases=2))
+
+
+def test_a_file_that_is_no_ledger_is_told(tmp_path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"this is not a database, it only looks long enough to be one" * 20)
+    with pytest.raises(LedgerError, match="not a usable ledger"):
+        Ledger(path)

@@ -1,0 +1,219 @@
+"""Sampling, clipping and noise do what the accountant assumes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from studies import make_study
+from torch import nn
+
+from privacy.clipping import ClippedGradientSum, UnsupportedModelError, check_supported
+from privacy.noise import noised_counts, noised_sum
+from privacy.randomness import CryptographicGenerator
+from privacy.sampling import pick_images, sample_patients
+from shared_models.architectures import build_model
+from shared_models.tasks import task_of
+
+
+def generator(number: int = 0) -> CryptographicGenerator:
+    return CryptographicGenerator(number.to_bytes(32, "big"))
+
+
+# Randomness
+
+
+def test_a_generator_from_the_operating_system_never_repeats_itself() -> None:
+    first = CryptographicGenerator.from_operating_system().normal(8)
+    second = CryptographicGenerator.from_operating_system().normal(8)
+    assert not np.array_equal(first, second)
+
+
+def test_torchs_and_numpys_global_seeds_do_not_fix_the_noise() -> None:
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        draws.append(CryptographicGenerator.from_operating_system().normal(4))
+    assert not np.array_equal(draws[0], draws[1])
+
+
+def test_a_key_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="must have 32"):
+        CryptographicGenerator(b"short")
+
+
+def _fits_variance(samples: np.ndarray, claimed: float) -> bool:
+    """Whether the sample variance lies within five standard errors of the claimed one, both ways."""
+    ratio = samples.var() / claimed**2
+    return bool(abs(ratio - 1) < 5 * math.sqrt(2 / samples.size))
+
+
+@pytest.mark.parametrize(("actual", "accepted"), [(1.0, True), (0.9, False), (1.1, False)])
+def test_noise_has_the_claimed_variance_and_the_test_rejects_others(actual: float, accepted: bool) -> None:
+    parts = [torch.zeros(300, 100, dtype=torch.float64), torch.zeros(20_000, dtype=torch.float64)]
+    noised = noised_sum(parts, standard_deviation=2.0 * actual, generator=generator(1))
+    samples = np.concatenate([part.numpy().ravel() for part in noised])
+    assert _fits_variance(samples, 2.0) is accepted
+    assert abs(samples.mean()) < 5 * 2.2 / math.sqrt(samples.size)
+    assert float(parts[0].abs().sum()) == 0.0
+
+
+def test_normal_numbers_pass_a_kolmogorov_smirnov_test() -> None:
+    samples = np.sort(generator(2).normal(20_001))
+    cdf = 0.5 * (1 + np.vectorize(math.erf)(samples / math.sqrt(2)))
+    steps = np.arange(samples.size) / samples.size
+    distance = max(np.abs(cdf - steps).max(), np.abs(cdf - steps - 1 / samples.size).max())
+    assert distance < 1.95 / math.sqrt(samples.size)
+
+
+def test_noised_counts_scale_their_noise_with_each_bound() -> None:
+    counts = np.full(40_000, 7, dtype=np.int64)
+    bounds = np.repeat([1, 1000], 20_000)
+    noised = noised_counts(counts, bounds=bounds, standard_deviation=5.0, generator=generator(3)) - 7
+    assert noised.dtype == np.int64
+    assert _fits_variance(noised[20_000:].astype(float), 5000.0)
+    assert noised[:20_000].std() == pytest.approx(math.sqrt(25 + 1 / 12), rel=0.03)
+
+
+# Sampling
+
+
+def test_sampling_is_by_patient_whatever_the_number_of_images() -> None:
+    """A patient with 200 images is sampled as often as one with a single image."""
+    draw = generator(4)
+    first_image = np.array([0, 1, 201, 202], dtype=np.int64)
+    seen = np.zeros(3)
+    for _ in range(4000):
+        patients = sample_patients(3, sample_rate=0.3, generator=draw)
+        images = pick_images(patients, first_image=first_image, generator=draw)
+        assert len(images) == len(patients)
+        assert all(first_image[p] <= i < first_image[p + 1] for p, i in zip(patients, images, strict=True))
+        seen[patients] += 1
+    assert np.abs(seen / 4000 - 0.3).max() < 5 * math.sqrt(0.3 * 0.7 / 4000)
+
+
+def test_batch_sizes_vary_as_poisson_sampling_demands() -> None:
+    """Fixed batches would have no variance; the accountant assumes binomial sizes."""
+    draw = generator(5)
+    sizes = np.array([len(sample_patients(200, sample_rate=0.1, generator=draw)) for _ in range(4000)])
+    assert sizes.var() == pytest.approx(200 * 0.1 * 0.9, rel=0.12)
+
+
+def test_every_image_of_a_sampled_patient_is_equally_likely() -> None:
+    draw = generator(6)
+    first_image = np.array([0, 4], dtype=np.int64)
+    only = np.zeros(1, dtype=np.int64)
+    picked = [int(pick_images(only, first_image=first_image, generator=draw)[0]) for _ in range(4000)]
+    assert np.abs(np.bincount(picked, minlength=4) / 4000 - 0.25).max() < 0.035
+
+
+def test_an_empty_sample_is_a_valid_outcome() -> None:
+    assert len(sample_patients(5, sample_rate=1e-12, generator=generator(7))) == 0
+
+
+# Clipping
+
+
+STUDY = make_study(private=True)
+TASK = task_of(STUDY)
+
+
+def _images(seed: int, num: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return torch.rand(num, 1, 16, 16, generator=random) * scale, (torch.arange(num) % 2).float()
+
+
+def _reference(images: torch.Tensor, labels: torch.Tensor, bound: float) -> list[torch.Tensor]:
+    """Each patient's gradient by plain autograd in float64, clipped and summed."""
+    model = build_model(STUDY).double()
+    total = [torch.zeros_like(weight) for weight in model.parameters()]
+    for image, label in zip(images.double(), labels.double(), strict=True):
+        model.zero_grad()
+        TASK.loss(model(image[None]), label[None]).sum().backward()
+        gradients = [weight.grad.detach() for weight in model.parameters()]
+        norm = torch.sqrt(sum((part**2).sum() for part in gradients))
+        if not bool(norm.isfinite()):
+            continue
+        for part, gradient in zip(total, gradients, strict=True):
+            part += gradient * min(1.0, bound / float(norm))
+    return total
+
+
+def _norm(parts: list[torch.Tensor]) -> float:
+    return float(torch.sqrt(sum((part**2).sum() for part in parts)))
+
+
+@pytest.mark.parametrize("bound", [1e-3, 0.3, 100.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e6])
+def test_the_clipped_sum_equals_exact_autograd(bound: float, scale: float) -> None:
+    images, labels = _images(1, 6, scale)
+    summed = ClippedGradientSum(build_model(STUDY), max_grad_norm=bound)
+    summed.add(images[:4], labels[:4], loss=TASK.loss)
+    summed.add(images[4:], labels[4:], loss=TASK.loss)
+    difference = [
+        got - want for got, want in zip(summed.take(), _reference(images, labels, bound), strict=True)
+    ]
+    largest = min(bound, 1e6) * len(images)
+    assert _norm(difference) <= 1e-5 * largest
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 1e4]))
+def test_no_patient_moves_the_sum_by_more_than_the_bound(seed: int, scale: float) -> None:
+    images, labels = _images(seed, 1, scale)
+    summed = ClippedGradientSum(build_model(STUDY), max_grad_norm=0.5)
+    summed.add(images, labels, loss=TASK.loss)
+    assert _norm(summed.take()) <= 0.5 * (1 + 1e-6)
+
+
+def test_a_patient_with_a_gradient_that_is_not_finite_contributes_zero() -> None:
+    images, labels = _images(2, 5)
+    broken = images.clone()
+    broken[2, 0, 3, 3] = float("nan")
+    summed = ClippedGradientSum(build_model(STUDY), max_grad_norm=1.0)
+    summed.add(broken, labels, loss=TASK.loss)
+    kept = [0, 1, 3, 4]
+    expected = _reference(images[kept], labels[kept], 1.0)
+    got = summed.take()
+    assert all(bool(part.isfinite().all()) for part in got)
+    assert _norm([a - b for a, b in zip(got, expected, strict=True)]) < 1e-4
+
+
+def test_without_patients_the_sum_is_zero_and_after_taking_it_begins_anew() -> None:
+    summed = ClippedGradientSum(build_model(STUDY), max_grad_norm=1.0)
+    assert _norm(summed.take()) == 0.0
+    summed.add(*_images(3, 2), loss=TASK.loss)
+    assert _norm(summed.take()) > 0.0
+    assert _norm(summed.take()) == 0.0
+
+
+def test_a_patients_gradient_does_not_depend_on_the_other_patients_of_the_batch() -> None:
+    images, labels = _images(4, 4)
+    others = images.clone()
+    others[1:] = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(99))
+    sums = []
+    for batch in (images, others):
+        alone, rest = (ClippedGradientSum(build_model(STUDY), max_grad_norm=10.0) for _ in range(2))
+        alone.add(batch, labels, loss=TASK.loss)
+        rest.add(batch[1:], labels[1:], loss=TASK.loss)
+        sums.append([a - b for a, b in zip(alone.take(), rest.take(), strict=True)])
+    assert _norm([a - b for a, b in zip(*sums, strict=True)]) < 1e-5
+
+
+def test_batch_normalisation_is_refused_with_what_to_use_instead() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    with pytest.raises(UnsupportedModelError, match="use GroupNorm"):
+        check_supported(model)
+
+
+def test_closing_takes_the_hooks_off_the_model() -> None:
+    model = build_model(STUDY)
+    summed = ClippedGradientSum(model, max_grad_norm=1.0)
+    summed.add(*_images(5, 2), loss=TASK.loss)
+    summed.close()
+    assert not any(hasattr(weight, "grad_sample") for weight in model.parameters())
+    TASK.loss(model(_images(5, 2)[0]), torch.ones(2)).sum().backward()
+    assert not any(hasattr(weight, "grad_sample") for weight in model.parameters())
