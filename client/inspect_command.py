@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,8 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from client.site_file import SiteFile, read_site
-from privacy.ledger import Ledger, LedgerError
 from shared_models.configuration import ConfigurationError
+
+if TYPE_CHECKING:
+    from privacy.ledger import Ledger
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
@@ -68,6 +70,8 @@ def index(
 def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False) -> None:
     """Show what each run has cost the patients of this site, and what is left of the lifetime budget."""
 
+    from privacy.ledger import Ledger, LedgerError
+
     site = read_site(config)
     path = site.state / "ledger.sqlite"
     if not path.exists():
@@ -97,7 +101,7 @@ def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False
         )
 
 
-def _entries(entries: Ledger) -> list[dict[str, str | int | float]]:
+def _entries(entries: "Ledger") -> list[dict[str, str | int | float]]:
     return [
         {
             "run": run.run_id,
@@ -111,7 +115,7 @@ def _entries(entries: Ledger) -> list[dict[str, str | int | float]]:
     ]
 
 
-def _lifetime(entries: Ledger, site: SiteFile) -> dict[str, float] | None:
+def _lifetime(entries: "Ledger", site: SiteFile) -> dict[str, float] | None:
     from privacy.accounting import lifetime_epsilon
 
     cap, delta = site.policy.lifetime_epsilon, site.policy.lifetime_delta

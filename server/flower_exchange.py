@@ -149,6 +149,8 @@ class FlowerExchange:
                     if body:
                         yield SiteReply(site=reply.site, message=body)
                 self._pause(start, deadline, still=bool(waiting or arriving))
+            for site in [*waiting.values(), *(reply.site for reply in arriving)]:
+                log.warning("%s had not answered at the deadline", site)
         finally:
             self._abandoned += waiting
 

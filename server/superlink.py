@@ -21,13 +21,16 @@ that is made anew at each start.
 
 import hashlib
 import hmac
+import io
 import os
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -57,7 +60,6 @@ license = "Apache-2.0"
 
 [tool.flwr.app]
 publisher = "collegium"
-fab-include = ["pyproject.toml"]
 
 [tool.flwr.app.components]
 serverapp = "server.server_app:never_imported"
@@ -145,12 +147,16 @@ class SuperLink:
         return start_run(self.access, bundle())
 
 
-def bundle() -> bytes:
-    """The app bundle: one ``pyproject.toml``, no Python."""
-    from flwr.cli.build import build_fab_from_files
-
-    content, _ = build_fab_from_files({"pyproject.toml": BUNDLE.encode()})
-    return bytes(content)
+def bundle(files: Mapping[str, bytes] = MappingProxyType({"pyproject.toml": BUNDLE.encode()})) -> bytes:
+    """The app bundle, in Flower's format: a zip file with a manifest. Ours holds one TOML file and no Python."""
+    manifest = [f"{name},{hashlib.sha256(text).hexdigest()},{len(text) * 8}" for name, text in files.items()]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, text in {**files, ".info/CONTENT": "\n".join(manifest).encode()}.items():
+            file.writestr(
+                zipfile.ZipInfo(name), text
+            )  # with a fixed date, so that equal bundles are equal bytes
+    return packed.getvalue()
 
 
 def start_run(access: Access, fab: bytes) -> int:

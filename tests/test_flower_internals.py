@@ -6,9 +6,11 @@ then adapt the table.
 
 import importlib
 import inspect
+import io
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from client.launch import NOT_ADMITTED
 from client.supernode import ShortSleep
 from server.gate import HEADERS_IN, PASSED
+from server.superlink import bundle
 from shared_models.processes import FLOWER_QUIET
 
 SIGNATURES = {
@@ -46,7 +49,7 @@ SIGNATURES = {
     "flwr.superlink.cli:flower_superlink": "()",
     "flwr.superlink.config_loader:load_control_authn_plugin": "()",
     "flwr.superlink.auth_plugin:NoOpControlAuthnPlugin.validate_tokens_in_metadata": "(self, metadata)",
-    "flwr.cli.build:build_fab_from_files": "(files)",
+    "flwr.common.config:get_fab_config": "(fab_file)",
     # server/server_app.py
     "flwr.superlink.grid:HttpGrid.__init__": "(self, runtime_api_address, insecure, root_certificates, *, token)",
     "flwr.superlink.grid:HttpGrid.push_messages": "(self, messages)",
@@ -135,6 +138,13 @@ def test_looking_for_messages_is_quick_after_work_and_slower_when_idle() -> None
     short.sleep(0.5)
     short.sleep(3)
     assert slept[-2:] == [0.05, 0.1]
+
+
+def test_flower_reads_our_bundle_and_finds_no_python_in_it() -> None:
+    from flwr.common.config import get_fab_config, get_metadata_from_config
+
+    assert get_metadata_from_config(get_fab_config(bundle())) == ("collegium/collegium", "1.0.0")
+    assert zipfile.ZipFile(io.BytesIO(bundle())).namelist() == ["pyproject.toml", ".info/CONTENT"]
 
 
 def test_the_superlink_asks_our_login_check() -> None:

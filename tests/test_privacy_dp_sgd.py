@@ -35,7 +35,7 @@ def test_torchs_and_numpys_global_seeds_do_not_fix_the_noise() -> None:
     draws = []
     for _ in range(2):
         torch.manual_seed(1)
-        np.random.seed(1)  # noqa: NPY002
+        np.random.seed(1)
         draws.append(CryptographicGenerator.from_operating_system().normal(4))
     assert not np.array_equal(draws[0], draws[1])
 
@@ -138,7 +138,7 @@ def _reference(images: torch.Tensor, labels: torch.Tensor, bound: float) -> list
         if not bool(norm.isfinite()):
             continue
         for part, gradient in zip(total, gradients, strict=True):
-            part += gradient * min(1.0, bound / float(norm))
+            part.add_(gradient * min(1.0, bound / float(norm)))
     return total
 
 

@@ -127,6 +127,13 @@ class Consortium:
 
     def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
         self._stack = ExitStack()
+        try:
+            self._bring_up(folder, names)
+        except BaseException:
+            self.close()
+            raise
+
+    def _bring_up(self, folder: Path, names: tuple[str, ...]) -> None:
         self.file, keys = make_server(folder / "server", names)
         self.roster: Roster = read_roster(self.file.roster)
         old = os.environ.get("PYTHONPATH", "")
