@@ -6,7 +6,11 @@ runs, take nothing new, end). gRPC does not tell its Python servers who the peer
 that is 0750. Whoever is to speak with the agent belongs to that folder's group, and nobody else does.
 """
 
+import hashlib
 import json
+import os
+import stat
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,16 +38,25 @@ class AgentFailed(RuntimeError):
 def socket_path(state: Path) -> Path:
     """Where the agent of the site with this state folder listens.
 
+    Operating systems allow about 100 characters for a socket's path. Where the state folder's own is too long, the
+    socket lies in a folder of this user below the system's folder for temporary files instead.
+
     Raises:
-        ValueError: the path is longer than an operating system allows for a socket.
+        ValueError: that folder belongs to somebody else, who could then listen in the agent's place.
     """
     path = state / "agent" / "socket"
-    if len(str(path)) > MAX_SOCKET_PATH:
+    if len(str(path)) <= MAX_SOCKET_PATH:
+        return path
+    digest = hashlib.sha256(str(state.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    own = Path(tempfile.gettempdir()) / f"collegium-{os.getuid()}"
+    own.mkdir(mode=0o750, exist_ok=True)
+    found = own.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
         raise ValueError(
-            f"state = {state}: the path is too long for a socket ({len(str(path))} characters with "
-            f"/agent/socket, {MAX_SOCKET_PATH} are possible); choose a shorter state folder"
+            f"state = {state}: the path is too long for a socket, and {own}, which would hold it instead, is not "
+            "only this user's to write; choose a shorter state folder, or remove the other one"
         )
-    return path
+    return own / digest / "socket"
 
 
 class AgentClient:

@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.command("prepare")(prepare_command)
 console = Console(stderr=True)
+INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
 
 @app.command()
@@ -72,8 +73,12 @@ def run(  # noqa: PLR0917 - the options of a command line
         num_workers=workers or default_workers(),
     )
     _warn(chosen.study.privacy.mode)
-    with _display(chosen.study.training.num_rounds) as display:
-        result = run_scenario(chosen, options, display)
+    try:
+        with _display(chosen.study.training.num_rounds) as display:
+            result = run_scenario(chosen, options, display)
+    except KeyboardInterrupt:
+        console.print("stopped; nothing is left running, and the unfinished run's folder was removed")
+        raise typer.Exit(INTERRUPTED) from None
     if json_output:
         sys.stdout.write(result.to_json() + "\n")
     _summary(result, options.out)
@@ -147,10 +152,11 @@ def main() -> None:
         app()
     except (ConfigurationError, OutputFolderError, SourceError, PreparationError, PartitionError) as error:
         console.print(f"[bold red]error:[/] {error}", markup=True, highlight=False)
-        raise SystemExit(2) from None
+        raise SystemExit(INPUT) from None
     except (TooFewSitesError, ExchangeError) as error:
         console.print(f"[bold red]the run stopped:[/] {error}", highlight=False)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        console.print("stopped; nothing is left running, and the unfinished run's folder was removed")
-        raise SystemExit(130) from None
+        raise SystemExit(FAILURE) from None
+
+
+if __name__ == "__main__":
+    main()

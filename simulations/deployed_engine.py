@@ -44,15 +44,19 @@ def run_deployed(
     _command("server.command", "init", str(server), "--host", "127.0.0.1", "--port", str(port))
     write_study(server / "study.toml", scenario.study)
     site_files = tuple(_make_site(work, hospital, scenario, port) for hospital in hospitals)
+    sites: list[Child] = []
     with ExitStack() as stack:
         for path in site_files:
-            stack.callback(
-                _child(path.parent.name, "client.command", "start", "--config", str(path)).stop, STOP_SECONDS
-            )
+            sites.append(_child(path.parent.name, "client.command", "start", "--config", str(path)))
+            stack.callback(sites[-1].stop, STOP_SECONDS)
         coordinator = _child("server", "server.command", "run", "--config", str(server / "server.toml"))
         stack.callback(coordinator.stop, STOP_SECONDS)
         while coordinator.ended() is None:
             rounds_done(_rounds(server))
+            if ended := [site for site in sites if site.ended() is not None]:
+                raise ExchangeError(
+                    f"{ended[0].name} ended early (log: {ended[0].log}):\n{ended[0].said()[-2000:]}"
+                )
             time.sleep(LOOK_SECONDS)
         if coordinator.ended() != 0:
             raise ExchangeError(
@@ -89,7 +93,7 @@ def _child(name: str, module: str, *arguments: str) -> Child:
     folder = Path(arguments[-1]).parent
     return Child(
         name,
-        python_module("simulations.followed", module, *arguments),
+        python_module(module, *arguments, "--end-with-parent"),
         log=folder / "command.log",
         environment={},
     )

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -133,8 +134,19 @@ def test_an_agent_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
         client.status()
 
 
-def test_a_state_folder_that_is_too_long_for_a_socket_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="choose a shorter state folder"):
+def test_a_state_folder_that_is_too_long_for_a_socket_gets_one_elsewhere(tmp_path: Path) -> None:
+    long, other = tmp_path / ("x" * 100), tmp_path / ("y" * 100)
+    assert len(str(socket_path(long))) <= 100
+    assert socket_path(long) == socket_path(long) != socket_path(other)
+    assert socket_path(long).parent.parent.stat().st_uid == os.getuid()
+
+
+def test_a_folder_that_others_can_write_never_holds_the_socket(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    planted = tmp_path / f"collegium-{os.getuid()}"
+    planted.mkdir()
+    planted.chmod(0o777)
+    with pytest.raises(ValueError, match="not only this user's to write"):
         socket_path(tmp_path / ("x" * 100))
 
 

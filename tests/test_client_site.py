@@ -214,7 +214,9 @@ def test_the_charge_is_on_disk_before_the_reply_and_stays_when_training_fails(ho
     talk.open()
     talk.weights = talk.weights[:-1]
     assert reason(talk.train(1)[0]) == "failed"
-    assert not Ledger(tmp_path / "state" / "ledger.sqlite").rounds(RUN), "a model that does not fit costs nothing"
+    assert not Ledger(tmp_path / "state" / "ledger.sqlite").rounds(RUN), (
+        "a model that does not fit costs nothing"
+    )
     talk.weights = np.append(talk.weights, np.float32(0.0))
     talk.train(2)
     assert [entry.round for entry in Ledger(tmp_path / "state" / "ledger.sqlite").rounds(RUN)] == [2]
@@ -238,7 +240,9 @@ def test_after_all_rounds_epsilon_is_within_the_studys_target(hospital, tmp_path
     assert 4.9 < epsilons[-1] <= 5.0
 
 
-def test_a_run_that_would_pass_the_lifetime_cap_is_refused_and_an_earlier_one_counts(hospital, tmp_path) -> None:
+def test_a_run_that_would_pass_the_lifetime_cap_is_refused_and_an_earlier_one_counts(
+    hospital, tmp_path
+) -> None:
     study = make_study(private=True)
     cap = {"lifetime_epsilon": 10.5, "lifetime_delta": 1e-4}
     first = start(hospital, tmp_path, study, **cap)

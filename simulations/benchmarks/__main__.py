@@ -1,0 +1,62 @@
+"""``python -m simulations.benchmarks [NAME]``: what ``make bench`` runs."""
+
+import logging
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from simulations.benchmarks import aggregate, dp_step, encode, ingest, rounds
+from simulations.benchmarks.machine import this_machine
+from simulations.benchmarks.table import Benchmark, Outcome, show, write
+
+ALL = "all"
+BENCHMARKS = {
+    module.BENCHMARK.name: module.BENCHMARK for module in (encode, aggregate, dp_step, ingest, rounds)
+}
+EXIT_WRONG_INPUT = 2
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console(width=None if sys.stdout.isatty() else 130)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help=f"{ALL}, or one of: {', '.join(BENCHMARKS)}.")] = ALL,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json.")] = Path("build/bench"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only see that it works; the figures mean nothing.")
+    ] = False,
+) -> None:
+    """Run all benchmarks, or one; print each table and write its figures to OUT/NAME.json."""
+    if name != ALL and name not in BENCHMARKS:
+        typer.echo(f"{name}: no such benchmark; choose {ALL} or one of: {', '.join(BENCHMARKS)}", err=True)
+        raise typer.Exit(EXIT_WRONG_INPUT)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    for benchmark in BENCHMARKS.values() if name == ALL else (BENCHMARKS[name],):
+        with console.status(f"measuring {benchmark.name}"):
+            outcome = run(benchmark, quick=quick)
+        show(outcome, console)
+        console.print(f"figures: {write(outcome, out)} (measured in {outcome.seconds:.0f} s)\n")
+
+
+def run(benchmark: Benchmark, *, quick: bool) -> Outcome:
+    """Run one benchmark."""
+    machine, started, begun = this_machine(), datetime.now(UTC), time.perf_counter()
+    rows = benchmark.measure(quick)
+    return Outcome(
+        benchmark=benchmark,
+        rows=rows,
+        started=started,
+        seconds=time.perf_counter() - begun,
+        quick=quick,
+        machine=machine,
+    )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,54 @@
+"""Peak memory of a piece of work, in two ways that each say what they count."""
+
+import os
+import re
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): sets the peak resident set size to the current one
+
+
+def traced_peak_mib(work: Callable[[], object]) -> float:
+    """MiB that *work* had allocated at most through Python's allocators, NumPy's arrays included, torch's not."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def can_measure_resident() -> bool:
+    """Whether the system lets a process reset its peak resident memory (Linux does)."""
+    return os.access(_CLEAR_REFS, os.W_OK)
+
+
+def resident_peak_mib(prepare: Callable[[], Callable[[], object]]) -> float:
+    """MiB by which the resident memory of a new process rose at most during the work.
+
+    Args:
+        prepare: called in the new process; what it returns is the work. Must be picklable.
+
+    Source: proc(5), VmHWM and clear_refs.
+    """
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_rise, prepare).result()
+
+
+def _rise(prepare: Callable[[], Callable[[], object]]) -> float:
+    work = prepare()
+    _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
+    before = _status_kib("VmRSS")
+    work()
+    return (_status_kib("VmHWM") - before) / 1024
+
+
+def _status_kib(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status holds no {name}")
+    return int(found[1])
