@@ -8,7 +8,6 @@ from privacy.accounting import (
     EvaluationCost,
     TrainingCost,
     gaussian_standard_deviation,
-    lifetime_epsilon,
 )
 from privacy.ledger import Ledger, LedgerRun
 from privacy.randomness import CryptographicGenerator
@@ -47,10 +46,9 @@ def check_lifetime(ledger: Ledger, policy: Policy, study: Study, *, run_id: str)
     if policy.lifetime_epsilon is None or policy.lifetime_delta is None:
         return
     planned = tuple(part for part in (training_cost(study), evaluation_cost(study)) if part is not None)
-    others = ledger.costs(without=run_id)
-    total = lifetime_epsilon((*others, *planned), delta=policy.lifetime_delta)
+    total = ledger.lifetime_epsilon(delta=policy.lifetime_delta, planned=planned, without=run_id)
     if total > policy.lifetime_epsilon:
-        spent = lifetime_epsilon(others, delta=policy.lifetime_delta)
+        spent = ledger.lifetime_epsilon(delta=policy.lifetime_delta, without=run_id)
         raise BudgetExceeded(
             f"the run would bring the lifetime epsilon from {spent:.2f} to {total:.2f} (Rényi composition), "
             f"above policy.lifetime_epsilon = {policy.lifetime_epsilon:g}"
@@ -64,22 +62,22 @@ def noised_count(exact: int, *, study: Study, generator: CryptographicGenerator)
 
 
 def open_in_ledger(ledger: Ledger, study: Study, *, run_id: str, exact_count: int) -> int:
-    """Enter the run with its noised count, drawn once, and return the count; exact without privacy."""
-    cost = training_cost(study)
-    if cost is None:
-        return exact_count
+    """Enter the run with its patient count, noised under differential privacy and drawn once; return the count."""
     run = ledger.run(run_id)
     if run is None:
-        evaluation = evaluation_cost(study)
+        cost, evaluation = training_cost(study), evaluation_cost(study)
+        count = exact_count
+        if cost is not None:
+            count = noised_count(
+                exact_count, study=study, generator=CryptographicGenerator.from_operating_system()
+            )
         run = LedgerRun(
             run_id=run_id,
             study_hash=study.hash,
-            sample_rate=cost.sample_rate,
-            noise_multiplier=cost.noise_multiplier,
-            delta=study.privacy.delta or 0.0,
-            noised_count=noised_count(
-                exact_count, study=study, generator=CryptographicGenerator.from_operating_system()
-            ),
+            sample_rate=study.training.sample_rate,
+            noise_multiplier=None if cost is None else cost.noise_multiplier,
+            delta=study.privacy.delta,
+            noised_count=count,
             evaluation_deviation=None if evaluation is None else evaluation.standard_deviation,
             num_evaluations=0 if evaluation is None else evaluation.num_releases,
         )

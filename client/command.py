@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.inspect_command import index, ledger
 from client.site_file import LabelKey, SiteFile, read_site
 from shared_models.configuration import ConfigurationError
 from shared_models.node_keys import NodeKeyError, fingerprint, new_node_key, public_line
@@ -94,6 +95,10 @@ def status(
     for name, value in _agent_status(site).items():
         out.print(f"  {name}: {value}", markup=False)
     out.print(f"  server: {values['server']}", markup=False)
+
+
+app.command()(index)
+app.command()(ledger)
 
 
 def main() -> None:

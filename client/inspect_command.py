@@ -1,6 +1,7 @@
 """``collegium-client index`` and ``ledger``: what the site has, and what its patients have spent."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,16 +85,16 @@ def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False
     if as_json:
         typer.echo(json.dumps({"runs": entries, "lifetime": lifetime}, indent=2))
         return
-    table = Table(title=f"Runs with differential privacy at {site.name}", title_justify="left")
+    table = Table(title=f"Runs at {site.name}", title_justify="left")
     for column in ("run", "study", "rounds begun", "steps", "epsilon", "delta"):
         table.add_column(column, justify="left" if column in ("run", "study") else "right")
     for entry in entries:
-        table.add_row(
-            *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in entry.values())
-        )
+        table.add_row(*(_shown(value) for value in entry.values()))
     out.print(table)
     if lifetime is None:
         out.print("No lifetime budget is set (policy.lifetime_epsilon in site.toml).")
+    elif lifetime["spent"] is None:
+        out.print("Lifetime: without limit: at least one run had no differential privacy.", style="red")
     else:
         out.print(
             f"Lifetime: {lifetime['spent']:.3g} of {lifetime['cap']:g} spent at delta {lifetime['delta']:g} "
@@ -101,24 +102,34 @@ def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False
         )
 
 
-def _entries(entries: "Ledger") -> list[dict[str, str | int | float]]:
-    return [
-        {
-            "run": run.run_id,
-            "study": run.study_hash[:12],
-            "rounds_begun": len(entries.rounds(run.run_id)),
-            "steps": entries.training_cost(run.run_id).num_steps,
-            "epsilon": entries.training_cost(run.run_id).epsilon(run.delta),
-            "delta": run.delta,
-        }
-        for run in entries.runs()
-    ]
+def _shown(value: str | int | float | None) -> str:
+    if value is None:
+        return "no privacy"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _lifetime(entries: "Ledger", site: SiteFile) -> dict[str, float] | None:
-    from privacy.accounting import lifetime_epsilon
+def _entries(entries: "Ledger") -> list[dict[str, str | int | float | None]]:
+    """One row a run; ``epsilon`` is null where the run had no differential privacy."""
+    rows: list[dict[str, str | int | float | None]] = []
+    for run in entries.runs():
+        cost, rounds = entries.training_cost(run.run_id), entries.rounds(run.run_id)
+        rows.append(
+            {
+                "run": run.run_id,
+                "study": run.study_hash[:12],
+                "rounds_begun": sum(entry.num_steps > 0 for entry in rounds),
+                "steps": sum(entry.num_steps for entry in rounds),
+                "epsilon": None if cost is None or run.delta is None else cost.epsilon(run.delta),
+                "delta": run.delta,
+            }
+        )
+    return rows
 
+
+def _lifetime(entries: "Ledger", site: SiteFile) -> dict[str, float | None] | None:
+    """The cap and what is spent of it; ``spent`` is null where a run without privacy makes it infinite."""
     cap, delta = site.policy.lifetime_epsilon, site.policy.lifetime_delta
     if cap is None or delta is None:
         return None
-    return {"cap": cap, "delta": delta, "spent": lifetime_epsilon(entries.costs(), delta=delta)}
+    spent = entries.lifetime_epsilon(delta=delta)
+    return {"cap": cap, "delta": delta, "spent": spent if math.isfinite(spent) else None}

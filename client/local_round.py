@@ -88,8 +88,7 @@ def local_round(
     """
     unflatten(weights, run.model)
 
-    if run.cost is not None:
-        ledger.begin_round(run.run_id, number, num_steps=run.study.training.local_steps)
+    ledger.begin_round(run.run_id, number, num_steps=run.study.training.local_steps)
 
     begun = time.perf_counter()
     validated = None

@@ -231,8 +231,7 @@ class Site:
         """Final test, and the validation of the last round where the study names it."""
         unflatten(weights, run.model)
         last = self._study.training.num_rounds
-        if run.cost is not None:
-            self._ledger.begin_round(run.run_id, last + 1, num_steps=0)
+        self._ledger.begin_round(run.run_id, last + 1, num_steps=0)
         generator = self._generator(last + 1)
         parts = []
         if last in self._study.evaluation.validation_rounds:
@@ -264,9 +263,8 @@ class Site:
         return CryptographicGenerator(hashlib.sha256(text.encode()).digest())
 
     def _epsilon(self, run: OpenRun) -> float | None:
-        if run.cost is None or self._study.privacy.delta is None:
-            return None
-        return self._ledger.training_cost(run.run_id).epsilon(self._study.privacy.delta)
+        cost, delta = self._ledger.training_cost(run.run_id), self._study.privacy.delta
+        return None if cost is None or delta is None else cost.epsilon(delta)
 
     def _new_result(
         self, run_id: str, index: Index, patients: Mapping[Role, PatientSet], seconds: float

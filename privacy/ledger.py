@@ -1,17 +1,18 @@
 """The site's durable record of what was spent: written before training, never taken back."""
 
+import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from privacy.accounting import EvaluationCost, TrainingCost
+from privacy.accounting import EvaluationCost, TrainingCost, lifetime_epsilon
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (
     run_id TEXT PRIMARY KEY, study_hash TEXT NOT NULL, sample_rate REAL NOT NULL,
-    noise_multiplier REAL NOT NULL, delta REAL NOT NULL, noised_count INTEGER NOT NULL,
+    noise_multiplier REAL, delta REAL, noised_count INTEGER NOT NULL,
     evaluation_deviation REAL, num_evaluations INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS round (
@@ -34,7 +35,8 @@ class LedgerRun:
     """One run as the ledger holds it.
 
     Attributes:
-        noised_count: drawn once, when the run was opened.
+        noise_multiplier, delta: None in a run without differential privacy.
+        noised_count: drawn once, when the run was opened; exact without differential privacy.
         evaluation_deviation: noise on evaluation statistics; None where they are released exactly.
         num_evaluations: releases about one validation, or one test, patient in the whole run.
     """
@@ -42,8 +44,8 @@ class LedgerRun:
     run_id: str
     study_hash: str
     sample_rate: float
-    noise_multiplier: float
-    delta: float
+    noise_multiplier: float | None
+    delta: float | None
     noised_count: int
     evaluation_deviation: float | None
     num_evaluations: int
@@ -61,7 +63,7 @@ class LedgerRound:
 
 
 class Ledger:
-    """Runs with differential privacy and the rounds that were begun, in one SQLite file.
+    """Runs and the rounds that were begun, in one SQLite file.
 
     *Guarantee*: when `begin_round` returns, the charge is on disk; no method removes or lowers one.
     """
@@ -131,27 +133,45 @@ class Ledger:
                 )
             connection.execute("INSERT INTO round VALUES (?, ?, ?)", (run_id, number, num_steps))
 
-    def training_cost(self, run_id: str) -> TrainingCost:
-        """Return what a run has cost a training patient so far. Raises LedgerError where the run is unknown."""
+    def training_cost(self, run_id: str) -> TrainingCost | None:
+        """Return what a run has cost a training patient so far; None where it has no differential privacy.
+
+        Raises:
+            LedgerError: the run is unknown.
+        """
         run = self.run(run_id)
         if run is None:
             raise LedgerError(f"run {run_id} is not in the ledger")
+        if run.noise_multiplier is None:
+            return None
         steps = sum(entry.num_steps for entry in self.rounds(run_id))
         return TrainingCost(
             sample_rate=run.sample_rate, noise_multiplier=run.noise_multiplier, num_steps=steps
         )
 
-    def costs(self, *, without: str | None = None) -> tuple[TrainingCost | EvaluationCost, ...]:
-        """Return what all runs have cost, evaluations counted in full; *without* leaves one run out."""
-        costs: list[TrainingCost | EvaluationCost] = []
+    def lifetime_epsilon(
+        self,
+        *,
+        delta: float,
+        planned: tuple[TrainingCost | EvaluationCost, ...] = (),
+        without: str | None = None,
+    ) -> float:
+        """Return what all runs, evaluations in full, and *planned* cost together at *delta*; *without* is left out.
+
+        Infinite where any run had no differential privacy.
+        """
+        costs: list[TrainingCost | EvaluationCost] = list(planned)
         for run in self.runs():
             if run.run_id == without:
                 continue
-            costs.append(self.training_cost(run.run_id))
+            cost = self.training_cost(run.run_id)
+            if cost is None:
+                return math.inf
+            costs.append(cost)
             if run.evaluation_deviation is not None:
                 costs.append(
                     EvaluationCost(
                         standard_deviation=run.evaluation_deviation, num_releases=run.num_evaluations
                     )
                 )
-        return tuple(costs)
+        return lifetime_epsilon(tuple(costs), delta=delta)

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from server.aggregation import GlobalModel
 from shared_models.configuration import Frozen
-from shared_models.manifest import FloatVector
 
 
 class CheckpointError(ValueError):
@@ -40,7 +40,7 @@ class RoundRecord(Frozen):
 
 
 class Progress(Frozen):
-    """All of a run's state but the weights."""
+    """All of a run's state but the model."""
 
     format: Literal[1] = 1
     run_id: str
@@ -50,12 +50,18 @@ class Progress(Frozen):
     tested: tuple[str, ...] = ()
 
 
-def write_checkpoint(path: Path, progress: Progress, weights: FloatVector) -> None:
+def write_checkpoint(path: Path, progress: Progress, model: GlobalModel) -> None:
     """Replace the checkpoint at *path*, whole or not at all: written beside it, synced, renamed."""
-    write_atomically(path, save({"weights": weights}, metadata={"progress": progress.model_dump_json()}))
+    write_atomically(
+        path,
+        save(
+            {"weights": model.weights, "velocity": model.velocity},
+            metadata={"progress": progress.model_dump_json()},
+        ),
+    )
 
 
-def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, FloatVector]:
+def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, GlobalModel]:
     """Return what `write_checkpoint` wrote.
 
     Raises:
@@ -63,7 +69,8 @@ def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, FloatVect
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            weights = np.asarray(file.get_tensor("weights"), dtype=np.float32)
+            names = ("weights", "velocity")
+            model = GlobalModel(*(np.asarray(file.get_tensor(name), dtype=np.float32) for name in names))
             progress = Progress.model_validate(json.loads(file.metadata()["progress"]), strict=False)
     except (OSError, SafetensorError, KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(f"{path}: is not a usable checkpoint ({type(error).__name__})") from error
@@ -72,7 +79,7 @@ def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, FloatVect
             f"{path}: is of study {progress.study_hash[:12]}, asked for {study_hash[:12]}; "
             "a changed study is a new study: start a new run"
         )
-    return progress, weights
+    return progress, model
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from server.aggregation import RunningSum
+from server.aggregation import GlobalModel, RunningSum
 from server.checkpoint import Progress, RoundRecord, read_checkpoint, write_checkpoint
 from server.exchange import Exchange, SiteReply
 from shared_models.architectures import build_model
@@ -65,7 +65,7 @@ class RunState:
     """What a round turns into its successor. ``final_refusals`` holds reason by site."""
 
     progress: Progress
-    weights: FloatVector
+    model: GlobalModel
     opened: frozenset[str] = frozenset()
     final_refusals: tuple[tuple[str, str], ...] = ()
 
@@ -102,14 +102,14 @@ def run_rounds(context: RunContext, *, resume: bool = False) -> RunState:
 
 def _initial(context: RunContext) -> RunState:
     progress = Progress(run_id=context.run_id, study_hash=context.study.hash)
-    weights = flatten(build_model(context.study))
-    write_checkpoint(context.checkpoint, progress, weights)
-    return RunState(progress=progress, weights=weights)
+    model = GlobalModel.begin(flatten(build_model(context.study)))
+    write_checkpoint(context.checkpoint, progress, model)
+    return RunState(progress=progress, model=model)
 
 
 def _saved(context: RunContext) -> RunState:
-    progress, weights = read_checkpoint(context.checkpoint, study_hash=context.study.hash)
-    return RunState(progress=progress, weights=weights)
+    progress, model = read_checkpoint(context.checkpoint, study_hash=context.study.hash)
+    return RunState(progress=progress, model=model)
 
 
 def _wait_for_sites(context: RunContext) -> None:
@@ -154,7 +154,7 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
     validated = number - 1 in study.evaluation.validation_rounds
     layout = VectorLayout.of_study(
         study.aggregation,
-        num_weights=len(state.weights),
+        num_weights=len(state.model.weights),
         num_statistics=task_of(study).num_statistics if validated else 0,
     )
 
@@ -164,7 +164,7 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
 
     # 2. Each vector is folded into one sum as it arrives.
     total, survivors, refusals = RunningSum(layout), [], {}
-    for reply in _ask(context, cohort, request, state.weights) if cohort else ():
+    for reply in _ask(context, cohort, request, state.model.weights) if cohort else ():
         outcome = _fold(total, reply)
         if outcome is None:
             survivors.append(reply.site)
@@ -174,9 +174,10 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
 
     # 3. The aggregated update, if enough sites are in it.
     burned = total.num_vectors < study.aggregation.min_cohort
-    weights, statistics = state.weights, None
+    model, statistics = state.model, None
     if not burned:
-        weights, summed = total.mean_update(state.weights)
+        mean, summed = total.mean()
+        model = state.model.moved(mean, momentum=study.aggregation.server_momentum)
         statistics = tuple(int(entry) for entry in summed) if validated else None
     record = RoundRecord(
         round=number,
@@ -192,7 +193,7 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
     # 4. One atomic checkpoint, then the next round.
     rounds = _with_validation(state.progress.rounds, statistics)
     progress = state.progress.model_copy(update={"rounds": (*rounds, record)})
-    write_checkpoint(context.checkpoint, progress, weights)
+    write_checkpoint(context.checkpoint, progress, model)
     context.tell(progress)
     lost = {site for site, reason in refusals.items() if reason in LATER}
     final = dict(state.final_refusals) | {
@@ -201,7 +202,7 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
     return replace(
         state,
         progress=progress,
-        weights=weights,
+        model=model,
         opened=state.opened - lost - set(final),
         final_refusals=tuple(sorted(final.items())),
     )
@@ -218,7 +219,7 @@ def _final_test(context: RunContext, state: RunState) -> RunState:
     cohort = sorted(state.opened & set(context.exchange.sites()))[: study.aggregation.num_sites_max]
     request = Evaluate(run_id=context.run_id, study_hash=study.hash)
     total, tested = RunningSum(layout), []
-    for reply in _ask(context, cohort, request, state.weights) if cohort else ():
+    for reply in _ask(context, cohort, request, state.model.weights) if cohort else ():
         if _fold(total, reply) is None:
             tested.append(reply.site)
     if total.num_vectors < study.aggregation.min_cohort:
@@ -228,7 +229,7 @@ def _final_test(context: RunContext, state: RunState) -> RunState:
     progress = state.progress.model_copy(
         update={"rounds": rounds, "test": tuple(statistics[-size:]), "tested": tuple(sorted(tested))}
     )
-    write_checkpoint(context.checkpoint, progress, state.weights)
+    write_checkpoint(context.checkpoint, progress, state.model)
     context.tell(progress)
     return replace(state, progress=progress)
 

@@ -22,7 +22,7 @@ def run_study(context: RunContext, *, engine: str, resume: bool = False) -> Resu
     state = run_rounds(context, resume=resume)
     result = build_result(context.study, state.progress, engine=engine, refusals=dict(state.final_refusals))
     folder = context.checkpoint.parent
-    write_model(folder / "model.safetensors", context.study, state.weights, result)
+    write_model(folder / "model.safetensors", context.study, state.model.weights, result)
     write_atomically(folder / "result.json", result.to_json().encode())
     return result
 

@@ -141,12 +141,14 @@ class Evaluation(Frozen):
 class Aggregation(Frozen):
     """How updates become the next global model.
 
+    ``server_momentum`` carries part of each round's mean update into the next (FedAvgM; 0 is FedAvg).
     ``weights``: every site the same, or by its number of training patients (noised under differential
     privacy, and cut at ``max_patients``). ``update_bound`` cuts every entry of an update; both fix the grid on
     which updates travel (`shared_models.vector`).
     """
 
     weights: Literal["equal", "patients"]
+    server_momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
     num_sites_max: int = Field(ge=2, le=1000)
     min_cohort: int = Field(ge=2, le=1000)
     max_patients: int | None = Field(default=None, ge=1, le=1_000_000)

@@ -1,7 +1,7 @@
 """What every user asks: does the federation help? Each hospital alone, and one model on the pooled data.
 
-Same model, same number of steps, same sample rate, same privacy setting; the only code that trains outside the
-federation. It sees all hospitals' patients at once and therefore exists in simulations only.
+Same model, same number of steps, same sample rate, same privacy setting, same server momentum: each is a federation
+of one. The only code that trains outside the federation. It sees all hospitals' patients at once and therefore exists in simulations only.
 """
 
 import hashlib
@@ -29,8 +29,10 @@ from client.secret import SiteSecret
 from client.site_file import read_site
 from client.training import Machine, train
 from privacy.randomness import CryptographicGenerator
+from server.aggregation import GlobalModel
 from server.result import BaselineMetrics
 from shared_models.architectures import build_model
+from shared_models.manifest import flatten, unflatten
 from shared_models.study import Study, read_study
 from shared_models.tasks import task_of
 
@@ -102,6 +104,7 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
     training_set = _pool([patients[name][Role.TRAIN] for name in job.train_on])
     cost = training_cost(study)
     model = build_model(study).to(machine.device)
+    state = GlobalModel.begin(flatten(model))
     task = task_of(study)
     for number in range(1, study.training.num_rounds + 1):
         generator = _generator(study, f"{job.seed}|{job.name}|{number}")
@@ -120,6 +123,9 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
             generator=generator,
         )
         gradient.close()
+        update = flatten(model).astype(np.float64) - state.weights
+        state = state.moved(update, momentum=study.aggregation.server_momentum)
+        unflatten(state.weights, model)
     statistics = {
         name: evaluate(model, sets[Role.TEST], task=task, machine=machine) for name, sets in patients.items()
     }

@@ -201,9 +201,10 @@ def test_the_accountant_survives_a_restart_of_the_agent(hospital, tmp_path) -> N
     assert isinstance(again.train(2)[0], Answer)
     ledger = Ledger(tmp_path / "state" / "ledger.sqlite")
     assert ledger.run(RUN) == first, "the noised count is drawn once a run"
-    assert ledger.training_cost(RUN).num_steps == 4
     own = json.loads(result_path(tmp_path / "state", RUN).read_text(encoding="utf-8"))
     cost = ledger.training_cost(RUN)
+    assert cost is not None
+    assert cost.num_steps == 4
     assert own["epsilon"] == pytest.approx(
         TrainingCost(sample_rate=0.5, noise_multiplier=cost.noise_multiplier, num_steps=4).epsilon(1e-4)
     )

@@ -2,6 +2,7 @@
 
 import math
 import sqlite3
+from dataclasses import replace
 
 import dp_accounting as dp
 import pytest
@@ -141,13 +142,23 @@ def test_a_run_is_entered_once(tmp_path) -> None:
     assert len(ledger.runs()) == 1
 
 
-def test_costs_count_training_and_evaluation_of_all_other_runs(tmp_path) -> None:
+def test_the_lifetime_counts_training_and_evaluation_of_all_other_runs(tmp_path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     for run_id in ("run-1", "run-2"):
         ledger.open_run(a_run(run_id))
         ledger.begin_round(run_id, 1, num_steps=10)
-    assert len(ledger.costs()) == 4
-    assert ledger.costs(without="run-2") == (cost(10), EvaluationCost(standard_deviation=4.0, num_releases=2))
+    one = (cost(10), EvaluationCost(standard_deviation=4.0, num_releases=2))
+    assert ledger.lifetime_epsilon(delta=1e-5, without="run-2") == lifetime_epsilon(one, delta=1e-5)
+    assert ledger.lifetime_epsilon(delta=1e-5) == lifetime_epsilon(one + one, delta=1e-5)
+    planned = ledger.lifetime_epsilon(delta=1e-5, without="run-2", planned=one)
+    assert planned == ledger.lifetime_epsilon(delta=1e-5)
+
+
+def test_a_run_without_privacy_makes_the_lifetime_epsilon_infinite(tmp_path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.open_run(replace(a_run(), noise_multiplier=None, delta=None))
+    assert ledger.training_cost("run-1") is None
+    assert ledger.lifetime_epsilon(delta=1e-5) == math.inf
 
 
 def test_a_file_that_is_no_ledger_is_told(tmp_path) -> None:

@@ -33,7 +33,7 @@ def context(tmp_path: Path, exchange: FakeExchange, study: Study = STUDY) -> Run
 
 
 def shift_of(state: RunState, study: Study = STUDY) -> float:
-    moved = state.weights - flatten(build_model(study))
+    moved = state.model.weights - flatten(build_model(study))
     assert np.ptp(moved) < 1e-5
     return float(moved.mean())
 
@@ -49,6 +49,20 @@ def test_weights_by_patients_weigh_the_mean(tmp_path) -> None:
     exchange = FakeExchange(study, SHIFTS, weights={"north": 90, "south": 10})
     state = run_rounds(context(tmp_path, exchange, study))
     assert shift_of(state, study) == pytest.approx(3 * (0.9 * 0.1 + 0.1 * 0.3), abs=1e-5)
+
+
+def test_server_momentum_carries_updates_over_and_survives_a_resumption(tmp_path) -> None:
+    study = make_study({"num_sites_max = 4": "num_sites_max = 4\nserver_momentum = 0.5"})
+
+    def pull_the_plug(site: str, request: object) -> bytes | None:
+        if isinstance(request, Train) and request.round == 3:
+            raise KeyboardInterrupt
+        return None
+
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(context(tmp_path, FakeExchange(study, SHIFTS, behave=pull_the_plug), study))
+    state = run_rounds(context(tmp_path, FakeExchange(study, SHIFTS), study), resume=True)
+    assert shift_of(state, study) == pytest.approx(0.2 + 0.3 + 0.35, abs=1e-5)
 
 
 def test_validation_describes_the_model_that_the_named_round_produced(tmp_path) -> None:
@@ -114,7 +128,7 @@ def test_a_resumed_run_ends_with_the_same_weights_as_an_unbroken_one(tmp_path, s
     with pytest.raises(KeyboardInterrupt):
         run_rounds(broken)
     resumed = run_rounds(context(tmp_path / "broken", FakeExchange(STUDY, SHIFTS)), resume=True)
-    np.testing.assert_array_equal(resumed.weights, unbroken.weights)
+    np.testing.assert_array_equal(resumed.model.weights, unbroken.model.weights)
     assert resumed.progress.test == unbroken.progress.test
     assert [r.validation for r in resumed.progress.rounds] == [r.validation for r in unbroken.progress.rounds]
 

@@ -20,7 +20,10 @@ SERVER_ADDRESS, PORT = "192.0.2.10", 9443
 HOSPITALS = ("hospital-1", "hospital-2", "hospital-3")
 MACHINES = ("server", *HOSPITALS)
 LISTENING = "0A"
-TERMINAL = {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}  # the machines of this test share one machine's processors
+TERMINAL = {
+    "COLUMNS": "200",
+    "OMP_NUM_THREADS": "1",
+}  # the machines of this test share one machine's processors
 
 
 # The page

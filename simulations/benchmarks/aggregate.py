@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from server.aggregation import RunningSum
+from server.aggregation import GlobalModel, RunningSum
 from shared_models.manifest import FloatVector
 from shared_models.vector import VectorLayout
 from simulations.benchmarks.encode import encoded
@@ -70,7 +70,7 @@ def running_sum(payloads: Iterator[bytes], weights: FloatVector, layout: VectorL
     total = RunningSum(layout)
     for payload in payloads:
         total.add(payload)
-    return total.mean_update(weights)[0]
+    return GlobalModel.begin(weights).moved(total.mean()[0], momentum=0.0).weights
 
 
 def _arriving(payloads: list[bytes], num_sites: int, *, fresh: bool) -> Iterator[bytes]:

@@ -27,15 +27,18 @@ def can_measure_resident() -> bool:
     return os.access(_CLEAR_REFS, os.W_OK)
 
 
-def resident_peak_mib(prepare: Callable[[], Callable[[], object]]) -> float:
+def resident_peak_mib(prepare: Callable[[], Callable[[], object]], *, module: str) -> float:
     """MiB by which the resident memory of a new process rose at most during the work.
 
     Args:
         prepare: called in the new process; what it returns is the work. Must be picklable.
+        module: imported once, in the server process that the new processes are forked from.
 
     Source: proc(5), VmHWM and clear_refs.
     """
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+    context = get_context("forkserver")
+    context.set_forkserver_preload([module])
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(_rise, prepare).result()
 
 

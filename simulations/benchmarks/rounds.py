@@ -49,7 +49,7 @@ SILENT = Display(
 
 def measure(quick: bool) -> tuple[Row, ...]:
     """Seconds of a round, and of what is left of it without the slowest site's training."""
-    num_runs, num_rounds, width = (1, 2, 8) if quick else (3, 11, 64)
+    num_runs, num_rounds, width = (1, 2, 8) if quick else (2, 11, 64)
     text = SCENARIO.format(num_sites=NUM_SITES, num_rounds=num_rounds, width=width)
     scenario = parse_toml(text, Scenario, origin="the benchmark's scenario")
     rounds: dict[Engine, list[RoundEntry]] = {BASELINE: [], "deployed": []}

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from server.checkpoint import write_atomically
-from server.result import versions
 from simulations.benchmarks.machine import Machine
 
 SCHEMA = 1
@@ -125,6 +124,8 @@ def show(outcome: Outcome, console: Console) -> None:
 
 def write(outcome: Outcome, folder: Path) -> Path:
     """Write ``folder/NAME.json``, whole or not at all, and return its path."""
+    from server.result import versions
+
     values = {
         "schema": SCHEMA,
         "name": outcome.benchmark.name,

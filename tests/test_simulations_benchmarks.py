@@ -1,0 +1,173 @@
+"""The benchmarks' bookkeeping: ratios, files, names. No claim about any time."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from shared_models.vector import VectorLayout
+from simulations.benchmarks.__main__ import MODULES, app, load, run
+from simulations.benchmarks.aggregate import mean_of_stack, running_sum
+from simulations.benchmarks.encode import encoded
+from simulations.benchmarks.machine import this_machine
+from simulations.benchmarks.memory import can_measure_resident, resident_peak_mib, traced_peak_mib
+from simulations.benchmarks.table import Benchmark, Outcome, Row, rows_of, write
+from simulations.benchmarks.timing import interleaved
+
+FIELDS = {"schema", "name", "title", "method", "quick", "started", "seconds", "machine", "versions", "rows"}
+ROW_FIELDS = {"case", "variant", "value", "unit", "ratio", "low", "high", "repetitions"}
+
+
+def outcome_of(rows: tuple[Row, ...]) -> Outcome:
+    return Outcome(
+        benchmark=Benchmark(name="toy", title="a toy", method="none", measure=lambda quick: rows),
+        rows=rows,
+        started=datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC),
+        seconds=1.25,
+        quick=True,
+        machine=this_machine(),
+    )
+
+
+# Ratios
+
+
+def test_a_ratio_is_the_variants_median_over_the_median_of_its_cases_baseline() -> None:
+    rows = rows_of("a case", "ms", {"plain": [2.0, 4.0, 100.0], "ours": [1.0, 10.0, 12.0]}, baseline="plain")
+    plain, ours = rows
+    assert (plain.value, plain.ratio, plain.low, plain.high, plain.repetitions) == (4.0, 1.0, 2.0, 100.0, 3)
+    assert (ours.value, ours.ratio, ours.low, ours.high) == (10.0, 2.5, 1.0, 12.0)
+
+
+def test_each_case_has_its_own_baseline() -> None:
+    small = rows_of("small", "s", {"plain": [1.0], "ours": [3.0]}, baseline="plain")
+    large = rows_of("large", "s", {"ours": [30.0], "plain": [20.0]}, baseline="plain")
+    assert [row.ratio for row in (*small, *large)] == [1.0, 3.0, 1.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ({"ours": [1.0]}, "must be one of ours"),
+        ({"plain": [1.0], "ours": []}, "no sample of ours"),
+        ({"plain": [0.0]}, "must be above 0"),
+        ({"plain": [float("nan")]}, "must be above 0"),
+    ],
+)
+def test_samples_without_a_usable_baseline_are_refused(samples: dict[str, list[float]], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        rows_of("a case", "s", samples, baseline="plain")
+
+
+def test_variants_are_measured_in_turn_after_one_call_of_each() -> None:
+    calls: list[str] = []
+    samples = interleaved(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repetitions=2, calls=2
+    )
+    assert "".join(calls) == "ab" + "aabb" * 2
+    assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2}
+
+
+# Memory
+
+
+def test_traced_memory_counts_arrays_at_their_peak() -> None:
+    assert 8.0 <= traced_peak_mib(lambda: np.ones(2**20).sum()) < 8.5
+
+
+def one_hundred_mebibytes() -> object:
+    return lambda: np.ones(100 * 2**17).sum()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_measure_resident(), reason="the system does not tell peak resident memory")
+def test_resident_memory_counts_what_the_work_allocates_in_its_own_process() -> None:
+    assert 99.0 <= resident_peak_mib(one_hundred_mebibytes, module="numpy") < 110.0
+
+
+# The file
+
+
+def test_the_file_has_the_documented_fields_and_replaces_the_last_one_whole(tmp_path: Path) -> None:
+    rows = rows_of("a case", "s", {"plain": [1.0], "ours": [3.0]}, baseline="plain")
+    (tmp_path / "toy.json").write_text("an earlier run, longer than the new one" * 1000)
+    path = write(outcome_of(rows), tmp_path)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert path == tmp_path / "toy.json"
+    assert list(tmp_path.iterdir()) == [path]
+    assert set(values) == FIELDS
+    assert values["schema"] == 1
+    assert values["machine"]["cores"] >= 1 and values["machine"]["processor"]
+    assert {"python", "collegium", "torch", "opacus", "numpy", "pydicom", "flwr"} <= set(values["versions"])
+    assert [set(row) for row in values["rows"]] == [ROW_FIELDS] * 2
+    assert values["rows"][1] == {
+        "case": "a case", "variant": "ours", "value": 3.0, "unit": "s",
+        "ratio": 3.0, "low": 3.0, "high": 3.0, "repetitions": 1,
+    }  # fmt: skip
+
+
+def test_a_figure_that_is_no_number_is_not_written(tmp_path: Path) -> None:
+    rows = rows_of("a case", "s", {"plain": [1.0], "ours": [float("inf")]}, baseline="plain")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(outcome_of(rows), tmp_path)
+    assert not (tmp_path / "toy.json").exists()
+
+
+# The command
+
+
+def test_an_unknown_name_is_told_with_the_known_ones_and_nothing_is_written(tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["nonsense", "--out", str(tmp_path)])
+    assert told.exit_code == 2
+    assert "nonsense: no such benchmark" in told.stderr
+    assert all(name in told.stderr for name in ("all", *MODULES))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_name_leads_to_the_benchmark_of_that_name() -> None:
+    assert {name: load(name).name for name in MODULES} == {name: name for name in MODULES}
+
+
+def test_a_benchmark_run_by_name_prints_its_table_and_writes_its_file(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["encode", "--quick", "--out", str(tmp_path)])
+    assert done.exit_code == 0
+    assert "VectorLayout.encode" in done.stdout and "figures mean nothing" in done.stdout
+    values = json.loads((tmp_path / "encode.json").read_text(encoding="utf-8"))
+    plain, ours = values["rows"]
+    assert values["quick"] is True
+    assert ours["ratio"] == pytest.approx(ours["value"] / plain["value"])
+    assert plain["ratio"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["aggregate", "dp-step", "ingest"])
+def test_every_variant_of_a_case_has_a_row_beside_exactly_one_baseline(name: str) -> None:
+    rows = run(load(name), quick=True).rows
+    for case in {row.case for row in rows}:
+        ratios = [row.ratio for row in rows if row.case == case]
+        assert len(ratios) >= 2
+        assert ratios[0] == 1.0
+        assert len({row.unit for row in rows if row.case == case}) == 1
+
+
+@pytest.mark.deployed
+@pytest.mark.slow
+def test_the_round_benchmark_runs_both_engines() -> None:
+    rows = run(load("round"), quick=True).rows
+    assert [row.variant for row in rows] == ["local", "deployed"] * 2
+
+
+# What is compared does the same
+
+
+def test_the_two_ways_to_aggregate_agree() -> None:
+    layout = VectorLayout(num_weights=50, num_statistics=0, num_sites_max=3, update_bound=1.0, max_weight=1)
+    updates = np.random.default_rng(1).normal(0.0, 0.1, (3, 50))
+    weights = np.linspace(-1.0, 1.0, 50, dtype=np.float32)
+    plain = mean_of_stack((update.astype(np.float32).tobytes() for update in updates), weights)
+    ours = running_sum((encoded(layout, update) for update in updates), weights, layout)
+    assert plain.dtype == ours.dtype == np.float32
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
