@@ -136,7 +136,7 @@ def evaluate_role(run: OpenRun, role: Role, *, generator: CryptographicGenerator
     if run.evaluation_deviation is not None:
         leaving = noised_counts(
             exact,
-            bounds=run.task.bounds,
+            units=run.task.noise_units,
             standard_deviation=run.evaluation_deviation * run.task.l2_sensitivity,
             generator=generator,
         )

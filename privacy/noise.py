@@ -32,7 +32,7 @@ def noised_sum(
 def noised_counts(
     counts: NDArray[np.int64],
     *,
-    bounds: NDArray[np.int64],
+    units: NDArray[np.int64],
     standard_deviation: float,
     generator: CryptographicGenerator,
 ) -> NDArray[np.int64]:
@@ -42,9 +42,9 @@ def noised_counts(
 
     Args:
         counts: int64, shape (n,).
-        bounds: most that one patient changes each entry by, int64, shape (n,).
-        standard_deviation: in units of ``bounds``: entry j gets standard_deviation · bounds[j].
+        units: of noise on each entry, int64, shape (n,).
+        standard_deviation: in these units: entry j gets standard_deviation · units[j].
         generator: the product passes one with a key from the operating system.
     """
-    noise = np.rint(generator.normal(counts.size) * standard_deviation * bounds)
+    noise = np.rint(generator.normal(counts.size) * standard_deviation * units)
     return counts + noise.astype(np.int64)

@@ -1,7 +1,7 @@
 """Tasks: a loss, statistics that add up over patients and sites, and metrics from their sums.
 
-The server never sees a score or a label; it sees sums of these statistics. Each patient changes each statistic
-by at most its bound, which is what evaluation noise is scaled to.
+The server never sees a score or a label; it sees sums of these statistics. What one patient can change of them is
+bounded, which is what evaluation noise is scaled to.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,12 @@ from shared_models.study import Study
 
 Metrics: TypeAlias = Mapping[str, float | None]
 
-LOSS_CUT = 10.0
+LOSS_CUT = 5.0
 """A patient's log loss is cut here (nats)."""
 LOSS_UNITS = 1000
 """Grid points from zero to the cut."""
+LOSS_SHARE = 0.5
+"""How far the loss counts in what one patient changes, a histogram entry counting 1: less makes it noisier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +54,14 @@ class BinaryClassification:
         return 2 * self.num_bins + 1
 
     @property
-    def bounds(self) -> NDArray[np.int64]:
-        """Most that one patient changes each statistic by, int64, shape (num_statistics,)."""
-        return np.array([1] * (2 * self.num_bins) + [LOSS_UNITS], dtype=np.int64)
+    def noise_units(self) -> NDArray[np.int64]:
+        """The unit of noise on each statistic, int64, shape (num_statistics,)."""
+        return np.array([1] * (2 * self.num_bins) + [round(LOSS_UNITS / LOSS_SHARE)], dtype=np.int64)
 
     @property
     def l2_sensitivity(self) -> float:
-        """L2 norm of what one patient changes in units of `bounds`: one histogram entry and the loss."""
-        return float(np.sqrt(2.0))
+        """Most that one patient changes the statistics by, in L2 norm and in noise units: one bin and the loss."""
+        return float(np.hypot(1.0, LOSS_SHARE))
 
     def statistics(self, scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sum over patients.
@@ -82,19 +84,20 @@ class BinaryClassification:
     def metrics(self, statistics: NDArray[np.int64]) -> Metrics:
         """Metrics from summed statistics; None where a class that a metric needs is empty.
 
-        Noise can make counts negative: they count as zero. AUROC is that of the histogram: pairs within a bin
-        count one half, so it differs from the exact one by at most half the share of such pairs.
+        AUROC is that of the histogram: pairs within a bin count one half, so it differs from the exact one by at
+        most half the share of such pairs. Noised counts are taken as they are, negative ones too: cutting them at
+        zero would pull AUROC towards one half. Only the metric itself is cut to its range.
 
         Source: Bamber (1975), the area as the probability of correct ranking, ties counted one half.
         """
-        counts = np.maximum(statistics[:-1], 0).astype(np.float64)
+        counts = statistics[:-1].astype(np.float64)
         negative, positive = counts[: self.num_bins], counts[self.num_bins :]
         num_negative, num_positive = negative.sum(), positive.sum()
         num = num_negative + num_positive
         half = self.num_bins // 2
         true_positive, true_negative = positive[half:].sum(), negative[:half].sum()
         below = np.concatenate([[0.0], np.cumsum(negative)[:-1]])
-        pairs = num_negative * num_positive
+        pairs = num_negative * num_positive if min(num_negative, num_positive) > 0 else 0.0
         sensitivity = _ratio(true_positive, num_positive)
         specificity = _ratio(true_negative, num_negative)
         balanced = None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
@@ -104,13 +107,13 @@ class BinaryClassification:
             "balanced_accuracy": balanced,
             "sensitivity": sensitivity,
             "specificity": specificity,
-            "loss": _ratio(max(float(statistics[-1]), 0.0) * LOSS_CUT / LOSS_UNITS, num),
-            "num_patients": float(num),
+            "loss": _ratio(float(statistics[-1]) * LOSS_CUT / LOSS_UNITS, num, largest=LOSS_CUT),
+            "num_patients": float(max(num, 0.0)),
         }
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole > 0 else None
+def _ratio(part: float, whole: float, *, largest: float = 1.0) -> float | None:
+    return float(min(max(part / whole, 0.0), largest)) if whole > 0 else None
 
 
 def task_of(study: Study) -> BinaryClassification:

@@ -69,10 +69,10 @@ def test_normal_numbers_pass_a_kolmogorov_smirnov_test() -> None:
     assert distance < 1.95 / math.sqrt(samples.size)
 
 
-def test_noised_counts_scale_their_noise_with_each_bound() -> None:
+def test_noised_counts_scale_their_noise_with_each_unit() -> None:
     counts = np.full(40_000, 7, dtype=np.int64)
-    bounds = np.repeat([1, 1000], 20_000)
-    noised = noised_counts(counts, bounds=bounds, standard_deviation=5.0, generator=generator(3)) - 7
+    units = np.repeat([1, 1000], 20_000)
+    noised = noised_counts(counts, units=units, standard_deviation=5.0, generator=generator(3)) - 7
     assert noised.dtype == np.int64
     assert _fits_variance(noised[20_000:].astype(float), 5000.0)
     assert noised[:20_000].std() == pytest.approx(math.sqrt(25 + 1 / 12), rel=0.03)

@@ -1,6 +1,8 @@
 """The benchmarks' bookkeeping: ratios, files, names. No claim about any time."""
 
 import json
+import re
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,12 +14,13 @@ from shared_models.vector import VectorLayout
 from simulations.benchmarks.__main__ import MODULES, app, load, run
 from simulations.benchmarks.aggregate import mean_of_stack, running_sum
 from simulations.benchmarks.encode import encoded
-from simulations.benchmarks.machine import this_machine
+from simulations.benchmarks.machine import Machine, this_machine
 from simulations.benchmarks.memory import can_measure_resident, resident_peak_mib, traced_peak_mib
 from simulations.benchmarks.table import Benchmark, Outcome, Row, rows_of, write
 from simulations.benchmarks.timing import interleaved
 
 FIELDS = {"schema", "name", "title", "method", "quick", "started", "seconds", "machine", "versions", "rows"}
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 ROW_FIELDS = {"case", "variant", "value", "unit", "ratio", "low", "high", "repetitions"}
 
 
@@ -107,6 +110,11 @@ def test_the_file_has_the_documented_fields_and_replaces_the_last_one_whole(tmp_
         "case": "a case", "variant": "ours", "value": 3.0, "unit": "s",
         "ratio": 3.0, "low": 3.0, "high": 3.0, "repetitions": 1,
     }  # fmt: skip
+
+
+def test_the_page_names_every_benchmark_and_every_field_and_no_other() -> None:
+    named = set(re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert named == FIELDS | ROW_FIELDS | {field.name for field in fields(Machine)} | set(MODULES)
 
 
 def test_a_figure_that_is_no_number_is_not_written(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def _megabytes_per_second(num_bytes: int, seconds: float) -> float:
 BENCHMARK = Benchmark(
     name="aggregate",
     title="from the sites' bytes to the next global weights",
-    method="RunningSum.add and mean_update, against the float32 mean of all stacked updates; one thread. Peak memory "
-    "by tracemalloc, measured apart from time, the arriving payloads included",
+    method="RunningSum.add, mean and GlobalModel.moved, against the float32 mean of all stacked updates; one "
+    "thread. Peak memory by tracemalloc, measured apart from time, the arriving payloads included",
     measure=measure,
 )

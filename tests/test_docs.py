@@ -1,0 +1,269 @@
+"""The documents say what the code does: fields, keys, reasons, dependencies, commands and links are compared."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import click
+import numpy as np
+import pytest
+import typer
+from pydantic import BaseModel
+
+import client.command
+import server.command
+import simulations.command
+from client.reasons import LabelProblem, Reason
+from client.site_file import SiteFile
+from server.result import Result
+from server.roster import Roster
+from server.server_file import ServerFile
+from shared_models.configuration import parse_toml
+from shared_models.messages import Refusal
+from shared_models.study import Study
+from simulations.scenario import Scenario, built_in_scenarios
+from simulations.sources import HamSource, MedMnistSource, PhantomSource
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "CHANGELOG.md", *ROOT.glob("README.md")])
+COMMANDS = {
+    "collegium-server": server.command.app,
+    "collegium-client": client.command.app,
+    "collegium-simulate": simulations.command.app,
+}
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def first_cells(text: str) -> set[str]:
+    """What stands in backticks in the first column of the tables of *text*."""
+    return set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE))
+
+
+def section(text: str, heading: str) -> str:
+    """The lines below a heading, up to the next one of its level or above."""
+    level = heading.split(" ", maxsplit=1)[0]
+    found = re.search(
+        rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{len(level)}}} |\Z)", text, flags=re.MULTILINE | re.DOTALL
+    )
+    assert found, f"no heading {heading!r}"
+    return found.group(1)
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a field's annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, UnionType, Annotated, tuple, dict, list):
+        for part in get_args(annotation):
+            yield from models_in(part)
+
+
+def keys_of(model: type[BaseModel], before: str = "") -> set[str]:
+    """Dotted keys of all values of a file model."""
+    keys = set()
+    for name, field in model.model_fields.items():
+        nested = list(models_in(field.annotation))
+        if nested:
+            keys |= {key for inner in nested for key in keys_of(inner, f"{before}{name}.")}
+        else:
+            keys.add(f"{before}{name}")
+    return keys
+
+
+# result.md
+
+
+def nested_models(model: type[BaseModel]) -> set[type[BaseModel]]:
+    found = {model}
+    for field in model.model_fields.values():
+        for inner in models_in(field.annotation):
+            found |= nested_models(inner)
+    return found
+
+
+@pytest.mark.parametrize("model", sorted(nested_models(Result), key=lambda model: model.__name__))
+def test_the_result_page_names_every_field_and_no_other(model: type[BaseModel]) -> None:
+    pieces = re.split(r"\(`(\w+)`\)", page("result.md"))
+    texts = dict(zip(pieces[1::2], pieces[2::2], strict=True))
+    described = first_cells(texts[model.__name__].split("## Metrics")[0])
+    assert described == {field.alias or name for name, field in model.model_fields.items()}
+
+
+def test_the_result_page_names_every_metric() -> None:
+    from shared_models.tasks import BinaryClassification
+
+    task = BinaryClassification(num_bins=2, positive_weight=1.0)
+    assert first_cells(section(page("result.md"), "## Metrics")) == set(
+        task.metrics(np.zeros(task.num_statistics, dtype=np.int64))
+    )
+
+
+# files.md
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [
+        ("## study.toml", Study),
+        ("## site.toml", SiteFile),
+        ("## server.toml", ServerFile),
+        ("## roster.toml", Roster),
+    ],
+)
+def test_the_files_page_names_every_key_and_no_other(heading: str, model: type[BaseModel]) -> None:
+    described = first_cells(section(page("files.md"), heading))
+    assert described - {"site"} == keys_of(model)
+
+
+def test_the_files_page_names_every_key_of_a_scenario_and_every_built_in_one() -> None:
+    text = section(page("files.md"), "## Scenario files")
+    sources: set[str] = set()
+    for source in (PhantomSource, MedMnistSource, HamSource):
+        sources |= set(source.model_fields) - {"kind"}
+        assert f'`hospitals.kind = "{source.model_fields["kind"].default}"`' in text
+    assert first_cells(text) == set(Scenario.model_fields) | sources
+    assert all(f"`{name}`" in text for name in built_in_scenarios())
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            yield [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [("## study.toml", Study), ("## site.toml", SiteFile), ("## server.toml", ServerFile)],
+)
+def test_the_files_page_says_of_exactly_the_required_keys_that_they_have_no_default(
+    heading: str, model: type[BaseModel]
+) -> None:
+    for cells in rows(section(page("files.md"), heading)):
+        key = cells[0].strip("` ")
+        field, inner = None, model
+        for part in key.split("."):
+            field = inner.model_fields[part]
+            inner = next(models_in(field.annotation), inner)
+        assert field is not None
+        if cells[2] == "–":
+            assert field.is_required(), key
+        elif not cells[2].startswith("–"):
+            assert not field.is_required(), key
+
+
+# data.md, two-machines.md
+
+
+@pytest.mark.parametrize("reason", [*Reason, *LabelProblem], ids=lambda reason: reason.code)
+def test_every_reason_stands_in_the_data_page_as_in_the_code(reason: Reason | LabelProblem) -> None:
+    assert f"| `{reason.code}` | {reason.sentence} | {reason.remedy} |\n" in page("data.md")
+
+
+def test_the_data_page_has_no_reason_that_the_code_does_not_have() -> None:
+    text = page("data.md")
+    for heading, kind in (
+        ("## Why a file is left out", Reason),
+        ("## What is wrong in the labels file", LabelProblem),
+    ):
+        assert first_cells(section(text, heading)) == {reason.code for reason in kind}
+
+
+def test_every_refusal_is_explained() -> None:
+    words = get_args(Refusal.model_fields["reason"].annotation)
+    described = first_cells(section(page("two-machines.md"), "## When something is wrong"))
+    assert set(words) <= described
+
+
+# dependencies.md
+
+
+def test_every_dependency_stands_in_its_page_with_its_bound() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for heading, group in (
+        ("## Runtime", project["dependencies"]),
+        ("## For development", project["optional-dependencies"]["dev"]),
+    ):
+        described = {
+            (cells[0].strip("` "), cells[1].strip("`"))
+            for cells in rows(section(page("dependencies.md"), heading))
+        }
+        stated = {re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", entry).groups() for entry in group}  # type: ignore[union-attr]
+        assert described == stated
+
+
+# all pages
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_files_lead_to_files(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", text):
+        if not re.match(r"[a-z]+:", target):
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_of_the_code_that_are_named_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:client|server|privacy|shared_models|simulations|tests)/[\w/]+\.py)`", text)
+    missing = [name for name in named if not (ROOT / name).exists() and name != "client/__init__.py"]
+    assert not missing
+
+
+def groups(app: typer.Typer) -> dict[str, click.Command]:
+    command = typer.main.get_command(app)
+    assert isinstance(command, click.Group)
+    return command.commands
+
+
+def shown_commands(text: str) -> Iterator[list[str]]:
+    """Words of each command of ours in a fenced block or between backticks."""
+    joined = text.replace("\\\n", " ")
+    fenced = re.findall(r"^```sh[^\n]*\n(.*?)^```$", joined, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in fenced for line in block.splitlines()]
+    lines += re.findall(r"`(collegium-[^`\n]+)`", re.sub(r"```.*?```", "", joined, flags=re.DOTALL))
+    for line in lines:
+        for part in re.split(r"[;&|]+", line.split(" #")[0]):
+            words = part.split()
+            names = [word.rsplit("/", 1)[-1] for word in words[:1]]
+            if names and names[0] in COMMANDS:
+                yield [names[0], *words[1:]]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_and_options_that_are_shown_exist(path: Path) -> None:
+    for program, *words in shown_commands(path.read_text(encoding="utf-8")):
+        if not words:
+            continue
+        there = groups(COMMANDS[program])
+        if words[0].startswith("-"):
+            assert words[0] == "--help", words
+            continue
+        assert words[0] in there, f"{program} {words[0]}"
+        command = there[words[0]]
+        options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        for word in words[1:]:
+            name = word.split("=")[0]
+            assert not name.startswith("--") or name in options | {"--help"}, f"{program} {words[0]} {name}"
+
+
+def test_the_study_of_the_page_is_a_study() -> None:
+    found = re.search(
+        r"^```toml study\.toml\n(.*?)^```$", page("two-machines.md"), flags=re.MULTILINE | re.DOTALL
+    )
+    assert found
+    study = parse_toml(found.group(1), Study, origin="docs/two-machines.md")
+    assert study.privacy.mode == "local"
+
+
+def test_the_privacy_page_begins_with_what_is_not_protected() -> None:
+    start = page("privacy.md")[:700]
+    assert "TLS alone protects updates in transit" in start
+    assert "The server can read each hospital's update" in start
+    assert 'Under `privacy.mode = "local"`' in start
