@@ -25,6 +25,7 @@ from shared_models.processes import follow_parent
 
 TURN_SECONDS = 0.2
 STOP_SECONDS = 5.0
+UNUSABLE = 4  # exit status: the site's own files are wrong; starting again does not mend them
 DRAINED = 3  # exit status that tells the launcher not to start the agent again
 MAX_CALLS = 8
 
@@ -111,7 +112,7 @@ def _bind(server: grpc.Server, path: Path) -> None:
 
 def serve(handler: Handler, path: Path) -> int:
     """Serve *handler* on the socket at *path* until SIGTERM, SIGINT or a drain. Returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     agent = Agent(handler, path)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -129,9 +130,15 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path)
     given = parser.parse_args()
     from client.site import open_site
+    from client.site_errors import SITE_ERRORS
 
-    site = read_site(given.config)
-    status = serve(open_site(site), socket_path(site.state))
+    try:
+        site = read_site(given.config)
+        handler = open_site(site)
+    except SITE_ERRORS as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(UNUSABLE)
+    status = serve(handler, socket_path(site.state))
     sys.stdout.flush()
     os._exit(status)  # a training that is still running in its thread does not hold the process
 

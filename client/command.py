@@ -19,7 +19,12 @@ from shared_models.study import read_study
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 PARENT_SECONDS = 40.0
 
-app = typer.Typer(help="One hospital's side of Collegium.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="One hospital's side of Collegium.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -75,9 +80,13 @@ def start(config: ConfigOption = Path("site.toml"), end_with_parent: WithParent 
 
     site = read_site(config)
     _check_key(site)
-    with signals_end():
-        out.print(f'Site "{site.name}" starts; logs are in {site.state / "logs"}. Ctrl-C ends it.')
-        run_site(site, config, tell=lambda line: out.print(line, markup=False), ended=lambda: False)
+    try:
+        with signals_end():
+            out.print(f'Site "{site.name}" starts; logs are in {site.state / "logs"}. Ctrl-C ends it.')
+            run_site(site, config, tell=lambda line: out.print(line, markup=False), ended=lambda: False)
+    except KeyboardInterrupt:
+        err.print("Stopped.")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
@@ -113,9 +122,6 @@ def main() -> None:
     except (SiteError, OSError) as error:
         err.print(str(error), style="red", markup=False)
         sys.exit(FAILURE)
-    except KeyboardInterrupt:
-        err.print("Stopped.")
-        sys.exit(INTERRUPTED)
 
 
 def _check_key(site: SiteFile) -> None:

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,26 @@ BUSY_SECONDS = 30.0
 HEARTBEAT_SECONDS = 10.0
 AGENT_PAUSE_SECONDS = 0.5
 PART_PAUSE_SECONDS = 0.03
+NEWER_TASK_SECONDS = 1.0
+STALLED_SECONDS = 120.0
 
 log = logging.getLogger("collegium.forwarder")
 
 
 class TaskLost(RuntimeError):
     """A task that cannot be brought to its end; the SuperNode notices when its heartbeats stop."""
+
+
+class TaskSuperseded(RuntimeError):
+    """A newer task is there while the parts of this one's message are waited for: this one is dead.
+
+    A SuperNode hands over one message after the other. When its run ends while a message is being pulled, Flower
+    leaves the task behind, and the parts never come.
+    """
+
+    def __init__(self, token: str) -> None:
+        super().__init__("the SuperNode went on to a newer message")
+        self.token = token
 
 
 class Forwarder:
@@ -89,31 +104,37 @@ class Forwarder:
     def run(self) -> None:
         """Take tasks until the process is ended."""
         last = time.monotonic()
-        request = AcquireTaskRequest(supported_task_types=[TASK_TYPE])
         while True:
             try:
-                answer = self._tasks.AcquireTask(request)
-                if answer.HasField("task"):
-                    self._task(answer.token)
+                token = self._newest()
+                while token is not None:
+                    token = self._task(token)
                     last = time.monotonic()
-                    continue
             except httpx.HTTPError as error:
                 log.warning("the SuperNode does not answer: %s", error)
                 time.sleep(1.0)
             busy = time.monotonic() - last < BUSY_SECONDS
             time.sleep(BUSY_PAUSE_SECONDS if busy else IDLE_PAUSE_SECONDS)
 
-    def _task(self, token: str) -> None:
-        """Do one task: one message in, one reply out."""
+    def _newest(self) -> str | None:
+        """The token of a task that waits to be taken, if there is one."""
+        answer = self._tasks.AcquireTask(AcquireTaskRequest(supported_task_types=[TASK_TYPE]))
+        return str(answer.token) if answer.HasField("task") else None
+
+    def _task(self, token: str) -> str | None:
+        """Do one task: one message in, one reply out. Returns the token of a newer one that took its place."""
         client = self._client(RuntimeTokenHttpInterceptor(token))
         ended = threading.Event()
         beat = threading.Thread(target=_heartbeats, args=(client, ended), name="task-heartbeat", daemon=True)
         beat.start()
         try:
-            message = _take(client)
+            message = _take(client, self._newest)
             reply = self._reply(message)
             _give(client, reply)
             client.PushTaskOutput(PushTaskOutputRequest(sub_status="completed"))
+        except TaskSuperseded as error:
+            log.warning("a message was lost: %s", error)
+            return error.token
         except (TaskLost, httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             # Without a reply the SuperNode waits until the task's heartbeats are missed, then tells the server.
             log.warning("a message was lost: %s", error)
@@ -121,6 +142,7 @@ class Forwarder:
             ended.set()
             beat.join()
             client.close()
+        return None
 
     def _reply(self, message: Message) -> Message:
         """Have the agent answer; try again while it is down, as long as the message lives."""
@@ -178,7 +200,30 @@ def _record(body: bytes) -> ArrayRecord | ConfigRecord:
     return ArrayRecord({BODY: Array(dtype="uint8", shape=(len(body),), stype="bytes", data=body)})
 
 
-def _take(client: Any) -> Message:
+class _Patience:
+    """Waiting for a SuperNode, with an end: no progress for long, or a newer task."""
+
+    def __init__(self, newest: Callable[[], str | None]) -> None:
+        self._newest = newest
+        self._progress = self._looked = time.monotonic()
+
+    def progress(self) -> None:
+        """Something arrived."""
+        self._progress = time.monotonic()
+
+    def wait(self) -> None:
+        """Wait a moment. Raises TaskSuperseded or TaskLost when it makes no sense any more."""
+        time.sleep(PART_PAUSE_SECONDS)
+        now = time.monotonic()
+        if now - self._looked > NEWER_TASK_SECONDS:
+            self._looked = now
+            if (token := self._newest()) is not None:
+                raise TaskSuperseded(token)
+        if now - self._progress > STALLED_SECONDS:
+            raise TaskLost(f"no part of the message came for {STALLED_SECONDS:.0f} s")
+
+
+def _take(client: Any, newest: Callable[[], str | None]) -> Message:
     """Pull the task's message. The bundle that comes with the task's input is dropped unread.
 
     A SuperNode announces the task before it has the message, and the message before it has all of its parts.
@@ -188,8 +233,9 @@ def _take(client: Any) -> Message:
     TaskIdentity.run_id = taken.run.run_id
     TaskIdentity.node_id = taken.context.node_id
     node = Node(node_id=taken.context.node_id)
+    patience = _Patience(newest)
     while not (trees := client.PullMessages(PullAppMessagesRequest()).message_object_trees):
-        time.sleep(PART_PAUSE_SECONDS)
+        patience.wait()
     identity = trees[0].object_id
     contents: dict[str, bytes] = {}
     for part in iterate_object_tree(trees[0]):
@@ -200,8 +246,9 @@ def _take(client: Any) -> Message:
                 raise TaskLost("the SuperNode gave the message up")
             if answer.object_available:
                 contents[part.object_id] = answer.object_content
+                patience.progress()
             else:
-                time.sleep(PART_PAUSE_SECONDS)
+                patience.wait()
     client.ConfirmMessageReceived(
         ConfirmMessageReceivedRequest(node=node, run_id=taken.run.run_id, message_object_id=identity)
     )

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.agent import DRAINED
+from client.agent import DRAINED, UNUSABLE
 from client.agent_channel import socket_path
 from client.site_file import Server, SiteFile
 from shared_models.node_keys import fingerprint, public_line
@@ -185,6 +185,8 @@ def _supervise(parts: dict[str, _Part], file: SiteFile, tell: Tell, ended: Calla
                 if name == "agent" and status == DRAINED:
                     tell("the agent was drained; the site ends")
                     return
+                if name == "agent" and status == UNUSABLE:
+                    raise SiteError(part.child.said().strip())
                 _mourn(name, part, file, tell, now)
             if now >= part.not_before:
                 part.child, part.started = part.start(), now

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -157,9 +156,8 @@ def gradient_sum(
     generator: CryptographicGenerator,
 ) -> GradientSum:
     """Return what collects the gradients of a round: clipped and noised where the study has privacy."""
-    mixed = machine.mixed_precision and machine.device.type == "cuda" and torch.cuda.is_bf16_supported()
     if cost is None:
-        return PlainGradientSum(model, task, mixed_precision=mixed)
+        return PlainGradientSum(model, task, mixed_precision=machine.mixed_precision)
     if study.privacy.max_grad_norm is None:
         raise RuntimeError("a study with privacy has max_grad_norm")
     return PrivateGradientSum(
@@ -168,5 +166,5 @@ def gradient_sum(
         max_grad_norm=study.privacy.max_grad_norm,
         noise_multiplier=cost.noise_multiplier,
         generator=generator,
-        mixed_precision=mixed,
+        mixed_precision=machine.mixed_precision,
     )

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from client.budget import BudgetExceeded, check_lifetime, evaluation_cost, open_in_ledger, training_cost
-from client.device import choose_device, prepare_torch
+from client.device import prepare_torch
 from client.dicom_index import Index
 from client.ingestion import DataRefused, Ingested, check_policy, ingest
 from client.labels import LabelsError
 from client.local_round import OpenRun, evaluate_role, local_round
 from client.patients import PatientSet
 from client.policy import PolicyRefused, check_study
+from client.reply_store import ReplyStore
 from client.roles import Role
 from client.secret import SiteSecret
 from client.site_file import SiteFile
@@ -37,6 +38,7 @@ from shared_models.messages import (
     Reply,
     Request,
     Train,
+    decode_reply,
     decode_request,
     encode,
 )
@@ -57,7 +59,7 @@ class RequestRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """The last request of a run, by hash, and its reply: an identical request gets the stored reply."""
+    """The last request to train or evaluate, by hash, and its reply: an identical one gets the stored reply."""
 
     request: bytes
     reply: bytes
@@ -78,11 +80,7 @@ class Site:
         self._study = study
         self._secret = SiteSecret.load_or_create(site_file.state)
         self._ledger = Ledger(site_file.state / "ledger.sqlite")
-        self._machine = Machine(
-            device=choose_device(site_file.compute),
-            physical_batch=site_file.compute.physical_batch,
-            mixed_precision=site_file.compute.mixed_precision,
-        )
+        self._machine = Machine.of(site_file.compute)
         self._ingested: Ingested | None = None
         self._run: OpenRun | None = None
         self._result: SiteResult | None = None
@@ -104,9 +102,18 @@ class Site:
         except MessageError as error:
             log.warning("a message was refused: %s", error)
             return encode(Refusal(run_id="unknown", reason="failed"))
+        stored = self._replies(request.run_id).get(message) if isinstance(request, Evaluate) else None
+        if stored is not None:
+            return stored
         reply = self._answer(request, payload)
-        self._answered = _Answered(digest, reply)
+        if isinstance(request, Train | Evaluate):
+            self._answered = _Answered(digest, reply)
+        if isinstance(request, Evaluate) and isinstance(decode_reply(reply)[0], Answer):
+            self._replies(request.run_id).put(message, reply)
         return reply
+
+    def _replies(self, run_id: str) -> ReplyStore:
+        return ReplyStore(result_path(self._file.state, run_id).with_name("final_test.reply"))
 
     def _answer(self, request: Request, payload: bytes) -> bytes:
         self._doing = request.kind

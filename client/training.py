@@ -1,12 +1,14 @@
 """The training loop of one round at one hospital."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from client.device import choose_device
 from client.patients import PatientSet
+from client.site_file import Compute
 from privacy.clipping import ClippedGradientSum
 from privacy.noise import noised_sum
 from privacy.randomness import CryptographicGenerator
@@ -99,6 +101,21 @@ class Machine:
     device: torch.device
     physical_batch: int
     mixed_precision: bool
+
+    @classmethod
+    def of(cls, compute: Compute) -> Self:
+        """Return what ``site.toml`` names; mixed precision only where the device has bfloat16.
+
+        Raises:
+            DeviceError: the device is not there.
+        """
+        device = choose_device(compute)
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return cls(
+            device=device,
+            physical_batch=compute.physical_batch,
+            mixed_precision=compute.mixed_precision and has_bfloat16,
+        )
 
 
 def train(

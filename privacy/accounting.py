@@ -92,22 +92,33 @@ def _calibrated(epsilon: float, delta: float, sample_rate: float, num_steps: int
 
 
 def gaussian_epsilon(*, standard_deviation: float, num_releases: int, delta: float) -> float:
-    """Epsilon of *num_releases* Gaussian releases of sensitivity 1, at *delta*."""
+    """Epsilon of *num_releases* Gaussian releases of sensitivity 1, at *delta*.
+
+    Together they are one release with the standard deviation divided by √num_releases.
+    """
     accountant = pld.PLDAccountant()
-    accountant.compose(dp.SelfComposedDpEvent(dp.GaussianDpEvent(standard_deviation), num_releases))
+    accountant.compose(dp.GaussianDpEvent(standard_deviation / num_releases**0.5))
     return float(accountant.get_epsilon(delta))
 
 
 @lru_cache(maxsize=64)
 def gaussian_standard_deviation(*, epsilon: float, delta: float, num_releases: int) -> float:
     """Smallest standard deviation (to 0.1 %) at which *num_releases* of sensitivity 1 stay within the target."""
-    low, high = 1e-3, 1.0
-    while gaussian_epsilon(standard_deviation=high, num_releases=num_releases, delta=delta) > epsilon:
-        low, high = high, 2.0 * high
+
+    def enough(deviation: float) -> bool:
+        return (
+            gaussian_epsilon(standard_deviation=deviation, num_releases=num_releases, delta=delta) <= epsilon
+        )
+
+    high = 1.0
+    while not enough(high):
+        high *= 2.0
+    while enough(high / 2.0):
+        high /= 2.0
+    low = high / 2.0
     while high / low > 1.001:
         middle = (low * high) ** 0.5
-        cost = gaussian_epsilon(standard_deviation=middle, num_releases=num_releases, delta=delta)
-        low, high = (middle, high) if cost > epsilon else (low, middle)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 

@@ -26,7 +26,12 @@ USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 PARENT_SECONDS = 40.0
 CONNECTED_SECONDS = 4.0
 
-app = typer.Typer(help="The coordinator's side of Collegium.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="The coordinator's side of Collegium.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -48,7 +53,10 @@ def init(
             f"{folder / 'server.toml'} exists; choose another folder, or remove it first"
         )
     authority = Authority(f"Collegium consortium of {host[0]}")
-    issued = authority.server(host)
+    try:
+        issued = authority.server(host)
+    except ValueError as error:
+        raise ConfigurationError(f"--host: {error}") from error
     tls = private_folder(folder / "tls")
     write_private(tls / "ca.key", authority.issued.key)
     write_private(tls / "server.key", issued.key)
@@ -171,9 +179,6 @@ def main() -> None:
     except (RunFailed, ServerError, SuperLinkError, ExchangeError, OSError) as error:
         err.print(str(error) or type(error).__name__, style="red", markup=False)
         sys.exit(FAILURE)
-    except KeyboardInterrupt:
-        err.print("Stopped.")
-        sys.exit(INTERRUPTED)
 
 
 def _chosen_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:

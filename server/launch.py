@@ -15,10 +15,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypedDict
 
+import httpx
+
 from server.roster import Roster
 from server.server_app import FAILURE
 from server.server_file import ServerFile
-from server.superlink import Access, SuperLink, connected_sites
+from server.superlink import Access, SuperLink, SuperLinkError, connected_sites
 from shared_models.processes import Child, flower_environment, private_folder, python_module
 
 GATE_SECONDS = 15.0
@@ -140,7 +142,10 @@ def connected(state: Path, roster: Roster) -> tuple[Running, list[str]] | None:
         control_token=folder / "control.token",
         superexec_secret=folder / "superexec.secret",
     )
-    return running, connected_sites(access, roster)
+    try:
+        return running, connected_sites(access, roster)
+    except (SuperLinkError, httpx.HTTPError):
+        return running, []  # it is starting or ending; who only looks is not to fail for it
 
 
 def _start_gate(file: ServerFile, access: Access, log: Path) -> Child:

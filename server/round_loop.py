@@ -32,6 +32,8 @@ from shared_models.vector import VectorLayout
 log = logging.getLogger("collegium.server")
 
 MAX_BURNED_IN_A_ROW = 3
+OPEN_SECONDS = 600.0
+"""Least time that sites get to read their images when a run starts."""
 LATER = ("not-open", "failed")
 """Refusals after which a site is asked to open the run again at the next round; all others are final."""
 
@@ -46,8 +48,8 @@ class RunContext:
 
     Attributes:
         checkpoint: where the state of the run is kept.
-        patience_seconds: how long all known sites are waited for, once min_cohort of them are there.
-        start_seconds: how long until min_cohort are there.
+        patience_seconds: how long all known sites are waited for before min_cohort of them are enough.
+        start_seconds: how long until min_cohort have opened the run.
         tell: called after each step, for progress displays.
     """
 
@@ -56,7 +58,7 @@ class RunContext:
     exchange: Exchange
     checkpoint: Path
     patience_seconds: float = 60.0
-    start_seconds: float = 600.0
+    start_seconds: float = 1800.0
     tell: Callable[[Progress], None] = field(default=lambda progress: None)
 
 
@@ -80,10 +82,7 @@ def run_rounds(context: RunContext, *, resume: bool = False) -> RunState:
     """
     study = context.study
     state = _saved(context) if resume else _initial(context)
-    _wait_for_sites(context)
-    state = _open(context, state)
-    if len(state.opened) < study.aggregation.min_cohort:
-        raise TooFewSitesError(_too_few(context, state, "the run can be opened at"))
+    state = _gather(context, state)
 
     burned = 0
     for number in range(len(state.progress.rounds) + 1, study.training.num_rounds + 1):
@@ -112,25 +111,32 @@ def _saved(context: RunContext) -> RunState:
     return RunState(progress=progress, model=model)
 
 
-def _wait_for_sites(context: RunContext) -> None:
-    begun = enough_since = time.monotonic()
+def _gather(context: RunContext, state: RunState) -> RunState:
+    """Wait for the sites and have them open the run, until all known sites have answered or patience ends.
+
+    Opening takes as long as a site needs to read its images; a site that is late joins at a later round.
+    """
+    least, begun = context.study.aggregation.min_cohort, time.monotonic()
+    enough_since: float | None = None
     while True:
-        present, now = len(context.exchange.sites()), time.monotonic()
-        if present >= len(context.exchange.known_sites()):
-            return
-        if present < context.study.aggregation.min_cohort:
+        present, known = set(context.exchange.sites()), set(context.exchange.known_sites())
+        if present >= known or (enough_since is not None and len(present) >= least):
+            state = _open(context, state, timeout_seconds=max(OPEN_SECONDS, _timeout(context)))
+        answered = state.opened | {site for site, _ in state.final_refusals}
+        now = time.monotonic()
+        if len(state.opened) >= least and (answered >= known or enough_since is not None):
+            return state
+        if (
+            len(known - {site for site, _ in state.final_refusals}) < least
+            or now - begun > context.start_seconds
+        ):
+            raise TooFewSitesError(_too_few(context, state, "the run can be opened at"))
+        if enough_since is None and len(present) >= least and now - begun >= context.patience_seconds:
             enough_since = now
-            if now - begun > context.start_seconds:
-                raise TooFewSitesError(
-                    f"{present} sites are connected after {context.start_seconds:g} s, the study needs "
-                    f"{context.study.aggregation.min_cohort}; start the others and resume the run"
-                )
-        elif now - enough_since > context.patience_seconds:
-            return
         time.sleep(0.2)
 
 
-def _open(context: RunContext, state: RunState) -> RunState:
+def _open(context: RunContext, state: RunState, *, timeout_seconds: float | None = None) -> RunState:
     """Ask sites that are present and have not opened the run to do so."""
     refused = {site for site, _ in state.final_refusals}
     asked = [site for site in context.exchange.sites() if site not in state.opened | refused]
@@ -139,7 +145,7 @@ def _open(context: RunContext, state: RunState) -> RunState:
     manifest = Manifest.of(build_model(context.study))
     request = Open(run_id=context.run_id, study_hash=context.study.hash, manifest_hash=manifest.hash)
     opened, refusals = set(state.opened), dict(state.final_refusals)
-    for reply in _ask(context, asked, request):
+    for reply in _ask(context, asked, request, timeout_seconds=timeout_seconds):
         header, _ = _read(reply)
         if isinstance(header, Answer):
             opened.add(reply.site)
@@ -241,13 +247,22 @@ def _close(context: RunContext, state: RunState) -> None:
         pass
 
 
+def _timeout(context: RunContext) -> float:
+    return context.study.aggregation.round_timeout_seconds
+
+
 def _ask(
-    context: RunContext, cohort: Iterable[str], request: Request, weights: FloatVector | None = None
+    context: RunContext,
+    cohort: Iterable[str],
+    request: Request,
+    weights: FloatVector | None = None,
+    *,
+    timeout_seconds: float | None = None,
 ) -> Iterable[SiteReply]:
     payload = b"" if weights is None else np.asarray(weights, dtype="<f4").tobytes()
     message = encode(request, payload)
     return context.exchange.exchange(
-        dict.fromkeys(cohort, message), timeout_seconds=context.study.aggregation.round_timeout_seconds
+        dict.fromkeys(cohort, message), timeout_seconds=timeout_seconds or _timeout(context)
     )
 
 

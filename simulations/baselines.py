@@ -1,7 +1,8 @@
 """What every user asks: does the federation help? Each hospital alone, and one model on the pooled data.
 
 Same model, same number of steps, same sample rate, same privacy setting, same server momentum: each is a federation
-of one. The only code that trains outside the federation. It sees all hospitals' patients at once and therefore exists in simulations only.
+of one. The only code that trains outside the federation. It sees all hospitals' patients at once and therefore exists
+in simulations only.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.budget import noised_count, training_cost
-from client.device import choose_device, prepare_torch
+from client.device import prepare_torch
 from client.evaluation import evaluate
 from client.ingestion import ingest
 from client.local_round import gradient_sum
@@ -90,11 +91,7 @@ def _load(site_files: tuple[Path, ...]) -> tuple[Study, Machine, dict[str, dict[
         study = read_study(site.study)
         patients[site.name] = dict(ingest(site, study, SiteSecret.load_or_create(site.state)).patients)
     prepare_torch(site.compute)
-    machine = Machine(
-        device=choose_device(site.compute),
-        physical_batch=site.compute.physical_batch,
-        mixed_precision=site.compute.mixed_precision,
-    )
+    machine = Machine.of(site.compute)
     return study, machine, patients
 
 

@@ -187,6 +187,20 @@ def test_a_second_final_test_with_another_model_is_refused(hospital, tmp_path) -
     assert reason(talk.evaluate()[0]) == "round-already-attempted"
 
 
+def test_a_lost_reply_of_the_final_test_is_given_again_and_not_drawn_anew(hospital, tmp_path) -> None:
+    """The server resumes: it opens the run again and repeats the test, to the same agent or a restarted one."""
+    study = make_study(private=True)
+    talk = start(hospital, tmp_path, study)
+    talk.open()
+    first = talk.evaluate()
+    assert isinstance(first[0], Answer)
+    talk.open()
+    assert talk.evaluate() == first
+    again = start(hospital, tmp_path, study)
+    again.open()
+    assert again.evaluate() == first
+
+
 def test_the_accountant_survives_a_restart_of_the_agent(hospital, tmp_path) -> None:
     study = make_study(private=True)
     talk = start(hospital, tmp_path, study)
