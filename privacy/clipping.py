@@ -77,13 +77,14 @@ class ClippedGradientSum:
             # The images need no gradient, which torch remarks for the first layer's full backward hook.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             loss(logits.float(), labels).sum().backward()  # type: ignore[no-untyped-call]
-        samples = [weight.grad_sample.detach().float() for weight in self._parameters]
-        squares = torch.stack([sample.flatten(1).double().square().sum(1) for sample in samples])
-        norms = squares.sum(0).sqrt()
-        factors = (self._max_grad_norm / norms.clamp(min=self._max_grad_norm)).nan_to_num(0.0)
+        samples = [weight.grad_sample.detach().float().flatten(1) for weight in self._parameters]
+        parts = [torch.linalg.vector_norm(sample, dim=1, dtype=torch.float64) for sample in samples]
+        norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)
         finite = norms.isfinite()
+        factors = torch.where(finite, self._max_grad_norm / norms.clamp(min=self._max_grad_norm), 0.0)
+        all_finite = bool(finite.all())
         for total, sample in zip(self.sum, samples, strict=True):
-            rows = torch.where(finite[:, None], sample.flatten(1).double(), 0.0)
+            rows = sample.double() if all_finite else torch.where(finite[:, None], sample.double(), 0.0)
             total.add_((factors @ rows).view_as(total))
         self._model.zero_grad(set_to_none=True)
 

@@ -103,13 +103,17 @@ class Child:
             return False
         return True
 
-    def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Ask it to end; make it end after *seconds*."""
+    def terminate(self) -> None:
+        """Ask it to end, without waiting for it."""
         if self._process.poll() is None:
             self._process.terminate()
-            if not self.wait(seconds):
-                self._process.kill()
-                self._process.wait()
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Ask it to end; make it end after *seconds*."""
+        self.terminate()
+        if not self.wait(seconds):
+            self._process.kill()
+            self._process.wait()
         if self._process.stdin is not None:
             self._process.stdin.close()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -44,11 +45,15 @@ def run(  # noqa: PLR0917 - the options of a command line
     compare: Annotated[
         bool, typer.Option(help="Also train each hospital alone, and one pooled model.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="The run's folder.  [default: collegium-runs/…]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder.", show_default="collegium-runs/SCENARIO-TIME")
+    ] = None,
     hospitals: Annotated[Path | None, typer.Option(help="A folder that `prepare` filled.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the scenario's own seed.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in --out.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: processors]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="as many as processors")
+    ] = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print result.json to standard output.")
     ] = False,
@@ -140,22 +145,45 @@ def _summary(result: "Result", out: Path) -> None:
 
 def main() -> None:
     """Entry point: clean messages, and exit codes that scripts can trust (2 input, 1 run, 130 Ctrl-C)."""
-    from server.exchange import ExchangeError
-    from server.round_loop import TooFewSitesError
-    from simulations.cases import SourceError
-    from simulations.hospitals import PreparationError
-    from simulations.partition import PartitionError
-    from simulations.runner import OutputFolderError
-
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     try:
         app()
-    except (ConfigurationError, OutputFolderError, SourceError, PreparationError, PartitionError) as error:
-        console.print(f"[bold red]error:[/] {error}", markup=True, highlight=False)
+    except ValueError as error:
+        if not _is_input_error(error):
+            raise
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(INPUT) from None
-    except (TooFewSitesError, ExchangeError) as error:
-        console.print(f"[bold red]the run stopped:[/] {error}", highlight=False)
+    except RuntimeError as error:
+        if not _is_stop(error):
+            raise
+        console.print(f"[bold red]the run stopped:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(FAILURE) from None
+
+
+def _is_input_error(error: ValueError) -> bool:
+    """Whether the user can mend it. The classes are looked up late: their modules are slow to import."""
+    from privacy.accounting import PrivacyTargetError
+    from simulations.preparation.cases import SourceError
+    from simulations.preparation.hospitals import PreparationError
+    from simulations.preparation.partition import PartitionError
+    from simulations.runner import OutputFolderError
+
+    known = (
+        ConfigurationError,
+        OutputFolderError,
+        PartitionError,
+        PreparationError,
+        PrivacyTargetError,
+        SourceError,
+    )
+    return isinstance(error, known)
+
+
+def _is_stop(error: RuntimeError) -> bool:
+    from server.exchange import ExchangeError
+    from server.round_loop import TooFewSitesError
+
+    return isinstance(error, ExchangeError | TooFewSitesError)
 
 
 if __name__ == "__main__":

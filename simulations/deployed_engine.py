@@ -14,7 +14,7 @@ from pathlib import Path
 from server.exchange import ExchangeError
 from shared_models.node_keys import new_node_key
 from shared_models.processes import Child, free_port, python_module, write_private
-from simulations.hospitals import Hospital
+from simulations.preparation.hospitals import Hospital
 from simulations.scenario import Scenario
 from simulations.work_folder import write_site, write_study
 
@@ -50,6 +50,7 @@ def run_deployed(
             sites.append(_child(path.parent.name, "client.command", "start", "--config", str(path)))
             stack.callback(sites[-1].stop, STOP_SECONDS)
         coordinator = _child("server", "server.command", "run", "--config", str(server / "server.toml"))
+        stack.callback(_terminate, sites)
         stack.callback(coordinator.stop, STOP_SECONDS)
         while coordinator.ended() is None:
             rounds_done(_rounds(server))
@@ -97,6 +98,12 @@ def _child(name: str, module: str, *arguments: str) -> Child:
         log=folder / "command.log",
         environment={},
     )
+
+
+def _terminate(children: Sequence[Child]) -> None:
+    """Ask all to end at once; each is waited for afterwards."""
+    for child in children:
+        child.terminate()
 
 
 def _run_folder(server: Path) -> Path:

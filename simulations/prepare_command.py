@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from simulations.cases import SourceError
-from simulations.hospitals import Hospital, PreparationError, prepare
-from simulations.partition import PartitionError
-from simulations.sources import Source
+from simulations.preparation.cases import SourceError
+from simulations.preparation.hospitals import Hospital, PreparationError, prepare
+from simulations.preparation.partition import PartitionError
+from simulations.preparation.sources import Source
 
 EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130

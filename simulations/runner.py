@@ -22,8 +22,8 @@ from shared_models.study import Study
 from shared_models.tasks import task_of
 from simulations.baselines import POOLED, run_baselines
 from simulations.deployed_engine import run_deployed
-from simulations.hospitals import Hospital, prepare, read_hospitals
 from simulations.local_exchange import LocalExchange
+from simulations.preparation.hospitals import Hospital, prepare, read_hospitals
 from simulations.report import write_report
 from simulations.scenario import Scenario
 from simulations.work_folder import write_site, write_study

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from shared_models.configuration import ConfigurationError, Frozen, parse_toml, read_toml
 from shared_models.study import Study
-from simulations.sources import Source
+from simulations.preparation.sources import Source
 
 
 class Scenario(Frozen):

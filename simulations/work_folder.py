@@ -9,7 +9,7 @@ import numpy as np
 
 from shared_models.configuration import Frozen
 from shared_models.study import Study
-from simulations.hospitals import Hospital
+from simulations.preparation.hospitals import Hospital
 
 
 def write_study(path: Path, study: Study) -> None:

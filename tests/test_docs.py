@@ -24,8 +24,8 @@ from server.server_file import ServerFile
 from shared_models.configuration import parse_toml
 from shared_models.messages import Refusal
 from shared_models.study import Study
+from simulations.preparation.sources import HamSource, MedMnistSource, PhantomSource
 from simulations.scenario import Scenario, built_in_scenarios
-from simulations.sources import HamSource, MedMnistSource, PhantomSource
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "CHANGELOG.md", *ROOT.glob("README.md")])

@@ -16,8 +16,15 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_voi_lut
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
-from simulations.dicom_writer import GreyPicture, Header, JpegPicture, Subject, derived_uid, dicom_bytes
-from simulations.jpeg import JpegError, read_jpeg_frame
+from simulations.preparation.dicom_writer import (
+    GreyPicture,
+    Header,
+    JpegPicture,
+    Subject,
+    derived_uid,
+    dicom_bytes,
+)
+from simulations.preparation.jpeg import JpegError, read_jpeg_frame
 
 SUBJECT = Subject(patient_id="hospital-1-00001", name="Phantom^0001", sex="F", age_years=45)
 RAMP = (np.arange(33 * 27, dtype=np.uint16).reshape(33, 27) * 5) % 1024

@@ -14,11 +14,11 @@ import typer
 from test_simulations_sources import real_data, write_ham, write_medmnist
 from typer.testing import CliRunner
 
-from simulations.dicom_writer import GreyPicture
-from simulations.hospitals import PreparationError, prepare, read_hospitals
-from simulations.phantom_hospitals import phantom_caseloads
+from simulations.preparation.dicom_writer import GreyPicture
+from simulations.preparation.hospitals import PreparationError, prepare, read_hospitals
+from simulations.preparation.phantom_hospitals import phantom_caseloads
+from simulations.preparation.sources import HamSource, MedMnistSource, PhantomSource, Source
 from simulations.prepare_command import prepare_command
-from simulations.sources import HamSource, MedMnistSource, PhantomSource, Source
 
 SMALL = PhantomSource(num_hospitals=6, patients_per_hospital=(6,), image_size=48)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.partition import (
+from simulations.preparation.partition import (
     PartitionError,
     Shares,
     assign,

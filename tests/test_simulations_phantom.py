@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from simulations.anatomy import View, draw_anatomy, draw_view
-from simulations.phantom import optical_depth
-from simulations.phantom_hospitals import phantom_caseloads
-from simulations.scanner import SCANNERS, Scanner, expose, scanner_of
-from simulations.shading import Plane, blur
-from simulations.sources import PhantomSource
+from simulations.preparation.anatomy import View, draw_anatomy, draw_view
+from simulations.preparation.phantom import optical_depth
+from simulations.preparation.phantom_hospitals import phantom_caseloads
+from simulations.preparation.scanner import SCANNERS, Scanner, expose, scanner_of
+from simulations.preparation.shading import Plane, blur
+from simulations.preparation.sources import PhantomSource
 
 
 def chest(seed: int, *, positive: bool = False, size: int = 96) -> Plane:

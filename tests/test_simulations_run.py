@@ -47,8 +47,8 @@ def scenario_text(*, private: bool = False, changes: dict[str, str] | None = Non
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory) -> Path:
     """Three tiny hospitals, prepared once."""
-    from simulations.hospitals import prepare
-    from simulations.sources import PhantomSource
+    from simulations.preparation.hospitals import prepare
+    from simulations.preparation.sources import PhantomSource
 
     out = tmp_path_factory.mktemp("prepared") / "hospitals"
     source = PhantomSource(num_hospitals=3, patients_per_hospital=(40, 30, 30), image_size=48)

@@ -12,11 +12,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from shared_models.configuration import ConfigurationError, Frozen, parse_toml
-from simulations.cases import SourceError
-from simulations.dicom_writer import GreyPicture, JpegPicture
-from simulations.ham10000 import ham10000_caseloads, locate_ham10000, read_metadata
-from simulations.medmnist import locate_medmnist, medmnist_caseloads, read_medmnist
-from simulations.sources import HamSource, MedMnistSource, PhantomSource, Source
+from simulations.preparation.cases import SourceError
+from simulations.preparation.dicom_writer import GreyPicture, JpegPicture
+from simulations.preparation.ham10000 import ham10000_caseloads, locate_ham10000, read_metadata
+from simulations.preparation.medmnist import locate_medmnist, medmnist_caseloads, read_medmnist
+from simulations.preparation.sources import HamSource, MedMnistSource, PhantomSource, Source
 
 METADATA_HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\n"
 ROWS = (

@@ -13,11 +13,11 @@ from client.site_file import Images, Labels, Policy, SiteFile
 from shared_models.study import Study
 from simulations.benchmarks.table import Benchmark, Row, rows_of
 from simulations.benchmarks.timing import converted, interleaved
-from simulations.hospital_folder import LABEL_KEY
-from simulations.hospitals import prepare
-from simulations.phantom_hospitals import LABEL_COLUMN
+from simulations.preparation.hospital_folder import LABEL_KEY
+from simulations.preparation.hospitals import prepare
+from simulations.preparation.phantom_hospitals import LABEL_COLUMN
+from simulations.preparation.sources import PhantomSource
 from simulations.scenario import read_scenario
-from simulations.sources import PhantomSource
 
 BASELINE = "dcmread and pixel_array"
 NUM_SCANNERS = 6

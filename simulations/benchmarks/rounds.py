@@ -6,7 +6,7 @@ from pathlib import Path
 from server.result import RoundEntry
 from shared_models.configuration import parse_toml
 from simulations.benchmarks.table import Benchmark, Row, rows_of
-from simulations.hospitals import prepare
+from simulations.preparation.hospitals import prepare
 from simulations.runner import Display, Engine, Options, run_scenario
 from simulations.scenario import Scenario
 

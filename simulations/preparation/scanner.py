@@ -15,7 +15,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from simulations.shading import Plane, blur
+from simulations.preparation.shading import Plane, blur
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

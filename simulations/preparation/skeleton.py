@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from simulations.anatomy import Anatomy
-from simulations.shading import Plane, step
+from simulations.preparation.anatomy import Anatomy
+from simulations.preparation.shading import Plane, step
 
 
 def bone_depth(anatomy: Anatomy, x: Plane, y: Plane) -> Plane:

@@ -19,11 +19,11 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from shared_models.configuration import Frozen
-from simulations.cases import Caseload
-from simulations.hospital_folder import IMAGES_NAME, LABELS_NAME, write_hospital
-from simulations.leftovers import remove, survey
-from simulations.source_files import fingerprint, open_source
-from simulations.sources import Source
+from simulations.preparation.cases import Caseload
+from simulations.preparation.hospital_folder import IMAGES_NAME, LABELS_NAME, write_hospital
+from simulations.preparation.leftovers import remove, survey
+from simulations.preparation.source_files import fingerprint, open_source
+from simulations.preparation.sources import Source
 
 RECORD_NAME = "hospitals.json"
 PARTIAL_NAME = "hospitals.partial.json"

@@ -9,9 +9,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from simulations.cases import Case, Caseload, Image, SourceError, hospital_names
-from simulations.dicom_writer import GreyPicture, Header, Subject
-from simulations.partition import (
+from simulations.preparation.cases import Case, Caseload, Image, SourceError, hospital_names
+from simulations.preparation.dicom_writer import GreyPicture, Header, Subject
+from simulations.preparation.partition import (
     PartitionError,
     Shares,
     assign_with_minimum,
@@ -21,7 +21,7 @@ from simulations.partition import (
     missing_label_shares,
     quantity_shares,
 )
-from simulations.sources import MedMnistSource, data_folder
+from simulations.preparation.sources import MedMnistSource, data_folder
 
 ROLES = MappingProxyType({"train": "train", "val": "validation", "test": "test"})
 LABEL_COLUMN = "finding"

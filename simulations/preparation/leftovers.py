@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from simulations.dicom_writer import IMPLEMENTATION
+from simulations.preparation.dicom_writer import IMPLEMENTATION
 
 _IMAGE = re.compile(r"[^/]+/images/[^/]+/[0-9]+\.dcm")
 _LABELS = re.compile(r"[^/]+/labels\.csv")

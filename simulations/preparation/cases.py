@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from simulations.dicom_writer import Header, Picture
+from simulations.preparation.dicom_writer import Header, Picture
 
 
 class SourceError(ValueError):

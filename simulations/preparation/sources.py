@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from shared_models.configuration import Frozen
-from simulations.cases import SourceError
+from simulations.preparation.cases import SourceError
 
 FilePath = Annotated[Path, Field(strict=False)]
 NumHospitals = Annotated[int, Field(ge=1, le=1000)]

@@ -4,9 +4,9 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from simulations.cases import Case, Caseload, SourceError
-from simulations.dicom_writer import dicom_bytes
-from simulations.jpeg import JpegError
+from simulations.preparation.cases import Case, Caseload, SourceError
+from simulations.preparation.dicom_writer import dicom_bytes
+from simulations.preparation.jpeg import JpegError
 
 IMAGES_NAME = "images"
 LABELS_NAME = "labels.csv"

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from simulations.anatomy import draw_anatomy, draw_view
-from simulations.cases import Case, Caseload, Image, hospital_names
-from simulations.dicom_writer import GreyPicture, Header, Subject
-from simulations.phantom import optical_depth
-from simulations.scanner import Scanner, expose, scanner_of
-from simulations.sources import PhantomSource
+from simulations.preparation.anatomy import draw_anatomy, draw_view
+from simulations.preparation.cases import Case, Caseload, Image, hospital_names
+from simulations.preparation.dicom_writer import GreyPicture, Header, Subject
+from simulations.preparation.phantom import optical_depth
+from simulations.preparation.scanner import Scanner, expose, scanner_of
+from simulations.preparation.sources import PhantomSource
 
 LABEL_COLUMN = "finding"
 POSITIVE, NEGATIVE = "opacity", "clear"

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from simulations.cases import Caseload
-from simulations.ham10000 import ham10000_caseloads, locate_ham10000
-from simulations.medmnist import locate_medmnist, medmnist_caseloads
-from simulations.phantom_hospitals import phantom_caseloads
-from simulations.sources import HamSource, MedMnistSource, PhantomSource, Source
+from simulations.preparation.cases import Caseload
+from simulations.preparation.ham10000 import ham10000_caseloads, locate_ham10000
+from simulations.preparation.medmnist import locate_medmnist, medmnist_caseloads
+from simulations.preparation.phantom_hospitals import phantom_caseloads
+from simulations.preparation.sources import HamSource, MedMnistSource, PhantomSource, Source
 
 
 @contextmanager

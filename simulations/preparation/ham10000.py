@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulations.cases import Case, Caseload, Image, SourceError
-from simulations.dicom_writer import Header, JpegPicture, Subject
-from simulations.sources import HamSource, data_folder
+from simulations.preparation.cases import Case, Caseload, Image, SourceError
+from simulations.preparation.dicom_writer import Header, JpegPicture, Subject
+from simulations.preparation.sources import HamSource, data_folder
 
 METADATA_NAME = "HAM10000_metadata_with_site.csv"
 ARCHIVE_NAME = "images.zip"

@@ -15,8 +15,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless
 
-from simulations.dicom_kinds import KINDS, add_kind
-from simulations.jpeg import read_jpeg_frame
+from simulations.preparation.dicom_kinds import KINDS, add_kind
+from simulations.preparation.jpeg import read_jpeg_frame
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "collegium.simulations")
 IMPLEMENTATION = UID(f"2.25.{uuid.uuid5(_NAMESPACE, 'implementation').int}")

@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from simulations.anatomy import Anatomy, View
-from simulations.shading import Plane, bump, cloud, step
-from simulations.skeleton import bone_depth
+from simulations.preparation.anatomy import Anatomy, View
+from simulations.preparation.shading import Plane, bump, cloud, step
+from simulations.preparation.skeleton import bone_depth
 
 # Linear attenuation at about 65 keV, scaled so that one unit is the depth of an average chest (20 cm).
 SOFT_TISSUE = 2.3
