@@ -46,12 +46,31 @@ def check_lifetime(ledger: Ledger, policy: Policy, study: Study, *, run_id: str)
     if policy.lifetime_epsilon is None or policy.lifetime_delta is None:
         return
     planned = tuple(part for part in (training_cost(study), evaluation_cost(study)) if part is not None)
-    total = ledger.lifetime_epsilon(delta=policy.lifetime_delta, planned=planned, without=run_id)
-    if total > policy.lifetime_epsilon:
-        spent = ledger.lifetime_epsilon(delta=policy.lifetime_delta, without=run_id)
+    cap, delta = policy.lifetime_epsilon, policy.lifetime_delta
+    total = ledger.lifetime_epsilon(cap=cap, delta=delta, planned=planned, without=run_id)
+    if total > cap:
+        spent = ledger.lifetime_epsilon(cap=cap, delta=delta, without=run_id)
         raise BudgetExceeded(
             f"the run would bring the lifetime epsilon from {spent:.2f} to {total:.2f} (Rényi composition), "
             f"above policy.lifetime_epsilon = {policy.lifetime_epsilon:g}"
+        )
+
+
+def check_runs(ledger: Ledger, policy: Policy, study: Study, *, run_id: str) -> None:
+    """Raise BudgetExceeded where the run's id is another study's, or the study was run as often as allowed.
+
+    The server chooses run ids. Each new one costs the study's epsilon again, so the hospital says how many.
+    """
+    run = ledger.run(run_id)
+    if run is not None and run.study_hash != study.hash:
+        raise BudgetExceeded(
+            f"run {run_id} belongs to study {run.study_hash[:12]} in the ledger; the server must choose a new run id"
+        )
+    others = [other for other in ledger.runs() if other.study_hash == study.hash and other.run_id != run_id]
+    if len(others) >= policy.max_runs_per_study:
+        raise BudgetExceeded(
+            f"the study was run {len(others)} times here (policy.max_runs_per_study = {policy.max_runs_per_study}); "
+            "another run costs its epsilon again: raise the number only if that is wanted"
         )
 
 
@@ -61,8 +80,8 @@ def noised_count(exact: int, *, study: Study, generator: CryptographicGenerator)
     return max(noised, study.patients.min_training)
 
 
-def open_in_ledger(ledger: Ledger, study: Study, *, run_id: str, exact_count: int) -> int:
-    """Enter the run with its patient count, noised under differential privacy and drawn once; return the count."""
+def open_in_ledger(ledger: Ledger, study: Study, *, run_id: str, exact_count: int) -> LedgerRun:
+    """Enter the run with its patient count, noised under differential privacy and drawn once; return the entry."""
     run = ledger.run(run_id)
     if run is None:
         cost, evaluation = training_cost(study), evaluation_cost(study)
@@ -82,4 +101,4 @@ def open_in_ledger(ledger: Ledger, study: Study, *, run_id: str, exact_count: in
             num_evaluations=0 if evaluation is None else evaluation.num_releases,
         )
         ledger.open_run(run)
-    return run.noised_count
+    return run

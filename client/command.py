@@ -44,6 +44,9 @@ def init(  # noqa: PLR0917 - the options of a command line
     labels: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Labels, as CSV.")],
     key: Annotated[LabelKey, typer.Option(help="DICOM attribute in the labels' first column.")],
     study: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The agreed study.toml.")],
+    max_runs: Annotated[
+        int, typer.Option(min=1, help="How often the study may be run; each costs again.")
+    ] = 1,
 ) -> None:
     """Make a site: its node key, and site.toml with the hospital's policy to be reviewed."""
     config = folder / "site.toml"
@@ -53,7 +56,9 @@ def init(  # noqa: PLR0917 - the options of a command line
     private_folder(folder)
     shutil.copyfile(ca, folder / "ca.pem")
     shutil.copyfile(study, folder / "study.toml")
-    text = _site_toml(name, server, images.resolve(), labels.resolve(), key)
+    text = _site_toml(
+        name=name, server=server, images=images.resolve(), labels=labels.resolve(), key=key, max_runs=max_runs
+    )
     config.write_text(text, encoding="utf-8")
     try:
         read_site(config)
@@ -163,7 +168,7 @@ def _server_status(site: SiteFile) -> str:
     return f"{site.server.address} answers and is the consortium's"
 
 
-def _site_toml(name: str, server: str, images: Path, labels: Path, key: str) -> str:
+def _site_toml(*, name: str, server: str, images: Path, labels: Path, key: str, max_runs: int) -> str:
     return f"""\
 # This hospital's own file; nobody else ever sees it. Relative paths count from this file's folder.
 
@@ -183,6 +188,7 @@ key = {json.dumps(key)}
 # What this hospital refuses, whatever the server asks. Review every line.
 min_patients = 20              # fewer training patients than this: no training
 max_unusable_share = 0.2       # more unusable files than this share: no training
+max_runs_per_study = {max_runs:<7}# each run of a study costs its epsilon again
 # lifetime_epsilon = 8.0       # what all studies together may cost one patient
 # lifetime_delta = 1e-5
 allow_no_privacy = false       # true admits studies without differential privacy

@@ -94,7 +94,10 @@ def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False
     if lifetime is None:
         out.print("No lifetime budget is set (policy.lifetime_epsilon in site.toml).")
     elif lifetime["spent"] is None:
-        out.print("Lifetime: without limit: at least one run had no differential privacy.", style="red")
+        out.print(
+            "Lifetime: without limit: at least one run had no differential privacy, or exact evaluation.",
+            style="red",
+        )
     else:
         out.print(
             f"Lifetime: {lifetime['spent']:.3g} of {lifetime['cap']:g} spent at delta {lifetime['delta']:g} "
@@ -131,5 +134,5 @@ def _lifetime(entries: "Ledger", site: SiteFile) -> dict[str, float | None] | No
     cap, delta = site.policy.lifetime_epsilon, site.policy.lifetime_delta
     if cap is None or delta is None:
         return None
-    spent = entries.lifetime_epsilon(delta=delta)
+    spent = entries.lifetime_epsilon(cap=cap, delta=delta)
     return {"cap": cap, "delta": delta, "spent": spent if math.isfinite(spent) else None}

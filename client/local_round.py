@@ -98,16 +98,18 @@ def local_round(
     gradient = gradient_sum(
         run.study, run.task, run.model, cost=run.cost, machine=run.machine, generator=generator
     )
-    train(
-        run.model,
-        run.patients[Role.TRAIN],
-        gradient,
-        training=run.study.training,
-        num_patients=run.num_patients,
-        machine=run.machine,
-        generator=generator,
-    )
-    gradient.close()
+    try:
+        train(
+            run.model,
+            run.patients[Role.TRAIN],
+            gradient,
+            training=run.study.training,
+            num_patients=run.num_patients,
+            machine=run.machine,
+            generator=generator,
+        )
+    finally:
+        gradient.close()
 
     trained = time.perf_counter()
     update = flatten(run.model).astype(np.float64) - weights.astype(np.float64)

@@ -1,4 +1,4 @@
-"""The reply to the final test, kept on disk: what was released once is released again, and never drawn anew."""
+"""The last reply of a run, kept on disk: what was released once is released again, and never drawn anew."""
 
 import hashlib
 from pathlib import Path
@@ -9,8 +9,8 @@ from client.private_file import replace_private_file
 class ReplyStore:
     """Keeps one request's hash and its reply in a file.
 
-    A final test is charged once. Where its reply was lost on the way, or the server was restarted, the identical
-    request gets the identical reply, also after a restart of the agent; any other request gets none.
+    A round and the final test are charged once. Where the reply was lost on the way, or the server was restarted,
+    the identical request gets the identical reply, also after a restart of the agent; any other request gets none.
 
     Args:
         path: the file; its folder is made if needed.

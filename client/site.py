@@ -4,12 +4,11 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from client.budget import BudgetExceeded, check_lifetime, evaluation_cost, open_in_ledger, training_cost
+from client.budget import BudgetExceeded, check_lifetime, check_runs, open_in_ledger
 from client.device import prepare_torch
 from client.dicom_index import Index
 from client.ingestion import DataRefused, Ingested, check_policy, ingest
@@ -57,14 +56,6 @@ class RequestRefused(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """The last request to train or evaluate, by hash, and its reply: an identical one gets the stored reply."""
-
-    request: bytes
-    reply: bytes
-
-
 class Site:
     """One hospital's data, state and decisions behind `handle`.
 
@@ -84,7 +75,6 @@ class Site:
         self._ingested: Ingested | None = None
         self._run: OpenRun | None = None
         self._result: SiteResult | None = None
-        self._answered: _Answered | None = None
         self._doing = "waiting"
 
     def status(self) -> dict[str, str]:
@@ -94,26 +84,28 @@ class Site:
 
     def handle(self, message: bytes) -> bytes:
         """Return the encoded reply to an encoded request. Never raises: a refusal is a reply."""
-        digest = hashlib.sha256(message).digest()
-        if self._answered is not None and self._answered.request == digest:
-            return self._answered.reply
         try:
             request, payload = decode_request(message)
         except MessageError as error:
             log.warning("a message was refused: %s", error)
             return encode(Refusal(run_id="unknown", reason="failed"))
-        stored = self._replies(request.run_id).get(message) if isinstance(request, Evaluate) else None
+        if not isinstance(request, Train | Evaluate):
+            return self._answer(request, payload)
+        replies = ReplyStore(result_path(self._file.state, request.run_id).with_name("last.reply"))
+        try:
+            stored = replies.get(message)
+        except OSError:
+            log.exception("the stored reply cannot be read")
+            stored = None
         if stored is not None:
             return stored
         reply = self._answer(request, payload)
-        if isinstance(request, Train | Evaluate):
-            self._answered = _Answered(digest, reply)
-        if isinstance(request, Evaluate) and isinstance(decode_reply(reply)[0], Answer):
-            self._replies(request.run_id).put(message, reply)
+        if isinstance(decode_reply(reply)[0], Answer):
+            try:
+                replies.put(message, reply)
+            except OSError:
+                log.exception("the reply cannot be stored; it is sent, and cannot be sent again")
         return reply
-
-    def _replies(self, run_id: str) -> ReplyStore:
-        return ReplyStore(result_path(self._file.state, run_id).with_name("final_test.reply"))
 
     def _answer(self, request: Request, payload: bytes) -> bytes:
         self._doing = request.kind
@@ -129,6 +121,7 @@ class Site:
             return encode(Refusal(run_id=request.run_id, reason="round-already-attempted"))
         except Exception:  # the reply always goes; what went wrong stays at the site
             log.exception("%s of run %s failed", request.kind, request.run_id)
+            self._run = None  # the server asks to open the run again, which builds everything anew
             return encode(Refusal(run_id=request.run_id, reason="failed"))
         finally:
             self._doing = "waiting"
@@ -169,6 +162,7 @@ class Site:
             check_supported(model)
         try:
             check_study(self._file, self._study)
+            check_runs(self._ledger, self._file.policy, self._study, run_id=request.run_id)
             check_lifetime(self._ledger, self._file.policy, self._study, run_id=request.run_id)
         except PolicyRefused as error:
             raise RequestRefused("policy", str(error)) from error
@@ -179,8 +173,7 @@ class Site:
         index, patients = self._data()
         seconds = time.perf_counter() - begun
 
-        evaluation = evaluation_cost(self._study)
-        num_patients = open_in_ledger(
+        entry = open_in_ledger(
             self._ledger, self._study, run_id=request.run_id, exact_count=len(patients[Role.TRAIN])
         )
         self._run = OpenRun(
@@ -189,12 +182,12 @@ class Site:
             task=task_of(self._study),
             model=model.to(self._machine.device),
             patients=patients,
-            num_patients=num_patients,
-            cost=training_cost(self._study),
-            evaluation_deviation=None if evaluation is None else evaluation.standard_deviation,
+            num_patients=entry.noised_count,
+            cost=self._ledger.planned_cost(request.run_id, num_steps=self._study.num_steps),
+            evaluation_deviation=entry.evaluation_deviation,
             machine=self._machine,
         )
-        self._result = self._new_result(request.run_id, index, patients, seconds)
+        self._result = self._result_of(request.run_id, index, patients, seconds)
         self._write_result()
         log.info("run %s opened with %d training patients", request.run_id, len(patients[Role.TRAIN]))
 
@@ -273,9 +266,13 @@ class Site:
         cost, delta = self._ledger.training_cost(run.run_id), self._study.privacy.delta
         return None if cost is None or delta is None else cost.epsilon(delta)
 
-    def _new_result(
+    def _result_of(
         self, run_id: str, index: Index, patients: Mapping[Role, PatientSet], seconds: float
     ) -> SiteResult:
+        """The run's result so far, or a new one: opening a run again loses nothing."""
+        earlier = SiteResult.read(result_path(self._file.state, run_id))
+        if earlier is not None and earlier.study_hash == self._study.hash:
+            return earlier
         return SiteResult(
             site=self._file.name,
             run_id=run_id,
@@ -292,8 +289,12 @@ class Site:
         )
 
     def _write_result(self) -> None:
+        """A local report never costs a release that was charged: a full disk is logged, and the run goes on."""
         if self._result is not None:
-            self._result.write(result_path(self._file.state, self._result.run_id))
+            try:
+                self._result.write(result_path(self._file.state, self._result.run_id))
+            except OSError:
+                log.exception("the site's own result cannot be written")
 
 
 def result_path(state: Path, run_id: str) -> Path:

@@ -51,6 +51,7 @@ class Policy(Frozen):
 
     min_patients: int = Field(ge=1)
     max_unusable_share: float = Field(ge=0.0, le=1.0)
+    max_runs_per_study: int = Field(ge=1)
     lifetime_epsilon: float | None = Field(default=None, gt=0.0)
     lifetime_delta: float | None = Field(default=None, gt=0.0, lt=0.1)
     allow_no_privacy: bool = False

@@ -38,6 +38,23 @@ class SiteResult:
     test: Metrics | None = None
     test_statistics: tuple[int, ...] | None = None
 
+    @classmethod
+    def read(cls, path: Path) -> "SiteResult | None":
+        """Return what `write` wrote; None where there is nothing that can be read."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            rounds = [SiteRound(**entry) for entry in values.pop("rounds")]
+            validation = {int(number): metrics for number, metrics in values.pop("validation").items()}
+            test = values.pop("test_statistics")
+            return cls(
+                **values,
+                rounds=rounds,
+                validation=validation,
+                test_statistics=None if test is None else tuple(test),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all; readable by the site's user only."""
         path.parent.mkdir(parents=True, exist_ok=True)

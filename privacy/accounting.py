@@ -4,6 +4,7 @@ Privacy loss distributions (PLD) give a run's statement, Rényi differential pri
 a site's lifetime, because later runs are chosen after the results of earlier ones.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
@@ -135,20 +136,30 @@ class EvaluationCost:
         return dp.SelfComposedDpEvent(dp.GaussianDpEvent(self.standard_deviation), self.num_releases)
 
 
-def lifetime_epsilon(costs: tuple[TrainingCost | EvaluationCost, ...], *, delta: float) -> float:
-    """Epsilon of several runs together at *delta*, by Rényi composition; 0 where there are none.
+def filter_order(*, cap: float, delta: float) -> int:
+    """The one Rényi order of the filter, fixed by the cap alone, never by what was spent.
+
+    The order at which Gaussian mechanisms that just reach the cap convert best, rounded up to a whole number.
+    """
+    slack = math.log(1.0 / delta)
+    root = math.sqrt(slack + cap) - math.sqrt(slack)
+    return max(2, math.ceil(1.0 + math.sqrt(slack) / root))
+
+
+def lifetime_epsilon(costs: tuple[TrainingCost | EvaluationCost, ...], *, cap: float, delta: float) -> float:
+    """Epsilon of several runs together at *delta*, by Rényi composition at one order; 0 where there are none.
 
     A patient trains in one study and may be evaluated in another: passing both costs of each run is an upper
     bound for every patient.
 
-    Fully adaptive: later runs may be chosen after seeing earlier results, as long as the sum is kept below a
-    cap fixed beforehand (Rényi filter).
+    Fully adaptive: later runs may be chosen after seeing earlier results, as long as the sum is kept below *cap*,
+    fixed beforehand, which also fixes the order (Rényi filter).
 
     Source: Feldman and Zrnic (2021), "Individual privacy accounting via a Rényi filter".
     """
     if not costs:
         return 0.0
-    accountant = rdp.RdpAccountant()
+    accountant = rdp.RdpAccountant(orders=[filter_order(cap=cap, delta=delta)])
     for cost in costs:
         accountant.compose(cost.event)
     return float(accountant.get_epsilon(delta))

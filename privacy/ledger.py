@@ -149,29 +149,32 @@ class Ledger:
             sample_rate=run.sample_rate, noise_multiplier=run.noise_multiplier, num_steps=steps
         )
 
+    def planned_cost(self, run_id: str, *, num_steps: int) -> TrainingCost | None:
+        """Return what a run costs after *num_steps*, with the noise it was entered with; None without privacy."""
+        cost = self.training_cost(run_id)
+        return None if cost is None else cost.after(num_steps)
+
     def lifetime_epsilon(
         self,
         *,
+        cap: float,
         delta: float,
         planned: tuple[TrainingCost | EvaluationCost, ...] = (),
         without: str | None = None,
     ) -> float:
         """Return what all runs, evaluations in full, and *planned* cost together at *delta*; *without* is left out.
 
-        Infinite where any run had no differential privacy.
+        Infinite where any run had no differential privacy, or released evaluations exactly.
         """
         costs: list[TrainingCost | EvaluationCost] = list(planned)
         for run in self.runs():
             if run.run_id == without:
                 continue
             cost = self.training_cost(run.run_id)
-            if cost is None:
+            if cost is None or run.evaluation_deviation is None:
                 return math.inf
             costs.append(cost)
-            if run.evaluation_deviation is not None:
-                costs.append(
-                    EvaluationCost(
-                        standard_deviation=run.evaluation_deviation, num_releases=run.num_evaluations
-                    )
-                )
-        return lifetime_epsilon(tuple(costs), delta=delta)
+            costs.append(
+                EvaluationCost(standard_deviation=run.evaluation_deviation, num_releases=run.num_evaluations)
+            )
+        return lifetime_epsilon(tuple(costs), cap=cap, delta=delta)

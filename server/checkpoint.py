@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -72,7 +71,7 @@ def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, GlobalMod
             names = ("weights", "velocity")
             model = GlobalModel(*(np.asarray(file.get_tensor(name), dtype=np.float32) for name in names))
             progress = Progress.model_validate(json.loads(file.metadata()["progress"]), strict=False)
-    except (OSError, SafetensorError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: is not a usable checkpoint ({type(error).__name__})") from error
     if progress.study_hash != study_hash:
         raise CheckpointError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from server.aggregation import GlobalModel, RunningSum
-from server.checkpoint import Progress, RoundRecord, read_checkpoint, write_checkpoint
+from server.checkpoint import CheckpointError, Progress, RoundRecord, read_checkpoint, write_checkpoint
 from server.exchange import Exchange, SiteReply
 from shared_models.architectures import build_model
 from shared_models.manifest import FloatVector, Manifest, flatten
@@ -32,6 +32,10 @@ from shared_models.vector import VectorLayout
 log = logging.getLogger("collegium.server")
 
 MAX_BURNED_IN_A_ROW = 3
+CLOSE_SECONDS = 30.0
+LOOK_SECONDS = 0.2
+AGAIN_SECONDS = 2.0
+"""Pause before a site that did not open the run is asked again."""
 OPEN_SECONDS = 600.0
 """Least time that sites get to read their images when a run starts."""
 LATER = ("not-open", "failed")
@@ -86,16 +90,15 @@ def run_rounds(context: RunContext, *, resume: bool = False) -> RunState:
 
     burned = 0
     for number in range(len(state.progress.rounds) + 1, study.training.num_rounds + 1):
-        state = _open(context, state)
+        state = _await_cohort(context, state)
         state = _round(context, state, number)
         burned = burned + 1 if state.progress.rounds[-1].burned else 0
         if burned == MAX_BURNED_IN_A_ROW:
             raise TooFewSitesError(_too_few(context, state, f"{burned} rounds in a row got vectors of"))
 
     if state.progress.test is None:
-        state = _open(context, state)
+        state = _await_cohort(context, state)
         state = _final_test(context, state)
-    _close(context, state)
     return state
 
 
@@ -108,6 +111,8 @@ def _initial(context: RunContext) -> RunState:
 
 def _saved(context: RunContext) -> RunState:
     progress, model = read_checkpoint(context.checkpoint, study_hash=context.study.hash)
+    if progress.run_id != context.run_id:
+        raise CheckpointError(f"{context.checkpoint}: is of run {progress.run_id}, not {context.run_id}")
     return RunState(progress=progress, model=model)
 
 
@@ -133,7 +138,23 @@ def _gather(context: RunContext, state: RunState) -> RunState:
             raise TooFewSitesError(_too_few(context, state, "the run can be opened at"))
         if enough_since is None and len(present) >= least and now - begun >= context.patience_seconds:
             enough_since = now
-        time.sleep(0.2)
+        time.sleep(LOOK_SECONDS if present - answered == present else AGAIN_SECONDS)
+
+
+def _await_cohort(context: RunContext, state: RunState) -> RunState:
+    """Wait until enough sites are there for a round: one that cannot succeed would cost the others for nothing.
+
+    Raises:
+        TooFewSitesError: they did not come; nobody was asked, and the round's number is not used up.
+    """
+    begun = time.monotonic()
+    while True:
+        state = _open(context, state)
+        if len(state.opened & set(context.exchange.sites())) >= context.study.aggregation.min_cohort:
+            return state
+        if time.monotonic() - begun > context.patience_seconds:
+            raise TooFewSitesError(_too_few(context, state, "the next step can ask"))
+        time.sleep(AGAIN_SECONDS)
 
 
 def _open(context: RunContext, state: RunState, *, timeout_seconds: float | None = None) -> RunState:
@@ -146,7 +167,7 @@ def _open(context: RunContext, state: RunState, *, timeout_seconds: float | None
     request = Open(run_id=context.run_id, study_hash=context.study.hash, manifest_hash=manifest.hash)
     opened, refusals = set(state.opened), dict(state.final_refusals)
     for reply in _ask(context, asked, request, timeout_seconds=timeout_seconds):
-        header, _ = _read(reply)
+        header, _ = _read(reply, context.run_id)
         if isinstance(header, Answer):
             opened.add(reply.site)
         elif header is not None and header.reason not in LATER:
@@ -171,7 +192,7 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
     # 2. Each vector is folded into one sum as it arrives.
     total, survivors, refusals = RunningSum(layout), [], {}
     for reply in _ask(context, cohort, request, state.model.weights) if cohort else ():
-        outcome = _fold(total, reply)
+        outcome = _fold(total, reply, context.run_id, number)
         if outcome is None:
             survivors.append(reply.site)
         else:
@@ -182,7 +203,12 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
     burned = total.num_vectors < study.aggregation.min_cohort
     model, statistics = state.model, None
     if not burned:
-        mean, summed = total.mean()
+        try:
+            mean, summed = total.mean()
+        except ValueError as error:
+            log.warning("the sum of round %d makes no sense: %s", number, error)
+            burned = True
+    if not burned:
         model = state.model.moved(mean, momentum=study.aggregation.server_momentum)
         statistics = tuple(int(entry) for entry in summed) if validated else None
     record = RoundRecord(
@@ -224,12 +250,23 @@ def _final_test(context: RunContext, state: RunState) -> RunState:
     )
     cohort = sorted(state.opened & set(context.exchange.sites()))[: study.aggregation.num_sites_max]
     request = Evaluate(run_id=context.run_id, study_hash=study.hash)
-    total, tested = RunningSum(layout), []
+    total, tested, refusals = RunningSum(layout), list[str](), list[str]()
     for reply in _ask(context, cohort, request, state.model.weights) if cohort else ():
-        if _fold(total, reply) is None:
+        outcome = _fold(total, reply, context.run_id, last + 1)
+        if outcome is None:
             tested.append(reply.site)
+        else:
+            refusals.append(outcome)
     if total.num_vectors < study.aggregation.min_cohort:
-        raise TooFewSitesError(_too_few(context, state, "the final test got vectors of"))
+        if refusals and set(refusals) == {"round-already-attempted"}:
+            log.error(
+                "the final test was made, but its replies are lost; it is not repeated, and has no figures"
+            )
+            return state
+        lost = state.opened - frozenset(tested)
+        raise TooFewSitesError(
+            _too_few(context, replace(state, opened=lost), "the final test got vectors of")
+        )
     statistics = [int(entry) for entry in total.statistics()]
     rounds = _with_validation(state.progress.rounds, tuple(statistics[:size]) if also_validation else None)
     progress = state.progress.model_copy(
@@ -240,10 +277,19 @@ def _final_test(context: RunContext, state: RunState) -> RunState:
     return replace(state, progress=progress)
 
 
-def _close(context: RunContext, state: RunState) -> None:
+def close_run(context: RunContext, state: RunState) -> None:
+    """Tell the sites that the run is over. Nothing depends on their answers.
+
+    Raises:
+        ExchangeError: the carrier failed.
+    """
     request = Close(run_id=context.run_id, study_hash=context.study.hash)
     cohort = sorted(state.opened & set(context.exchange.sites()))
-    for _ in _ask(context, cohort, request) if cohort else ():
+    for _ in (
+        _ask(context, cohort, request, timeout_seconds=min(CLOSE_SECONDS, _timeout(context)))
+        if cohort
+        else ()
+    ):
         pass
 
 
@@ -266,17 +312,22 @@ def _ask(
     )
 
 
-def _read(reply: SiteReply) -> tuple[Answer | Refusal | None, bytes]:
+def _read(reply: SiteReply, run_id: str, number: int = 0) -> tuple[Answer | Refusal | None, bytes]:
+    """Decode a reply; None where it is none, or one to another run or round (*number*; 0 outside of rounds)."""
     try:
-        return decode_reply(reply.message)
+        header, payload = decode_reply(reply.message)
     except MessageError as error:
         log.warning("%s answered something else than a reply: %s", reply.site, error)
         return None, b""
+    if isinstance(header, Answer) and (header.run_id != run_id or header.round != number):
+        log.warning("%s answered for round %d of %s", reply.site, header.round, header.run_id)
+        return None, b""
+    return header, payload
 
 
-def _fold(total: RunningSum, reply: SiteReply) -> str | None:
+def _fold(total: RunningSum, reply: SiteReply, run_id: str, number: int) -> str | None:
     """Add the reply's vector to the sum; return why not, where it was not added."""
-    header, payload = _read(reply)
+    header, payload = _read(reply, run_id, number)
     if header is None:
         return "failed"
     if isinstance(header, Refusal):

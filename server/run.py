@@ -1,16 +1,19 @@
 """One run of a study from start to its files, whatever carries the messages."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
-from server.checkpoint import Progress, write_atomically
-from server.exchange import Exchange
+from server.checkpoint import Progress, read_checkpoint, write_atomically
+from server.exchange import Exchange, ExchangeError
 from server.model_file import write_model
 from server.result import Result, build_result, metrics
-from server.round_loop import RunContext, run_rounds
+from server.round_loop import RunContext, TooFewSitesError, close_run, run_rounds
 from shared_models.study import Study, read_study
 from shared_models.tasks import task_of
+
+log = logging.getLogger("collegium.server")
 
 
 def run_study(context: RunContext, *, engine: str, resume: bool = False) -> Result:
@@ -19,12 +22,28 @@ def run_study(context: RunContext, *, engine: str, resume: bool = False) -> Resu
     Raises:
         TooFewSitesError, ExchangeError: the run stopped; its state is on disk and can be resumed.
     """
-    state = run_rounds(context, resume=resume)
+    try:
+        state = run_rounds(context, resume=resume)
+    except TooFewSitesError:
+        _keep_model(context)
+        raise
     result = build_result(context.study, state.progress, engine=engine, refusals=dict(state.final_refusals))
     folder = context.checkpoint.parent
     write_model(folder / "model.safetensors", context.study, state.model.weights, result)
     write_atomically(folder / "result.json", result.to_json().encode())
+    try:
+        close_run(context, state)
+    except ExchangeError as error:
+        log.warning("the sites were not told that the run is over: %s", error)
     return result
+
+
+def _keep_model(context: RunContext) -> None:
+    """After the last round the model is worth keeping, even if the final test cannot be made."""
+    progress, model = read_checkpoint(context.checkpoint, study_hash=context.study.hash)
+    if len(progress.rounds) == context.study.training.num_rounds:
+        result = build_result(context.study, progress, engine="unknown", refusals={})
+        write_model(context.checkpoint.with_name("model.safetensors"), context.study, model.weights, result)
 
 
 def checkpoint_path(state: Path, run_id: str) -> Path:

@@ -195,7 +195,21 @@ class Study(Frozen):
                 'evaluation.epsilon needs privacy.mode = "local": its delta is the study\'s; '
                 "with mode none set evaluation.unnoised = true"
             )
+        self._check_grid()
         return self
+
+    def _check_grid(self) -> None:
+        """Sums must not overflow, and the update of the smallest site must keep its precision."""
+        aggregation = self.aggregation
+        largest = (2**31 - 1) // aggregation.num_sites_max
+        heaviest = aggregation.max_patients or 1
+        lightest = min(self.patients.min_training, heaviest) if aggregation.max_patients else 1
+        if largest * lightest // heaviest < 2**16:
+            raise ValueError(
+                f"aggregation.max_patients = {heaviest} and num_sites_max = {aggregation.num_sites_max} leave an "
+                f"update of a site with min_training = {lightest} patients fewer than 65536 steps of its grid; lower "
+                "max_patients or num_sites_max, or raise min_training"
+            )
 
     @property
     def hash(self) -> str:

@@ -94,13 +94,14 @@ class LocalExchange:
 
     def sites(self) -> tuple[str, ...]:
         """Names of the sites whose process lives, sorted."""
-        return tuple(sorted(site for worker in self._workers for site in worker.sites))
+        living = [worker for worker in self._workers if worker.process.is_alive()]
+        return tuple(sorted(site for worker in living for site in worker.sites))
 
     def exchange(self, requests: Mapping[str, bytes], *, timeout_seconds: float) -> Iterator[SiteReply]:
         """Send each site its request and yield each reply once, as it arrives."""
         self._ticket += 1
         ticket, deadline = self._ticket, time.monotonic() + timeout_seconds
-        for worker in self._workers:
+        for worker in list(self._workers):
             worker.waiting = deque((site, requests[site]) for site in worker.sites if site in requests)
             self._dispatch(worker)
         while self._busy_with(ticket) and (remaining := deadline - time.monotonic()) > 0:
@@ -123,16 +124,24 @@ class LocalExchange:
         if worker.working_on is None and worker.waiting:
             site, message = worker.waiting.popleft()
             worker.working_on = (self._ticket, site)
-            worker.connection.send((site, message))
+            try:
+                worker.connection.send((site, message))
+            except OSError:
+                self._drop(worker)
+
+    def _drop(self, worker: _Worker) -> None:
+        """The process is gone, and its sites with it."""
+        log.warning("the worker of %s ended", ", ".join(worker.sites))
+        worker.connection.close()
+        worker.process.join(timeout=1.0)
+        self._workers = [other for other in self._workers if other is not worker]
 
     def _receive(self, worker: _Worker, ticket: int) -> SiteReply | None:
         """Take one reply off the pipe; None where it is late or the process is gone."""
         try:
             message = worker.connection.recv()
         except (EOFError, ConnectionError):
-            log.warning("the worker of %s ended", ", ".join(worker.sites))
-            worker.connection.close()
-            self._workers = [other for other in self._workers if other is not worker]
+            self._drop(worker)
             return None
         begun, site = worker.working_on or (0, "")
         worker.working_on = None

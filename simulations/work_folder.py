@@ -68,7 +68,12 @@ def write_site(
             "key": hospital.label_key,
             "column": hospital.label_column,
         },
-        "policy": {"min_patients": 1, "max_unusable_share": 1.0, "allow_no_privacy": not private},
+        "policy": {
+            "min_patients": 1,
+            "max_unusable_share": 1.0,
+            "max_runs_per_study": 1,
+            "allow_no_privacy": not private,
+        },
         "compute": {"device": "cpu", "num_threads": 1},
     }
     if server is not None:

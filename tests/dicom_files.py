@@ -195,5 +195,7 @@ class Hospital:
             state=self.root / "state",
             images=Images(folder=self.images),
             labels=Labels(file=self.labels, key=key),  # type: ignore[arg-type]
-            policy=Policy(min_patients=min_patients, max_unusable_share=max_unusable_share),
+            policy=Policy(
+                min_patients=min_patients, max_unusable_share=max_unusable_share, max_runs_per_study=1
+            ),
         )

@@ -54,7 +54,9 @@ class FakeExchange:
             again = self.study.training.num_rounds in self.study.evaluation.validation_rounds
             statistics = np.concatenate([self._statistics()] * (2 if again else 1))
             vector = self._layout(0, len(statistics)).encode(update=None, weight=1, statistics=statistics)
-            return encode(Answer(run_id=request.run_id, round=99), to_bytes(vector))
+            return encode(
+                Answer(run_id=request.run_id, round=self.study.training.num_rounds + 1), to_bytes(vector)
+            )
         return encode(Answer(run_id=request.run_id, round=0))
 
     def _statistics(self) -> np.ndarray:

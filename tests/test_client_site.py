@@ -1,6 +1,7 @@
 """A site decides by itself: what it answers, what it refuses, and what it has on disk before it trains."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from dicom_files import Hospital, dataset
 from studies import make_study, write_study_file
 
+from client import local_round as local_round_module
 from client import site_file as site_files
 from client.site import Site, open_site, result_path
 from client.site_file import SiteFile, read_site
@@ -211,6 +213,7 @@ def test_the_accountant_survives_a_restart_of_the_agent(hospital, tmp_path) -> N
     again = start(hospital, tmp_path, study)
     assert reason(again.train(2)[0]) == "not-open"
     assert isinstance(again.open(), Answer)
+    again.weights = again.weights + np.float32(0.01)
     assert reason(again.train(1)[0]) == "round-already-attempted"
     assert isinstance(again.train(2)[0], Answer)
     ledger = Ledger(tmp_path / "state" / "ledger.sqlite")
@@ -224,17 +227,94 @@ def test_the_accountant_survives_a_restart_of_the_agent(hospital, tmp_path) -> N
     )
 
 
-def test_the_charge_is_on_disk_before_the_reply_and_stays_when_training_fails(hospital, tmp_path) -> None:
+def test_a_model_that_does_not_fit_costs_nothing(hospital, tmp_path) -> None:
     talk = start(hospital, tmp_path, make_study(private=True))
     talk.open()
     talk.weights = talk.weights[:-1]
     assert reason(talk.train(1)[0]) == "failed"
-    assert not Ledger(tmp_path / "state" / "ledger.sqlite").rounds(RUN), (
-        "a model that does not fit costs nothing"
-    )
-    talk.weights = np.append(talk.weights, np.float32(0.0))
+    assert not Ledger(tmp_path / "state" / "ledger.sqlite").rounds(RUN)
+
+
+def test_the_charge_stays_when_training_fails_and_the_next_round_answers(
+    hospital, tmp_path, monkeypatch
+) -> None:
+    talk = start(hospital, tmp_path, make_study(private=True))
+    talk.open()
+    ledger = Ledger(tmp_path / "state" / "ledger.sqlite")
+    charged = []
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        charged.append([entry.round for entry in ledger.rounds(RUN)])
+        raise MemoryError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(local_round_module, "train", out_of_memory)
+        assert reason(talk.train(1)[0]) == "failed"
+    assert charged == [[1]], "the charge is on disk before training begins"
+    assert reason(talk.train(2)[0]) == "not-open"
+    assert isinstance(talk.open(), Answer)
+    assert isinstance(talk.train(2)[0], Answer)
+    assert [entry.round for entry in ledger.rounds(RUN)] == [1, 2]
+
+
+def test_a_full_disk_costs_the_local_report_and_not_the_reply(hospital, tmp_path) -> None:
+    talk = start(hospital, tmp_path, make_study(private=True))
+    talk.open()
+    folder = result_path(tmp_path / "state", RUN).parent
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_text("a file where a folder should be", encoding="utf-8")
+    assert isinstance(talk.train(1)[0], Answer)
+    assert isinstance(talk.evaluate()[0], Answer)
+
+
+def test_a_refusal_is_not_stored_as_the_reply_for_ever(hospital, tmp_path) -> None:
+    talk = start(hospital, tmp_path, make_study(private=True))
+    assert reason(talk.evaluate()[0]) == "not-open"
+    talk.open()
+    assert isinstance(talk.evaluate()[0], Answer)
+
+
+def test_opening_a_run_again_keeps_the_sites_own_result(hospital, tmp_path) -> None:
+    study = make_study(private=True)
+    talk = start(hospital, tmp_path, study)
+    talk.open()
+    talk.train(1)
     talk.train(2)
-    assert [entry.round for entry in Ledger(tmp_path / "state" / "ledger.sqlite").rounds(RUN)] == [2]
+    path = result_path(tmp_path / "state", RUN)
+    before = json.loads(path.read_text(encoding="utf-8"))
+    talk.close()
+    start(hospital, tmp_path, study).open()
+    assert json.loads(path.read_text(encoding="utf-8")) == before
+
+
+def test_a_server_cannot_run_a_study_more_often_than_the_hospital_allows(hospital, tmp_path) -> None:
+    """Without a cap, every new run id would be a fresh count, fresh noise and the study's epsilon again."""
+    talk = start(hospital, tmp_path, make_study(private=True), max_runs_per_study=2)
+    assert isinstance(talk.open("run-1"), Answer)
+    assert isinstance(talk.open("run-2"), Answer)
+    assert reason(talk.open("run-3")) == "budget"
+    assert isinstance(talk.open("run-1"), Answer), "a run that was begun can be resumed"
+    assert len(Ledger(tmp_path / "state" / "ledger.sqlite").runs()) == 2
+
+
+@pytest.mark.parametrize("first_private", [True, False])
+def test_a_run_id_cannot_be_used_again_under_another_study(hospital, tmp_path, first_private: bool) -> None:
+    """The ledger's noise, or an exact count, of the first study would be taken for the second's."""
+    first = start(hospital, tmp_path, make_study(private=first_private))
+    assert isinstance(first.open(), Answer)
+    changed = make_study({"learning_rate = 0.1": "learning_rate = 0.2"}, private=True)
+    assert reason(start(hospital, tmp_path, changed).open()) == "budget"
+    assert len(Ledger(tmp_path / "state" / "ledger.sqlite").runs()) == 1
+
+
+def test_a_lost_training_reply_is_given_again_after_a_restart(hospital, tmp_path) -> None:
+    study = make_study(private=True)
+    talk = start(hospital, tmp_path, study)
+    talk.open()
+    first = talk.train(1)
+    assert start(hospital, tmp_path, study).train(1) == first
 
 
 def test_rounds_beyond_the_study_are_refused(hospital, tmp_path) -> None:
@@ -259,7 +339,7 @@ def test_a_run_that_would_pass_the_lifetime_cap_is_refused_and_an_earlier_one_co
     hospital, tmp_path
 ) -> None:
     study = make_study(private=True)
-    cap = {"lifetime_epsilon": 10.5, "lifetime_delta": 1e-4}
+    cap = {"lifetime_epsilon": 11.0, "lifetime_delta": 1e-4, "max_runs_per_study": 9}
     first = start(hospital, tmp_path, study, **cap)
     assert isinstance(first.open(), Answer)
     for number in (1, 2, 3):
@@ -307,14 +387,20 @@ def test_the_noised_count_and_not_the_true_one_divides_and_weighs(hospital, tmp_
     assert weight == min(run.noised_count, 500)
 
 
-def test_noise_reused_after_a_restart_would_be_seen(hospital, tmp_path) -> None:
-    """Two sites with the same data, study, round and model send different updates: noise is never repeated."""
-    vectors = []
-    for number in range(2):
-        talk = start(hospital, tmp_path / str(number), make_study(private=True))
+def test_noise_is_never_reused_after_a_restart(hospital, tmp_path) -> None:
+    """Two copies of one state train the same round from the same model; only the noise can differ, and does."""
+    study = make_study({"sample_rate = 0.5": "sample_rate = 1.0"}, private=True)
+    start(hospital, tmp_path / "first", study).open()
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    updates = []
+    for name in ("first", "second"):
+        talk = start(hospital, tmp_path / name, study)
         talk.open()
-        vectors.append(talk.train(1)[1])
-    assert vectors[0] != vectors[1]
+        _, payload = talk.train(1)
+        layout = VectorLayout.of_study(study.aggregation, num_weights=len(talk.weights), num_statistics=0)
+        updates.append(layout.decode_sum(from_bytes(payload, length=layout.length))[0])
+    assert abs(np.corrcoef(updates[0], updates[1])[0, 1]) < 0.5
+    assert np.abs(updates[0] - updates[1]).max() > 0
 
 
 def test_site_toml_names_every_problem_and_its_paths_count_from_its_folder(hospital, tmp_path) -> None:
@@ -323,6 +409,7 @@ def test_site_toml_names_every_problem_and_its_paths_count_from_its_folder(hospi
     text = (
         'name = "north"\nstudy = "study.toml"\nstate = "state"\n[images]\nfolder = "images"\n'
         '[labels]\nfile = "labels.csv"\nkey = "PatientID"\n[policy]\nmin_patients = 1\nmax_unusable_share = 0.2\n'
+        "max_runs_per_study = 1\n"
     )
     path.write_text(text, encoding="utf-8")
     assert read_site(path).images.folder == tmp_path / "images"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import dp_accounting as dp
 import pytest
-from dp_accounting import pld
+from dp_accounting import pld, rdp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +15,7 @@ from privacy.accounting import (
     EvaluationCost,
     PrivacyTargetError,
     TrainingCost,
+    filter_order,
     gaussian_epsilon,
     gaussian_standard_deviation,
     lifetime_epsilon,
@@ -81,7 +82,8 @@ def test_evaluation_noise_stays_within_its_target() -> None:
 def test_the_lifetime_sum_is_zero_without_runs_and_grows_with_each() -> None:
     evaluation = EvaluationCost(standard_deviation=5.0, num_releases=3)
     sums = [
-        lifetime_epsilon(runs, delta=1e-5) for runs in [(), (cost(),), (cost(), evaluation), (cost(), cost())]
+        lifetime_epsilon(runs, cap=5.0, delta=1e-5)
+        for runs in [(), (cost(),), (cost(), evaluation), (cost(), cost())]
     ]
     assert sums[0] == 0.0
     assert sums == sorted(sums)
@@ -148,17 +150,34 @@ def test_the_lifetime_counts_training_and_evaluation_of_all_other_runs(tmp_path)
         ledger.open_run(a_run(run_id))
         ledger.begin_round(run_id, 1, num_steps=10)
     one = (cost(10), EvaluationCost(standard_deviation=4.0, num_releases=2))
-    assert ledger.lifetime_epsilon(delta=1e-5, without="run-2") == lifetime_epsilon(one, delta=1e-5)
-    assert ledger.lifetime_epsilon(delta=1e-5) == lifetime_epsilon(one + one, delta=1e-5)
-    planned = ledger.lifetime_epsilon(delta=1e-5, without="run-2", planned=one)
-    assert planned == ledger.lifetime_epsilon(delta=1e-5)
+    assert ledger.lifetime_epsilon(cap=5.0, delta=1e-5, without="run-2") == lifetime_epsilon(
+        one, cap=5.0, delta=1e-5
+    )
+    assert ledger.lifetime_epsilon(cap=5.0, delta=1e-5) == lifetime_epsilon(one + one, cap=5.0, delta=1e-5)
+    planned = ledger.lifetime_epsilon(cap=5.0, delta=1e-5, without="run-2", planned=one)
+    assert planned == ledger.lifetime_epsilon(cap=5.0, delta=1e-5)
 
 
-def test_a_run_without_privacy_makes_the_lifetime_epsilon_infinite(tmp_path) -> None:
+@pytest.mark.parametrize(
+    "missing", [{"noise_multiplier": None, "delta": None}, {"evaluation_deviation": None}]
+)
+def test_a_run_without_noise_somewhere_makes_the_lifetime_epsilon_infinite(tmp_path, missing) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger.open_run(replace(a_run(), noise_multiplier=None, delta=None))
-    assert ledger.training_cost("run-1") is None
-    assert ledger.lifetime_epsilon(delta=1e-5) == math.inf
+    ledger.open_run(replace(a_run(), **missing))
+    assert ledger.lifetime_epsilon(cap=5.0, delta=1e-5) == math.inf
+
+
+def test_the_filters_order_is_fixed_by_the_cap_and_converts_gaussians_well() -> None:
+    for cap in (0.5, 1.0, 3.0, 8.0, 20.0):
+        order = filter_order(cap=cap, delta=1e-5)
+        orders = {filter_order(cap=cap, delta=1e-5) for _ in range(3)}
+        assert orders == {order}
+        spent = EvaluationCost(standard_deviation=4.0, num_releases=1)
+        at_one_order = lifetime_epsilon((spent,) * 3, cap=cap, delta=1e-5)
+        accountant = rdp.RdpAccountant()
+        for _ in range(3):
+            accountant.compose(spent.event)
+        assert at_one_order >= accountant.get_epsilon(1e-5) - 1e-9
 
 
 def test_a_file_that_is_no_ledger_is_told(tmp_path) -> None:

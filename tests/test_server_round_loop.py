@@ -13,9 +13,10 @@ from server.checkpoint import CheckpointError, read_checkpoint
 from server.round_loop import RunContext, RunState, TooFewSitesError, run_rounds
 from server.run import checkpoint_path, run_study
 from shared_models.architectures import build_model
-from shared_models.manifest import flatten
-from shared_models.messages import Close, Evaluate, Open, Train
+from shared_models.manifest import Manifest, flatten
+from shared_models.messages import Answer, Close, Evaluate, Open, Train, encode
 from shared_models.study import Study
+from shared_models.vector import VectorLayout, to_bytes
 
 STUDY = make_study()
 SHIFTS = {"north": 0.1, "south": 0.3}
@@ -76,7 +77,7 @@ def test_validation_describes_the_model_that_the_named_round_produced(tmp_path) 
 
 def test_requests_come_in_the_order_open_train_evaluate_close(tmp_path) -> None:
     exchange = FakeExchange(STUDY, SHIFTS)
-    run_rounds(context(tmp_path, exchange))
+    run_study(context(tmp_path, exchange), engine="local")
     north = [type(request) for site, request in exchange.seen if site == "north"]
     assert north == [Open, Train, Train, Train, Evaluate, Close]
 
@@ -170,7 +171,7 @@ def test_a_site_that_restarted_is_asked_to_open_again(tmp_path) -> None:
     exchange = FakeExchange(STUDY, shifts, behave=restarted)
     state = run_rounds(context(tmp_path, exchange))
     west = [type(request) for site, request in exchange.seen if site == "west"]
-    assert west == [Open, Train, Train, Open, Train, Evaluate, Close]
+    assert west == [Open, Train, Train, Open, Train, Evaluate]
     assert state.progress.rounds[1].refusals == {"west": "not-open"}
 
 
@@ -188,6 +189,69 @@ def test_garbage_from_one_site_is_left_out_and_the_round_goes_on(tmp_path) -> No
 
     state = run_rounds(context(tmp_path, FakeExchange(STUDY, shifts, behave=garbage)))
     assert all(record.survivors == ("north", "south") for record in state.progress.rounds)
+
+
+def test_a_reply_to_another_run_or_round_is_left_out(tmp_path) -> None:
+    shifts = {**SHIFTS, "west": 0.5}
+    for header in (Answer(run_id="another-run", round=2), Answer(run_id="run-1", round=77)):
+
+        def foreign(site: str, request: object, header: Answer = header) -> bytes | None:
+            if site != "west" or not isinstance(request, Train):
+                return None
+            size = Manifest.of(build_model(STUDY)).num_weights
+            layout = VectorLayout.of_study(STUDY.aggregation, num_weights=size, num_statistics=0)
+            update = np.full(size, 0.5)
+            return encode(
+                header, to_bytes(layout.encode(update=update, weight=1, statistics=np.zeros(0, np.int64)))
+            )
+
+        state = run_rounds(context(tmp_path / header.run_id, FakeExchange(STUDY, shifts, behave=foreign)))
+        assert all("west" not in record.survivors for record in state.progress.rounds)
+
+
+def test_nobody_is_asked_for_a_round_that_cannot_succeed(tmp_path) -> None:
+    """Each site that is asked has to count the round as spent."""
+    exchange = FakeExchange(STUDY, SHIFTS)
+    seen = exchange.sites
+    exchange.sites = lambda: seen() if sum(isinstance(r, Train) for _, r in exchange.seen) < 2 else ("north",)
+    with pytest.raises(TooFewSitesError, match="the next step can ask fewer than min_cohort = 2"):
+        run_rounds(context(tmp_path, exchange))
+    progress, _ = read_checkpoint(checkpoint_path(tmp_path, "run-1"), study_hash=STUDY.hash)
+    assert [record.burned for record in progress.rounds] == [False]
+    assert max(request.round for _, request in exchange.seen if isinstance(request, Train)) == 1
+
+
+def test_a_vector_that_makes_the_weights_negative_burns_the_round_only(tmp_path) -> None:
+    study = make_study({'weights = "equal"': 'weights = "patients"\nmax_patients = 100'})
+    size = Manifest.of(build_model(study)).num_weights
+    hostile = np.zeros(size + 1, dtype=np.uint32)
+    hostile[size] = 2**32 - 500
+
+    def lie(site: str, request: object) -> bytes | None:
+        if site == "south" and isinstance(request, Train) and request.round == 1:
+            return encode(Answer(run_id="run-1", round=1), to_bytes(hostile))
+        return None
+
+    state = run_rounds(context(tmp_path, FakeExchange(study, SHIFTS, behave=lie), study))
+    assert [record.burned for record in state.progress.rounds] == [True, False, False]
+
+
+def test_the_model_is_kept_when_the_final_test_cannot_be_made(tmp_path) -> None:
+    exchange = FakeExchange(STUDY, SHIFTS, absent=lambda site, r: isinstance(r, Evaluate))
+    with pytest.raises(TooFewSitesError, match="the final test"):
+        run_study(context(tmp_path, exchange), engine="local")
+    folder = checkpoint_path(tmp_path, "run-1").parent
+    assert (folder / "model.safetensors").exists()
+    assert not (folder / "result.json").exists()
+
+
+def test_a_final_test_whose_replies_are_lost_is_not_repeated_and_the_run_ends(tmp_path) -> None:
+    def lost(site: str, request: object) -> bytes | None:
+        return refusing("round-already-attempted", site=site, kind=Evaluate)(site, request)
+
+    result = run_study(context(tmp_path, FakeExchange(STUDY, SHIFTS, behave=lost)), engine="local")
+    assert result.test == {}
+    assert (checkpoint_path(tmp_path, "run-1").parent / "result.json").exists()
 
 
 def test_a_run_writes_result_and_model_with_its_card(tmp_path) -> None:

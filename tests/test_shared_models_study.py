@@ -44,6 +44,11 @@ def test_every_problem_is_told_at_once_with_key_value_bound_and_line() -> None:
         ("unnoised = true", "epsilon = 1.0", 'needs privacy.mode = "local"'),
         ("min_cohort = 2", "min_cohort = 5", "must not exceed num_sites_max"),
         ('weights = "equal"', 'weights = "patients"', "max_patients belongs to"),
+        (
+            'weights = "equal"',
+            'weights = "patients"\nmax_patients = 1000000',
+            "fewer than 65536 steps of its grid",
+        ),
         ("test_fraction = 0.2", "test_fraction = 0.8", "must stay below 1"),
     ],
 )

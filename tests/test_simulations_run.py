@@ -1,6 +1,7 @@
 """Whole scenarios: the local engine end to end, the figures it writes, and what bad input is told."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,10 +16,17 @@ from safetensors.numpy import load_file
 from studies import study_text
 from typer.testing import CliRunner
 
+from client.site_file import read_site
 from server.result import Result
+from shared_models.architectures import build_model
+from shared_models.manifest import Manifest
+from shared_models.messages import Open, encode
 from simulations.command import app
+from simulations.local_exchange import LocalExchange
+from simulations.preparation.hospitals import read_hospitals
 from simulations.runner import Display, Options, OutputFolderError, run_scenario
 from simulations.scenario import built_in_scenarios, read_scenario
+from simulations.work_folder import write_site
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -178,6 +186,27 @@ def test_a_fixed_seed_without_noise_gives_the_same_figures_as_ever(tmp_path, hos
 
 GOLDEN_PATIENTS = 22
 GOLDEN_MEAN = 0.0416268
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_takes_its_sites_with_it_and_nothing_else(tmp_path, hospitals) -> None:
+    scenario = tmp_path / "kill.toml"
+    scenario.write_text(scenario_text(), encoding="utf-8")
+    study = read_scenario(str(scenario)).study
+    files = [
+        read_site(write_site(tmp_path / hospital.name, hospital, study, seed=3))
+        for hospital in read_hospitals(hospitals).hospitals
+    ]
+    manifest = Manifest.of(build_model(study)).hash
+    request = encode(Open(run_id="run-1", study_hash=study.hash, manifest_hash=manifest))
+    with LocalExchange(files, num_workers=3) as exchange:
+        everybody = dict.fromkeys(exchange.sites(), request)
+        assert len(list(exchange.exchange(everybody, timeout_seconds=60))) == 3
+        victim = exchange._workers[0]
+        os.kill(victim.process.pid, signal.SIGKILL)
+        victim.process.join()
+        assert len(list(exchange.exchange(everybody, timeout_seconds=60))) == 2
+        assert len(exchange.sites()) == 2
 
 
 def test_a_folder_with_something_else_in_it_is_not_touched(tmp_path, hospitals) -> None:

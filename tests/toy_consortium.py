@@ -84,6 +84,7 @@ key = "PatientID"
 [policy]
 min_patients = 1
 max_unusable_share = 1.0
+max_runs_per_study = 100
 [server]
 address = "127.0.0.1:{server.listen.port}"
 ca_certificate = "{ca or server.tls.ca_certificate}"

@@ -59,7 +59,7 @@ def one_hospital_of_all(source: PhantomSource, folder: Path) -> SiteFile:
         state=folder / "state",
         images=Images(folder=images),
         labels=Labels(file=labels, key="PatientID", column=LABEL_COLUMN),
-        policy=Policy(min_patients=1, max_unusable_share=1.0),
+        policy=Policy(min_patients=1, max_unusable_share=1.0, max_runs_per_study=1),
     )
 
 
