@@ -45,11 +45,3 @@ def image_scores(
                 logits = model(batch)
             scores.append(task.scores(logits.double()).cpu().numpy())
     return np.concatenate(scores)
-
-
-def evaluate(
-    model: nn.Module, patients: PatientSet, *, task: BinaryClassification, machine: Machine
-) -> NDArray[np.int64]:
-    """Return the task's statistics summed over *patients*, exact: int64, shape (num_statistics,)."""
-    scores, labels = patient_scores(model, patients, task=task, machine=machine)
-    return task.statistics(scores, labels)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from client.evaluation import evaluate
+from client.evaluation import patient_scores
 from client.patients import PatientSet
 from client.roles import Role
 from client.training import GradientSum, Machine, PlainGradientSum, PrivateGradientSum, train
@@ -60,7 +60,7 @@ class OpenRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """Statistics as they may leave; the exact ones and their metrics, which stay at the site."""
+    """Statistics as they may leave; exact, finely binned ones and their metrics, which stay at the site."""
 
     statistics: NDArray[np.int64]
     exact: NDArray[np.int64]
@@ -132,16 +132,17 @@ def local_round(
 
 def evaluate_role(run: OpenRun, role: Role, *, generator: CryptographicGenerator) -> Evaluated:
     """Evaluate the model as it is on the patients of *role*; noised as the study says."""
-    exact = evaluate(run.model, run.patients[role], task=run.task, machine=run.machine)
-    leaving = exact
+    scores, labels = patient_scores(run.model, run.patients[role], task=run.task, machine=run.machine)
+    fine = run.task.finely_binned()
+    exact, leaving = fine.statistics(scores, labels), run.task.statistics(scores, labels)
     if run.evaluation_deviation is not None:
         leaving = noised_counts(
-            exact,
+            leaving,
             units=run.task.noise_units,
             standard_deviation=run.evaluation_deviation * run.task.l2_sensitivity,
             generator=generator,
         )
-    return Evaluated(statistics=leaving, exact=exact, metrics=run.task.metrics(exact))
+    return Evaluated(statistics=leaving, exact=exact, metrics=fine.metrics(exact))
 
 
 def _weight(run: OpenRun) -> int:

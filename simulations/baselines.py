@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from client.budget import noised_count, training_cost
 from client.device import prepare_torch
-from client.evaluation import evaluate
+from client.evaluation import patient_scores
 from client.ingestion import ingest
 from client.local_round import gradient_sum
 from client.patients import PatientSet
@@ -123,12 +123,14 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
         update = flatten(model).astype(np.float64) - state.weights
         state = state.moved(update, momentum=study.aggregation.server_momentum)
         unflatten(state.weights, model)
+    fine = task.finely_binned()
     statistics = {
-        name: evaluate(model, sets[Role.TEST], task=task, machine=machine) for name, sets in patients.items()
+        name: fine.statistics(*patient_scores(model, sets[Role.TEST], task=task, machine=machine))
+        for name, sets in patients.items()
     }
     everyone: NDArray[np.int64] = np.sum(list(statistics.values()), axis=0)
-    by_site = {name: dict(task.metrics(part)) for name, part in statistics.items()}
-    overall = dict(task.metrics(everyone))
+    by_site = {name: dict(fine.metrics(part)) for name, part in statistics.items()}
+    overall = dict(fine.metrics(everyone))
     epsilon = None if cost is None or study.privacy.delta is None else cost.epsilon(study.privacy.delta)
     return job.name, BaselineMetrics(
         auroc=overall["auroc"],

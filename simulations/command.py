@@ -130,7 +130,7 @@ def _summary(result: "Result", out: Path) -> None:
         table.add_row(name, *shown, "none: no privacy" if epsilon is None else f"{epsilon:.2f}")
 
     row("federated (as the server knows it)", result.test, result.privacy.epsilon)
-    if result.exact_test is not None and result.privacy.evaluation_noised:
+    if result.exact_test is not None:
         row("federated (exact, simulation only)", result.exact_test, result.privacy.epsilon)
     if result.baselines is not None:
         for name, alone in result.baselines.alone.items():

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from server.checkpoint import write_atomically
 from server.result import Result
@@ -98,7 +99,8 @@ def _auroc_over_rounds(result: Result) -> Markup | None:
         if pooled is not None:
             axes.axhline(pooled, color=POOLED, linestyle=":", linewidth=2, label="pooled, test patients")
     axes.set(xlabel="round", ylabel="AUROC", xlim=(0, last + 0.5))
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _svg(figure, "AUROC of the federated model by round, beside sites alone and pooled data")
 
 

@@ -186,7 +186,7 @@ def _with_site_results(result: Result, study: Study, site_files: tuple[Path, ...
                     slowest[key] = max(slowest.get(key, 0.0), done["seconds"][phase])
         entries.append(entry)
     rounds = tuple(_with_seconds(entry, slowest) for entry in result.rounds)
-    exact_test = dict(task_of(study).metrics(np.sum(exact, axis=0))) if exact else None
+    exact_test = dict(task_of(study).finely_binned().metrics(np.sum(exact, axis=0))) if exact else None
     return result.model_copy(update={"sites": tuple(entries), "rounds": rounds, "exact_test": exact_test})
 
 
