@@ -10,13 +10,14 @@ import io
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from client.launch import NOT_ADMITTED
-from client.supernode import ShortSleep
+from client.supernode import ShortSleep, _OfOneRun
 from server.gate import HEADERS_IN, PASSED
 from server.superlink import bundle
 from shared_models.processes import FLOWER_QUIET
@@ -125,6 +126,48 @@ def test_the_supernode_waits_where_we_shorten_it() -> None:
     assert re.findall(r"\btime\.\w+", source) == ["time.sleep"] * 3
     assert source.count("time.sleep(3)") == 1
     assert source.count("time.sleep(0.5)") == 2
+
+
+def test_the_supernode_pulls_one_message_and_then_sends_replies_as_we_wrap_it() -> None:
+    from flwr.supernode import start_client_internal as _  # noqa: F401
+
+    loop = sys.modules["flwr.supernode.start_client_internal"]
+    source = inspect.getsource(loop)
+    assert len(re.findall(r"^def _pull_and_store_message\(", source, flags=re.MULTILINE)) == 1
+    assert len(re.findall(r"run_id = _pull_and_store_message\(\n\s+state=state,", source)) == 1
+    assert len(re.findall(r"\b_push_messages\(\n\s+state=state,", source)) == 1
+    assert source.count("state.get_messages_legacy(is_reply=True)") == 1
+
+
+def test_a_reply_to_a_run_that_is_over_is_not_taken_for_the_next_runs() -> None:
+    """The agent answered a message that the SuperNode had given up because its run ended."""
+    from flwr.app import Message, RecordDict
+    from flwr.app.message.message import make_message
+    from flwr.app.metadata import Metadata
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    state = NodeStateFactory(ObjectStoreFactory()).state()
+
+    def reply(run_id: int, number: str) -> Message:
+        metadata = Metadata(
+            run_id=run_id,
+            message_id=number,
+            src_node_id=1,
+            dst_node_id=2,
+            reply_to_message_id=f"to-{number}",
+            group_id="",
+            created_at=time.time(),
+            ttl=60.0,
+            message_type="query",
+        )
+        return make_message(metadata=metadata, content=RecordDict())
+
+    for message in (reply(1, "old"), reply(2, "new")):
+        state.store_message(message)
+    handed_out = _OfOneRun(state, 2).get_messages_legacy(is_reply=True)
+    assert [message.metadata.message_id for message in handed_out] == ["new"]
+    assert not _OfOneRun(state, 1).get_messages_legacy(is_reply=True)
 
 
 def test_looking_for_messages_is_quick_after_work_and_slower_when_idle() -> None:
