@@ -11,6 +11,7 @@ from typing import Self
 
 import dp_accounting as dp
 from dp_accounting import pld, rdp
+from dp_accounting.pld import privacy_loss_mechanism
 
 COUNT_STANDARD_DEVIATION = 30.0
 """Noise on a site's number of training patients, in patients; released once a run."""
@@ -92,14 +93,15 @@ def _calibrated(epsilon: float, delta: float, sample_rate: float, num_steps: int
     return high
 
 
-def gaussian_epsilon(*, standard_deviation: float, num_releases: int, delta: float) -> float:
-    """Epsilon of *num_releases* Gaussian releases of sensitivity 1, at *delta*.
+def gaussian_delta(*, standard_deviation: float, num_releases: int, epsilon: float) -> float:
+    """Exact delta, at *epsilon*, of *num_releases* Gaussian releases of sensitivity 1.
 
     Together they are one release with the standard deviation divided by √num_releases.
+
+    Source: Balle and Wang (2018), theorem 8, as dp-accounting has it.
     """
-    accountant = pld.PLDAccountant()
-    accountant.compose(dp.GaussianDpEvent(standard_deviation / num_releases**0.5))
-    return float(accountant.get_epsilon(delta))
+    loss = privacy_loss_mechanism.GaussianPrivacyLoss(standard_deviation / num_releases**0.5, sensitivity=1.0)
+    return float(loss.get_delta_for_epsilon(epsilon))
 
 
 @lru_cache(maxsize=64)
@@ -108,7 +110,7 @@ def gaussian_standard_deviation(*, epsilon: float, delta: float, num_releases: i
 
     def enough(deviation: float) -> bool:
         return (
-            gaussian_epsilon(standard_deviation=deviation, num_releases=num_releases, delta=delta) <= epsilon
+            gaussian_delta(standard_deviation=deviation, num_releases=num_releases, epsilon=epsilon) <= delta
         )
 
     high = 1.0

@@ -16,7 +16,7 @@ from privacy.accounting import (
     PrivacyTargetError,
     TrainingCost,
     filter_order,
-    gaussian_epsilon,
+    gaussian_delta,
     gaussian_standard_deviation,
     lifetime_epsilon,
 )
@@ -34,18 +34,22 @@ def test_epsilon_equals_an_independent_computation_with_dp_accounting() -> None:
     assert cost().epsilon(1e-4) == pytest.approx(accountant.get_epsilon(1e-4), rel=1e-9)
 
 
-def test_one_gaussian_release_equals_the_analytic_formula() -> None:
+def test_gaussian_releases_equal_the_analytic_formula_and_the_accountant() -> None:
     """Balle and Wang (2018), theorem 8: delta of the Gaussian mechanism at epsilon."""
-    deviation, delta = 2.0, 1e-4
-    epsilon = gaussian_epsilon(standard_deviation=deviation, num_releases=1, delta=delta)
+    deviation, epsilon = 2.0, 1.5
 
     def phi(x: float) -> float:
         return 0.5 * math.erfc(-x / math.sqrt(2))
 
+    one = gaussian_delta(standard_deviation=deviation, num_releases=1, epsilon=epsilon)
     exact = phi(0.5 / deviation - epsilon * deviation) - math.exp(epsilon) * phi(
         -0.5 / deviation - epsilon * deviation
     )
-    assert exact == pytest.approx(delta, rel=1e-2)
+    assert one == pytest.approx(exact, rel=1e-9)
+    accountant = pld.PLDAccountant()
+    accountant.compose(dp.GaussianDpEvent(deviation), 3)
+    three = gaussian_delta(standard_deviation=deviation, num_releases=3, epsilon=epsilon)
+    assert three == pytest.approx(accountant.get_delta(epsilon), rel=1e-3)
 
 
 def test_two_rounds_cost_more_than_one() -> None:
@@ -73,10 +77,11 @@ def test_a_target_that_the_noised_count_alone_exceeds_is_refused() -> None:
         TrainingCost.for_target(epsilon=0.001, delta=1e-9, sample_rate=0.1, num_steps=10)
 
 
-def test_evaluation_noise_stays_within_its_target() -> None:
-    deviation = gaussian_standard_deviation(epsilon=2.0, delta=1e-4, num_releases=5)
-    assert gaussian_epsilon(standard_deviation=deviation, num_releases=5, delta=1e-4) <= 2.0
-    assert gaussian_epsilon(standard_deviation=0.99 * deviation, num_releases=5, delta=1e-4) > 2.0
+@pytest.mark.parametrize("epsilon", [0.1, 2.0, 8.0, 100.0])
+def test_evaluation_noise_stays_within_its_target_and_is_not_wasteful(epsilon: float) -> None:
+    deviation = gaussian_standard_deviation(epsilon=epsilon, delta=1e-4, num_releases=5)
+    assert gaussian_delta(standard_deviation=deviation, num_releases=5, epsilon=epsilon) <= 1e-4
+    assert gaussian_delta(standard_deviation=0.99 * deviation, num_releases=5, epsilon=epsilon) > 1e-4
 
 
 def test_the_lifetime_sum_is_zero_without_runs_and_grows_with_each() -> None:
