@@ -1,0 +1,187 @@
+"""The server's half of a batch's setup: relay what sites say, keep what a round will need, and find who goes together.
+
+The server holds no secret. It checks everything that it can, so that a mistake is found before a round depends on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from privacy.secure_aggregation import statements
+from privacy.secure_aggregation.context import HASH_BYTES, BatchContext
+from privacy.secure_aggregation.messages import (
+    Advertisement,
+    AdvertiseRequest,
+    EscrowReply,
+    EscrowRequest,
+    ReceivedDealing,
+    ShareReply,
+    ShareRequest,
+)
+from privacy.secure_aggregation.refusals import DuplicateKey, TooFewSites
+from privacy.secure_aggregation.sealing import read_public_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advertising:
+    """The sites whose advertisements are good; ``ctx`` is the batch's context from here on."""
+
+    context: BatchContext
+    advertisements: Mapping[int, Advertisement]
+    ctx: bytes
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Their positions, increasing."""
+        return tuple(self.advertisements)
+
+    def request(self) -> ShareRequest:
+        """What every member is asked next."""
+        return ShareRequest(advertisements=dict(self.advertisements))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What rounds need: who accepted whom, the commitments, and the sealed escrows, by position."""
+
+    context: BatchContext
+    ctx: bytes
+    members: tuple[int, ...]
+    shares: Mapping[int, ShareReply]
+    escrows: Mapping[int, EscrowReply]
+
+    @property
+    def ready(self) -> tuple[str, ...]:
+        """Names of the sites that went through the whole setup."""
+        return tuple(self.context.cohort[position] for position in self.escrows)
+
+    def round_set(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Return the positions of those *names* that can be in one round: each accepts each, pair by pair.
+
+        Who has the most disagreements is left out first.
+        """
+        chosen = [position for position in self.escrows if self.context.cohort[position] in set(names)]
+        while True:
+            conflicts = {site: sum(not self._agree(site, other) for other in chosen) for site in chosen}
+            worst = max(conflicts, key=conflicts.__getitem__, default=None)
+            if worst is None or conflicts[worst] == 0:
+                return tuple(chosen)
+            chosen.remove(worst)
+
+    def _agree(self, one: int, other: int) -> bool:
+        """Whether both accepted each other and committed to the same pair seeds."""
+        if one == other:
+            return True
+        return (
+            other in self.escrows[one].accepted
+            and one in self.escrows[other].accepted
+            and self._pair_commitments(one, other) == self._pair_commitments(other, one)
+        )
+
+    def _pair_commitments(self, owner: int, peer: int) -> list[bytes]:
+        return [self.pair_commitment(owner=owner, peer=peer, number=number) for number in self.context.rounds]
+
+    def pair_commitment(self, *, owner: int, peer: int, number: int) -> bytes:
+        """The commitment of *owner* to its pair seed with *peer* for a round."""
+        row = self.context.rounds.index(number) * len(self.members) + self.members.index(peer)
+        return self.escrows[owner].commitments[row * HASH_BYTES : (row + 1) * HASH_BYTES]
+
+
+def advertise_request(context: BatchContext) -> AdvertiseRequest:
+    """What every site of the cohort is asked first."""
+    return AdvertiseRequest(
+        number=context.number,
+        first_round=context.first_round,
+        roster_hash=context.federation.roster_hash,
+        cohort=context.cohort,
+    )
+
+
+def check_advertisement(context: BatchContext, position: int, reply: Advertisement) -> None:
+    """Raises BadSignature or Malformed where the advertisement is not the site's own."""
+    context.check_signature(
+        reply.signature, statements.ADVERTISEMENT, position, context.digest, reply.public_key
+    )
+    read_public_key(reply.public_key)
+
+
+def gather_advertisements(context: BatchContext, replies: Mapping[int, Advertisement]) -> Advertising:
+    """Put checked advertisements together, in whatever order they arrived.
+
+    Raises:
+        DuplicateKey: two sites sent the same key.
+        TooFewSites: too few sites answered.
+    """
+    ordered = {position: replies[position] for position in sorted(replies)}
+    if len({reply.public_key for reply in ordered.values()}) != len(ordered):
+        raise DuplicateKey("two sites advertise the same sealing key")
+    _enough(context, len(ordered), "advertised")
+    return Advertising(context=context, advertisements=ordered, ctx=statements.full_context(context, ordered))
+
+
+def check_dealings(advertising: Advertising, position: int, reply: ShareReply) -> None:
+    """Raises BadSignature where the dealings are not what the site signed."""
+    advertising.context.check_signature(
+        reply.signature,
+        statements.DEALINGS,
+        position,
+        advertising.ctx,
+        advertising.members,
+        tuple(map(statements.dealing_digest, reply.dealings.values())),
+        statements.secrets_digest(reply.secret_commitments),
+    )
+
+
+def escrow_requests(advertising: Advertising, replies: Mapping[int, ShareReply]) -> dict[int, EscrowRequest]:
+    """What each site that dealt is asked next: the dealings that are addressed to it. Raises TooFewSites."""
+    _enough(advertising.context, len(replies), "dealt their shares")
+    summaries = {
+        dealer: (
+            tuple(map(statements.dealing_digest, reply.dealings.values())),
+            statements.secrets_digest(reply.secret_commitments),
+        )
+        for dealer, reply in sorted(replies.items())
+    }
+    return {
+        holder: EscrowRequest(
+            received={
+                dealer: ReceivedDealing(
+                    dealing=replies[dealer].dealings[holder],
+                    digests=digests,
+                    secrets_digest=secrets,
+                    signature=replies[dealer].signature,
+                )
+                for dealer, (digests, secrets) in summaries.items()
+                if dealer != holder
+            }
+        )
+        for holder in sorted(replies)
+    }
+
+
+def check_escrow(advertising: Advertising, position: int, reply: EscrowReply) -> None:
+    """Raises BadSignature where the escrow is not what the site signed."""
+    advertising.context.check_signature(
+        reply.signature, statements.ESCROW, position, advertising.ctx, statements.escrow_digest(reply)
+    )
+
+
+def finish_setup(
+    advertising: Advertising, shares: Mapping[int, ShareReply], escrows: Mapping[int, EscrowReply]
+) -> Batch:
+    """Return the batch. Raises TooFewSites where no round could come of it."""
+    batch = Batch(
+        context=advertising.context,
+        ctx=advertising.ctx,
+        members=advertising.members,
+        shares={position: shares[position] for position in sorted(shares)},
+        escrows={position: escrows[position] for position in sorted(escrows)},
+    )
+    _enough(advertising.context, len(batch.round_set(batch.ready)), "accept each other")
+    return batch
+
+
+def _enough(context: BatchContext, number: int, what: str) -> None:
+    if number < context.terms.least:
+        raise TooFewSites(
+            f"{number} of {len(context.cohort)} sites {what}; the study wants {context.terms.least}"
+        )
