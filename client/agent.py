@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -126,6 +127,9 @@ def serve(handler: Handler, path: Path) -> int:
 def main() -> None:
     """Run as the site's child process."""
     follow_parent()
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (0, 0)
+    )  # what is in memory only stays there if the process crashes
     parser = argparse.ArgumentParser(description="the agent of a Collegium site")
     parser.add_argument("--config", required=True, type=Path)
     given = parser.parse_args()

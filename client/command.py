@@ -10,10 +10,14 @@ import typer
 from rich.console import Console
 
 from client.inspect_command import index, ledger
+from client.membership import MembershipError, check_node_key, make_keys, read_membership
+from client.membership import join as join_consortium
 from client.site_file import LabelKey, SiteFile, read_site
+from privacy.secure_aggregation.terms import Terms
 from shared_models.configuration import ConfigurationError
-from shared_models.node_keys import NodeKeyError, fingerprint, new_node_key, public_line
-from shared_models.processes import follow_parent, private_folder, signals_end, write_private
+from shared_models.identity_keys import fingerprint, read_public_key
+from shared_models.node_keys import NodeKeyError, public_line
+from shared_models.processes import follow_parent, private_folder, signals_end
 from shared_models.study import read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -40,6 +44,7 @@ def init(  # noqa: PLR0917 - the options of a command line
     name: Annotated[str, typer.Option(help="The hospital's name: small letters, digits, hyphens.")],
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the consortium's server answers.")],
     ca: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The coordinator's ca.pem.")],
+    root: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The coordinator's root.pub.")],
     images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of DICOM files.")],
     labels: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Labels, as CSV.")],
     key: Annotated[LabelKey, typer.Option(help="DICOM attribute in the labels' first column.")],
@@ -48,16 +53,23 @@ def init(  # noqa: PLR0917 - the options of a command line
         int, typer.Option(min=1, help="How often the study may be run; each costs again.")
     ] = 1,
 ) -> None:
-    """Make a site: its node key, and site.toml with the hospital's policy to be reviewed."""
+    """Make a site: its keys, the request for the coordinator, and site.toml with a policy to be reviewed."""
     config = folder / "site.toml"
     if config.exists():
         raise ConfigurationError(f"{config} exists; choose another folder, or remove it first")
-    agreed = read_study(study)
+    agreed, root_key = read_study(study), read_public_key(root)
     private_folder(folder)
     shutil.copyfile(ca, folder / "ca.pem")
+    shutil.copyfile(root, folder / "root.pub")
     shutil.copyfile(study, folder / "study.toml")
     text = _site_toml(
-        name=name, server=server, images=images.resolve(), labels=labels.resolve(), key=key, max_runs=max_runs
+        name=name,
+        server=server,
+        images=images.resolve(),
+        labels=labels.resolve(),
+        key=key,
+        max_runs=max_runs,
+        min_cohort=agreed.aggregation.min_cohort,
     )
     config.write_text(text, encoding="utf-8")
     try:
@@ -65,14 +77,36 @@ def init(  # noqa: PLR0917 - the options of a command line
     except ConfigurationError:
         config.unlink()
         raise
-    private, public = new_node_key()
-    write_private(folder / "node.key", private)
-    (folder / "node.pub").write_text(f"{public} {name}\n", encoding="ascii")
+    path, request = make_keys(folder, name)
     out.print(f"Made {config}. Read it; its policy is this hospital's own decision.")
     out.print(f"Study: {agreed.title} (hash {agreed.hash[:16]})")
-    out.print(f"Send to the coordinator: {folder / 'node.pub'}")
-    out.print(f"and read out this fingerprint to them by telephone: {fingerprint(public)}")
+    out.print("The server opens sums over hospitals only. In a round with")
+    for sentence in Terms.of(agreed.aggregation).explain():
+        out.print(f"  {sentence}")
+    out.print(
+        f"Root key of the consortium: {fingerprint(root_key)}; compare it with the coordinator by telephone"
+    )
+    out.print(f"Send to the coordinator: {path}")
+    out.print(f"and read out this fingerprint of your keys to them by telephone: {request.fingerprint}")
+    out.print("When the coordinator's roster.toml comes back:")
+    out.print(f"  collegium-client join roster.toml --config {config}")
     out.print(f"Then start:  collegium-client start --config {config}")
+
+
+@app.command()
+def join(
+    roster_file: Annotated[Path, typer.Argument(help="The coordinator's roster.toml.", dir_okay=False)],
+    config: ConfigOption = Path("site.toml"),
+) -> None:
+    """Take the coordinator's roster, after checking that the consortium's root key signed it with this site in it."""
+    site = read_site(config)
+    roster = join_consortium(site, roster_file)
+    out.print(f'"{site.name}" has joined: version {roster.version} of the roster, {len(roster.site)} sites')
+    out.print("Compare with another hospital by telephone, so that nobody was given a roster of their own:")
+    out.print(f"  roster {roster.fingerprint}")
+    for entry in roster.site:
+        out.print(f"  site {entry.name}: keys {entry.fingerprint}", markup=False)
+    out.print(f"Wrote {site.consortium.roster}. A running site learns of it at its next start.")
 
 
 @app.command()
@@ -85,6 +119,8 @@ def start(config: ConfigOption = Path("site.toml"), end_with_parent: WithParent 
 
     site = read_site(config)
     _check_key(site)
+    _, roster = read_membership(site)
+    check_node_key(site, roster)
     try:
         with signals_end():
             out.print(f'Site "{site.name}" starts; logs are in {site.state / "logs"}. Ctrl-C ends it.')
@@ -99,13 +135,21 @@ def status(
     config: ConfigOption = Path("site.toml"),
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Show whether the site runs, what its agent is doing, and whether the server answers."""
+    """Show which roster the site has, whether it runs, what its agent does, and whether the server answers."""
     site = read_site(config)
-    values = {"site": site.name, "agent": _agent_status(site), "server": _server_status(site)}
+    roster, version = _roster_status(site)
+    values = {
+        "site": site.name,
+        "roster": roster,
+        "roster_version": version,
+        "agent": _agent_status(site),
+        "server": _server_status(site),
+    }
     if as_json:
         typer.echo(json.dumps(values, indent=2))
         return
     out.print(f"Site {site.name}", markup=False)
+    out.print(f"  roster: {roster}", markup=False)
     for name, value in _agent_status(site).items():
         out.print(f"  {name}: {value}", markup=False)
     out.print(f"  server: {values['server']}", markup=False)
@@ -121,7 +165,7 @@ def main() -> None:
 
     try:
         app(standalone_mode=True)
-    except ConfigurationError as error:
+    except (ConfigurationError, MembershipError) as error:
         err.print(str(error), style="red", markup=False)
         sys.exit(USAGE)
     except (SiteError, OSError) as error:
@@ -142,6 +186,15 @@ def _check_key(site: SiteFile) -> None:
         raise ConfigurationError(f"server.node_key: {path} {error}") from error
     if path.stat().st_mode & 0o077:
         raise ConfigurationError(f"server.node_key: others may read {path}; mend it with: chmod 600 {path}")
+
+
+def _roster_status(site: SiteFile) -> tuple[str, int | None]:
+    """In words, and as the version's number."""
+    try:
+        _, roster = read_membership(site)
+    except MembershipError as error:
+        return str(error), None
+    return f"version {roster.version}, {len(roster.site)} sites", roster.version
 
 
 def _agent_status(site: SiteFile) -> dict[str, str]:
@@ -168,7 +221,9 @@ def _server_status(site: SiteFile) -> str:
     return f"{site.server.address} answers and is the consortium's"
 
 
-def _site_toml(*, name: str, server: str, images: Path, labels: Path, key: str, max_runs: int) -> str:
+def _site_toml(
+    *, name: str, server: str, images: Path, labels: Path, key: str, max_runs: int, min_cohort: int
+) -> str:
     return f"""\
 # This hospital's own file; nobody else ever sees it. Relative paths count from this file's folder.
 
@@ -186,12 +241,18 @@ key = {json.dumps(key)}
 
 [policy]
 # What this hospital refuses, whatever the server asks. Review every line.
+min_cohort = {min_cohort:<18}# fewer sites in a sum than this: no training; the study wants {min_cohort}
 min_patients = 20              # fewer training patients than this: no training
 max_unusable_share = 0.2       # more unusable files than this share: no training
-max_runs_per_study = {max_runs:<7}# each run of a study costs its epsilon again
+max_runs_per_study = {max_runs:<10}# each run of a study costs its epsilon again
 # lifetime_epsilon = 8.0       # what all studies together may cost one patient
 # lifetime_delta = 1e-5
 allow_no_privacy = false       # true admits studies without differential privacy
+
+[consortium]
+root = "root.pub"              # the coordinator's; only a roster that this key signed is used
+roster = "roster.toml"         # the consortium's sites; see: collegium-client join
+identity_key = "identity.key"  # never leaves this machine
 
 [server]
 address = {json.dumps(server)}

@@ -20,7 +20,6 @@ from pathlib import Path
 from client.agent import DRAINED, UNUSABLE
 from client.agent_channel import socket_path
 from client.site_file import Server, SiteFile
-from shared_models.node_keys import fingerprint, public_line
 from shared_models.processes import (
     Child,
     flower_environment,
@@ -212,10 +211,9 @@ def _mourn(name: str, part: _Part, file: SiteFile, tell: Tell, now: float) -> No
 def _supernode_words(child: Child, file: SiteFile) -> str:
     said = child.said()
     if file.server is not None and NOT_ADMITTED in said:
-        key = public_line(file.server.node_key.read_bytes())
         return (
-            f"the server does not know this site's node key {fingerprint(key)}: send node.pub to the "
-            "coordinator, who adds it with `collegium-server admit` and starts the server again"
+            f"the server does not know this site's node key {file.server.node_key}: send {file.name}.request.toml to "
+            "the coordinator, who adds it with `collegium-server admit` and starts the server again"
         )
     if NOT_AUTHENTICATED in said:
         return "the server refuses this site's signature: check that this machine's clock is right"

@@ -1,4 +1,4 @@
-"""One round at one hospital: the only place where spending, training, noise and the outgoing vector meet.
+"""One round at one hospital: the only place where spending, training, noise and masking meet.
 
 *Joint guarantee* (``privacy.mode = "local"``, neighbours differ by one patient with all images). Over a whole run
 the following leaves a site, and nothing else:
@@ -11,11 +11,13 @@ the following leaves a site, and nothing else:
 
 A patient has one role, so 1–2 concern other patients than 3: a training patient loses at most ``privacy.epsilon``,
 a validation or test patient at most ``evaluation.epsilon``, each at ``privacy.delta``. The charge is on disk before
-training begins. Known not to be covered: the time that a reply takes, and whether a site answers at all.
+training begins. All of it leaves in one masked vector, of which the server learns the sum over sites only
+(docs/secure-aggregation.md); the guarantee above does not rest on that. Known not to be covered: the time that a reply
+takes, and whether a site answers at all.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +32,11 @@ from privacy.accounting import TrainingCost
 from privacy.ledger import Ledger
 from privacy.noise import noised_counts
 from privacy.randomness import CryptographicGenerator
+from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import FloatVector, flatten, unflatten
 from shared_models.study import Study
 from shared_models.tasks import BinaryClassification, Metrics
-from shared_models.vector import IntVector, VectorLayout
+from shared_models.vector import IntVector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +71,50 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LocalRound:
-    """The outcome: ``vector`` leaves, everything else stays at the site."""
+class LocalVector:
+    """What the site's patients contribute to a round. Nothing of it leaves before it is masked.
+
+    ``validated`` and ``tested`` hold what was evaluated; None where the round does not evaluate it.
+    """
 
     vector: IntVector
+    validated: Evaluated | None
+    tested: Evaluated | None
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRound:
+    """The outcome: ``message`` leaves, everything else stays at the site."""
+
+    message: bytes
     validation: Metrics | None
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalTest:
+    """The outcome of the final test: ``message`` leaves, everything else stays at the site."""
+
+    message: bytes
+    validation: Metrics | None
+    tested: Evaluated
+
+
+Mask = Callable[[IntVector], bytes]
+"""Turns a vector into the message that may leave: `client.secure_session.SecureSession.mask`."""
+
+
 def local_round(
-    run: OpenRun, number: int, weights: FloatVector, *, ledger: Ledger, generator: CryptographicGenerator
+    run: OpenRun,
+    number: int,
+    weights: FloatVector,
+    *,
+    ledger: Ledger,
+    generator: CryptographicGenerator,
+    mask: Mask,
 ) -> LocalRound:
-    """Spend, train from *weights* and return the vector of round *number*.
+    """Spend, train from *weights*, mask, and return the message of round *number*.
 
     Raises:
         AlreadySpentError: the round was begun before; nothing was trained or drawn.
@@ -89,6 +124,42 @@ def local_round(
 
     ledger.begin_round(run.run_id, number, num_steps=run.study.training.local_steps)
 
+    local = training_vector(run, number, weights, generator=generator)
+
+    begun = time.perf_counter()
+    message = mask(local.vector)
+    seconds = {**local.seconds, "mask": time.perf_counter() - begun}
+    validation = None if local.validated is None else local.validated.metrics
+    return LocalRound(message=message, validation=validation, seconds=seconds)
+
+
+def local_test(
+    run: OpenRun, weights: FloatVector, *, ledger: Ledger, generator: CryptographicGenerator, mask: Mask
+) -> LocalTest:
+    """Evaluate the final model, mask the statistics, and return their message. Charged as the round after the last.
+
+    Raises:
+        AlreadySpentError: the test was made before; nothing was evaluated or drawn.
+        ValueError: *weights* do not fit the model; nothing was spent.
+    """
+    unflatten(weights, run.model)
+
+    ledger.begin_round(run.run_id, run.study.test_round, num_steps=0)
+
+    local = final_vector(run, generator=generator)
+    if local.tested is None:
+        raise RuntimeError("the final test evaluates test patients")
+    return LocalTest(
+        message=mask(local.vector),
+        validation=None if local.validated is None else local.validated.metrics,
+        tested=local.tested,
+    )
+
+
+def training_vector(
+    run: OpenRun, number: int, weights: FloatVector, *, generator: CryptographicGenerator
+) -> LocalVector:
+    """Train the run's model, which holds *weights*, and return update, weight and statistics as one vector."""
     begun = time.perf_counter()
     validated = None
     if number - 1 in run.study.evaluation.validation_rounds:
@@ -114,20 +185,28 @@ def local_round(
     trained = time.perf_counter()
     update = flatten(run.model).astype(np.float64) - weights.astype(np.float64)
     statistics = np.zeros(0, dtype=np.int64) if validated is None else validated.statistics
-    layout = VectorLayout.of_study(
-        run.study.aggregation, num_weights=len(weights), num_statistics=len(statistics)
-    )
+    layout = training_layout(run.study, number, num_weights=len(weights))
     vector = layout.encode(update=update, weight=_weight(run), statistics=statistics)
 
-    return LocalRound(
-        vector=vector,
-        validation=None if validated is None else validated.metrics,
-        seconds={
-            "evaluate": evaluated - begun,
-            "train": trained - evaluated,
-            "encode": time.perf_counter() - trained,
-        },
-    )
+    seconds = {
+        "evaluate": evaluated - begun,
+        "train": trained - evaluated,
+        "encode": time.perf_counter() - trained,
+    }
+    return LocalVector(vector=vector, validated=validated, tested=None, seconds=seconds)
+
+
+def final_vector(run: OpenRun, *, generator: CryptographicGenerator) -> LocalVector:
+    """Final test, and the validation of the last round where the study names it, of the run's model as it is."""
+    begun, validated, parts = time.perf_counter(), None, []
+    if run.study.training.num_rounds in run.study.evaluation.validation_rounds:
+        validated = evaluate_role(run, Role.VALIDATION, generator=generator)
+        parts.append(validated.statistics)
+    tested = evaluate_role(run, Role.TEST, generator=generator)
+    parts.append(tested.statistics)
+    vector = final_layout(run.study).encode(update=None, weight=1, statistics=np.concatenate(parts))
+    seconds = {"evaluate": time.perf_counter() - begun}
+    return LocalVector(vector=vector, validated=validated, tested=tested, seconds=seconds)
 
 
 def evaluate_role(run: OpenRun, role: Role, *, generator: CryptographicGenerator) -> Evaluated:

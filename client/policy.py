@@ -21,5 +21,11 @@ def check_study(site: SiteFile, study: Study) -> None:
             f"policy.lifetime_epsilon = {policy.lifetime_epsilon:g} covers all patients, and the study has "
             'privacy.mode = "none" or evaluation.unnoised = true, which promise some of them nothing'
         )
+    smallest = max(study.aggregation.threshold, study.aggregation.min_cohort)
+    if policy.min_cohort > smallest:
+        raise PolicyRefused(
+            f"policy.min_cohort = {policy.min_cohort}, and the study lets sums of {smallest} sites be opened "
+            "(aggregation.threshold, aggregation.min_cohort)"
+        )
     if site.testing is not None and study.privacy.mode != "none":
         raise PolicyRefused("testing.sampling_seed makes noise predictable; remove [testing] from site.toml")

@@ -1,6 +1,7 @@
 """The errors of a site's own files and machine: each tells its operator what to mend, and waiting does not help."""
 
 from client.device import DeviceError
+from client.membership import MembershipError
 from client.secret import SecretError
 from privacy.accounting import PrivacyTargetError
 from privacy.clipping import UnsupportedModelError
@@ -11,6 +12,7 @@ SITE_ERRORS = (
     ConfigurationError,
     DeviceError,
     LedgerError,
+    MembershipError,
     PrivacyTargetError,
     SecretError,
     UnsupportedModelError,

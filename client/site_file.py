@@ -37,6 +37,17 @@ class Server(Frozen):
     node_key: FilePath
 
 
+class Consortium(Frozen):
+    """Whom the hospital trusts with whose keys are whose, and the key by which the others know this hospital.
+
+    ``root`` is the consortium's root public key; only a ``roster`` that it signed is used.
+    """
+
+    root: FilePath
+    roster: FilePath
+    identity_key: FilePath
+
+
 class Compute(Frozen):
     """What trains. ``auto`` takes a CUDA device where there is one."""
 
@@ -47,8 +58,12 @@ class Compute(Frozen):
 
 
 class Policy(Frozen):
-    """What the hospital refuses, before any training. Nothing here can be changed by a message."""
+    """What the hospital refuses, before any training. Nothing here can be changed by a message.
 
+    ``min_cohort``: sites in a sum, at the least.
+    """
+
+    min_cohort: int = Field(ge=2)
     min_patients: int = Field(ge=1)
     max_unusable_share: float = Field(ge=0.0, le=1.0)
     max_runs_per_study: int = Field(ge=1)
@@ -70,7 +85,7 @@ class Testing(Frozen):
 
 
 class SiteFile(Frozen):
-    """One hospital's installation: its data, device, state, server and policy."""
+    """One hospital's installation: its data, device, state, consortium, server and policy."""
 
     name: Slug
     study: FilePath
@@ -78,6 +93,7 @@ class SiteFile(Frozen):
     images: Images
     labels: Labels
     policy: Policy
+    consortium: Consortium
     server: Server | None = None
     compute: Compute = Compute()
     testing: Testing | None = None
@@ -87,7 +103,7 @@ def read_site(path: Path) -> SiteFile:
     """Read ``site.toml``; relative paths in it count from the file's own folder. Raises ConfigurationError."""
     site = read_toml(path, SiteFile)
     root = path.resolve().parent
-    server = site.server
+    server, consortium = site.server, site.consortium
     if server is not None:
         server = server.model_copy(
             update={"ca_certificate": root / server.ca_certificate, "node_key": root / server.node_key}
@@ -98,6 +114,11 @@ def read_site(path: Path) -> SiteFile:
             "state": root / site.state,
             "images": site.images.model_copy(update={"folder": root / site.images.folder}),
             "labels": site.labels.model_copy(update={"file": root / site.labels.file}),
+            "consortium": Consortium(
+                root=root / consortium.root,
+                roster=root / consortium.roster,
+                identity_key=root / consortium.identity_key,
+            ),
             "server": server,
         }
     )

@@ -22,9 +22,9 @@ class RoundRecord(Frozen):
 
     Attributes:
         asked: sites that were asked to train; each of them has to count the round as spent.
-        survivors: sites whose vector is in the sum.
-        burned: too few vectors arrived; the global model stayed as it was.
-        refusals: reason by site.
+        survivors: sites whose vector arrived; if the round is not burned, their sum is the round's.
+        burned: why the round ended without a sum, and the global model stayed as it was; None where it did not.
+        refusals: reason by site whose vector did not arrive.
         seconds: by phase.
         validation: summed statistics of the model that this round produced; None where not evaluated.
     """
@@ -32,21 +32,28 @@ class RoundRecord(Frozen):
     round: int
     asked: tuple[str, ...]
     survivors: tuple[str, ...]
-    burned: bool
+    burned: str | None
     refusals: dict[str, str]
     seconds: dict[str, float]
     validation: tuple[int, ...] | None = None
 
 
 class Progress(Frozen):
-    """All of a run's state but the model."""
+    """All of a run's state but the model.
 
-    format: Literal[1] = 1
+    Attributes:
+        test: summed statistics of the final test; None where it was not made.
+        tested: sites that are in them.
+        test_burned: why the final test ended without a sum. It is not repeated.
+    """
+
+    format: Literal[2] = 2
     run_id: str
     study_hash: str
     rounds: tuple[RoundRecord, ...] = ()
     test: tuple[int, ...] | None = None
     tested: tuple[str, ...] = ()
+    test_burned: str | None = None
 
 
 def write_checkpoint(path: Path, progress: Progress, model: GlobalModel) -> None:

@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from server.certificates import Authority
-from server.roster import Roster, admit, read_roster
-from server.server_file import ServerFile, read_server
+from server.server_file import ServerFile, read_server, read_sites
 from shared_models.configuration import ConfigurationError
-from shared_models.node_keys import fingerprint
+from shared_models.identity_keys import (
+    IdentityKeyError,
+    fingerprint,
+    identity_line,
+    new_identity_key,
+    read_identity_key,
+    read_public_key,
+)
 from shared_models.processes import follow_parent, private_folder, signals_end, write_private
+from shared_models.roster import Roster, write_roster
+from shared_models.site_request import read_request
 from shared_models.study import Study, read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -47,7 +56,7 @@ def init(
     host: Annotated[list[str], typer.Option(help="Name or address by which sites reach this server.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on which they reach it.")] = 9443,
 ) -> None:
-    """Make a server: certificate authority, server certificate, server.toml, empty roster."""
+    """Make a consortium and its server: certificates, root key, server.toml, a roster without sites."""
     if (folder / "server.toml").exists():
         raise ConfigurationError(
             f"{folder / 'server.toml'} exists; choose another folder, or remove it first"
@@ -57,6 +66,8 @@ def init(
         issued = authority.server(host)
     except ValueError as error:
         raise ConfigurationError(f"--host: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    root = _make_root(folder)
     tls = private_folder(folder / "tls")
     write_private(tls / "ca.key", authority.issued.key)
     write_private(tls / "server.key", issued.key)
@@ -65,36 +76,42 @@ def init(
     local = all(name in ("localhost", "127.0.0.1", "::1") for name in host)
     listen = "127.0.0.1" if local else "0.0.0.0"  # noqa: S104 - a server is there to be reached
     (folder / "server.toml").write_text(_server_toml(listen, port), encoding="utf-8")
-    if not (folder / "roster.toml").exists():
-        (folder / "roster.toml").write_text(
-            "# Sites are added with: collegium-server admit\n", encoding="utf-8"
-        )
     out.print(f"Made {folder / 'server.toml'}. Next:")
     out.print(f"  1. put the agreed study at {folder / 'study.toml'}")
-    out.print(f"  2. give every hospital {tls / 'ca.pem'} and {folder / 'study.toml'}")
     out.print(
-        "  3. add each hospital's node.pub:  collegium-server admit SITE node.pub --config …/server.toml"
+        f"  2. give every hospital {tls / 'ca.pem'}, {folder / 'root.pub'} and {folder / 'study.toml'}; "
+        f"fingerprint of the root key: {fingerprint(root)}"
     )
-    out.print("  4. start:  collegium-server run --config …/server.toml")
-    out.print(f"Keep {tls / 'ca.key'} to yourself; best take it off this machine.")
+    out.print("  3. admit each hospital:  collegium-server admit NAME.request.toml --config …/server.toml")
+    out.print(f"  4. give every hospital {folder / 'roster.toml'}")
+    out.print("  5. start:  collegium-server run --config …/server.toml")
+    out.print(
+        f"Keep {tls / 'ca.key'} and {folder / 'root.key'} to yourself: who has root.key decides who is a site. "
+        "Best take both off this machine; root.key is needed for each admission only."
+    )
 
 
-@app.command(name="admit")
-def admit_site(
-    site: Annotated[str, typer.Argument(help="The hospital's name: small letters, digits, hyphens.")],
-    node_public_key_file: Annotated[Path, typer.Argument(help="The hospital's node.pub.", dir_okay=False)],
+@app.command()
+def admit(
+    request_file: Annotated[Path, typer.Argument(help="The hospital's NAME.request.toml.", dir_okay=False)],
     config: ConfigOption = Path("server.toml"),
+    root_key: Annotated[
+        Path | None, typer.Option(help="The root's private key; root.key beside server.toml if not given.")
+    ] = None,
 ) -> None:
-    """Put a hospital into the roster, after comparing the key's fingerprint with it by telephone."""
+    """Put a hospital into the roster and sign it, after comparing the keys' fingerprint with it by telephone."""
     server = read_server(config)
-    try:
-        text = node_public_key_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{node_public_key_file} cannot be read as text: {error}") from error
-    roster = admit(server.roster, site, text)
-    out.print(f'"{site}" is admitted; the roster has {len(roster.site)} site{"s" * (len(roster.site) > 1)}.')
-    out.print(f"Fingerprint of its node key: {fingerprint(roster.site[-1].node_key)}")
-    out.print("Compare it with what the hospital reads out. A running server learns of it at its next start.")
+    root = _root_private(server, root_key or config.resolve().parent / "root.key")
+    request = read_request(request_file)
+    roster = read_sites(server).with_site(request.site)
+    write_roster(server.roster, roster, root)
+    out.print(f'"{request.name}" is admitted; the roster has {_num_sites(roster)}.')
+    out.print(f"Fingerprint of its keys: {request.fingerprint}")
+    out.print("Compare it with what the hospital reads out before you give the roster to anybody.")
+    out.print(
+        f"Then give {server.roster} (version {roster.version}) to every hospital:  collegium-client join roster.toml"
+    )
+    out.print("A running server learns of it at its next start.")
 
 
 @app.command()
@@ -111,7 +128,7 @@ def run(
     if end_with_parent:
         follow_parent(PARENT_SECONDS)
     server = read_server(config)
-    roster = read_roster(server.roster)
+    roster = read_sites(server)
     run_id, study = _chosen_run(server, resume)
     _check_cohort(server, roster, study)
     folder = server.state / "runs" / run_id
@@ -142,7 +159,7 @@ def status(
     from server.launch import connected
 
     server = read_server(config)
-    roster = read_roster(server.roster)
+    roster = read_sites(server)
     now = connected(server.state, roster)
     runs = {
         path.name: _run_state(path) for path in sorted((server.state / "runs").glob("*")) if path.is_dir()
@@ -152,15 +169,17 @@ def status(
         values = {
             "running": now is not None,
             "run": now[0]["run_id"] if now else None,
+            "roster_version": roster.version,
             "sites": {site.name: site.name in online for site in roster.site},
             "runs": runs,
         }
         typer.echo(json.dumps(values, indent=2))
         return
     out.print(f"Running: {now[0]['run_id']}" if now else "Not running.")
+    out.print(f"Roster: version {roster.version}, {_num_sites(roster)}")
     for site in roster.site:
         state = "connected" if site.name in online else "not connected"
-        out.print(f"  site {site.name}: {state if now else 'unknown'}  key {fingerprint(site.node_key)}")
+        out.print(f"  site {site.name}: {state if now else 'unknown'}  keys {site.fingerprint}")
     for name, state in runs.items():
         out.print(f"  run {name}: {state}")
 
@@ -181,6 +200,42 @@ def main() -> None:
         sys.exit(FAILURE)
 
 
+def _make_root(folder: Path) -> str:
+    """Make root key and empty roster, unless the folder has them. Returns the public key's line."""
+    if not (folder / "root.key").exists():
+        if (folder / "roster.toml").exists():
+            raise ConfigurationError(
+                f"{folder / 'roster.toml'} exists without its root.key; bring that key, or remove the roster"
+            )
+        write_private(folder / "root.key", new_identity_key()[0])
+    private = read_identity_key(folder / "root.key")
+    line = identity_line(private)
+    (folder / "root.pub").write_text(line + "\n", encoding="ascii")
+    if not (folder / "roster.toml").exists():
+        write_roster(folder / "roster.toml", Roster(version=0), private)
+    return line
+
+
+def _root_private(server: ServerFile, path: Path) -> Ed25519PrivateKey:
+    """The private key that belongs to the server's root.pub."""
+    try:
+        private = read_identity_key(path)
+    except IdentityKeyError as error:
+        raise ConfigurationError(
+            f"the root key: {error}. If you keep it elsewhere, say where with --root-key"
+        ) from error
+    if identity_line(private) != read_public_key(server.root):
+        raise ConfigurationError(
+            f"{path} is not the private key of {server.root}; say with --root-key where the consortium's is"
+        )
+    return private
+
+
+def _num_sites(roster: Roster) -> str:
+    num = len(roster.site)
+    return f"{num} site{'s' * (num != 1)}"
+
+
 def _chosen_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
     """The run's id and study: a new run has the study as it is now, a resumed one as it was."""
     runs = server.state / "runs"
@@ -197,10 +252,11 @@ def _chosen_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
 
 
 def _check_cohort(server: ServerFile, roster: Roster, study: Study) -> None:
-    least, most, there = study.aggregation.min_cohort, study.aggregation.num_sites_max, len(roster.site)
+    aggregation, there = study.aggregation, len(roster.site)
+    least, most = max(aggregation.min_cohort, aggregation.threshold), aggregation.num_sites_max
     if there < least:
         raise ConfigurationError(
-            f"{server.roster} has {there} sites, the study wants at least {least} (aggregation.min_cohort); "
+            f"{server.roster} has {there} sites, the study wants at least {least} (aggregation.min_cohort, threshold); "
             "add them with `collegium-server admit`"
         )
     if there > most:
@@ -266,7 +322,8 @@ def _server_toml(host: str, port: int) -> str:
 # The coordinator's own file. Relative paths count from this file's folder.
 
 study = "study.toml"     # the agreed study; every hospital holds the same file
-roster = "roster.toml"   # the hospitals and their node keys; see: collegium-server admit
+root = "root.pub"        # the consortium's root key, by which the roster is signed; give it to every hospital
+roster = "roster.toml"   # the hospitals and their keys; see: collegium-server admit
 state = "state"          # runs, logs, Flower's database; private to this user
 
 [listen]

@@ -24,9 +24,9 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
-from server.exchange import ExchangeError, SiteReply
-from server.roster import Roster
+from server.exchange import Deadline, ExchangeError, SiteReply
 from shared_models.node_keys import NodeKeyError, canonical_line
+from shared_models.roster import Roster
 
 BODY = "body"
 FIRST_PAUSE_SECONDS = 0.03
@@ -79,17 +79,28 @@ class FlowerExchange:
         """Names of the sites that are connected now, sorted. Raises ExchangeError."""
         return tuple(sorted(self._nodes()))
 
-    def exchange(self, requests: Mapping[str, bytes], *, timeout_seconds: float) -> Iterator[SiteReply]:
+    def exchange(
+        self,
+        requests: Mapping[str, bytes],
+        *,
+        timeout_seconds: float,
+        enough: int | None = None,
+        grace_seconds: float = 0.0,
+    ) -> Iterator[SiteReply]:
         """Send each site its request at once; the iterator yields each reply once, as it arrives.
 
         Args:
             requests: encoded request by site name. Sites that are not connected are left out.
             timeout_seconds: time from now after which replies are thrown away; also the messages' time to live.
+            enough: after so many replies the others have *grace_seconds* at most.
+            grace_seconds: see *enough*.
 
         Raises:
             ExchangeError: the SuperLink failed.
         """
-        deadline = time.monotonic() + timeout_seconds
+        deadline = Deadline(
+            time.monotonic, timeout_seconds=timeout_seconds, enough=enough, grace_seconds=grace_seconds
+        )
         limit = max(LEAST_REPLY_LIMIT, 4 * max(map(len, requests.values()), default=0))
         waiting = self._send(requests, timeout_seconds)
         return self._replies(waiting, deadline, limit)
@@ -135,11 +146,11 @@ class FlowerExchange:
             raise ExchangeError(f"the SuperLink did not take the requests: {error}") from error
         return {identity: site for identity, site in zip(identities, addressed, strict=True) if identity}
 
-    def _replies(self, waiting: dict[str, str], deadline: float, limit: int) -> Iterator[SiteReply]:
+    def _replies(self, waiting: dict[str, str], deadline: Deadline, limit: int) -> Iterator[SiteReply]:
         arriving: list[_Arriving] = []
         start = time.monotonic()
         try:
-            while (waiting or arriving) and time.monotonic() < deadline:
+            while (waiting or arriving) and deadline.remaining > 0:
                 arriving += self._announced(waiting)
                 for reply in list(arriving):
                     body = self._complete(reply, limit, deadline)
@@ -147,6 +158,7 @@ class FlowerExchange:
                         continue
                     arriving.remove(reply)
                     if body:
+                        deadline.replied()
                         yield SiteReply(site=reply.site, message=body)
                 self._pause(start, deadline, still=bool(waiting or arriving))
             for site in [*waiting.values(), *(reply.site for reply in arriving)]:
@@ -173,9 +185,9 @@ class FlowerExchange:
             announced.append(_Arriving(site, message.metadata.message_id, list(dict.fromkeys(parts))))
         return announced
 
-    def _complete(self, reply: _Arriving, limit: int, deadline: float) -> bytes | None:
+    def _complete(self, reply: _Arriving, limit: int, deadline: Deadline) -> bytes | None:
         """Take the parts that are there. Returns the body, empty where it is refused, or None: not yet whole."""
-        while reply.missing and time.monotonic() < deadline:
+        while reply.missing and deadline.remaining > 0:
             request = PullObjectRequest(node=self._grid.node, object_id=reply.missing[-1])
             answer = self._call("PullObject", request)
             if answer.object_found and not answer.object_available:
@@ -217,10 +229,10 @@ class FlowerExchange:
             raise ExchangeError(f"the SuperLink failed at {name}: {error}") from error
 
     @staticmethod
-    def _pause(start: float, deadline: float, *, still: bool) -> None:
+    def _pause(start: float, deadline: Deadline, *, still: bool) -> None:
         """Short at first, longer while sites train: about a fiftieth of the time waited."""
         now = time.monotonic()
-        pause = min(LONGEST_PAUSE_SECONDS, max(FIRST_PAUSE_SECONDS, (now - start) / 50), deadline - now)
+        pause = min(LONGEST_PAUSE_SECONDS, max(FIRST_PAUSE_SECONDS, (now - start) / 50), deadline.remaining)
         if still and pause > 0:
             time.sleep(pause)
 

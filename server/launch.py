@@ -17,11 +17,11 @@ from typing import TypedDict
 
 import httpx
 
-from server.roster import Roster
 from server.server_app import FAILURE
 from server.server_file import ServerFile
 from server.superlink import Access, SuperLink, SuperLinkError, connected_sites
 from shared_models.processes import Child, flower_environment, private_folder, python_module
+from shared_models.roster import Roster
 
 GATE_SECONDS = 15.0
 LOOK_SECONDS = 0.2
@@ -97,7 +97,8 @@ class Server:
         return [
             *("--superlink", self.access.address, "--ca-certificate", str(self.access.ca_certificate)),
             *("--secret", str(self.access.superexec_secret), "--flower-run", str(flower_run)),
-            *("--state", str(self._file.state), "--roster", str(self._file.roster), "--run-id", run_id),
+            *("--root", str(self._file.root), "--roster", str(self._file.roster)),
+            *("--state", str(self._file.state), "--run-id", run_id),
         ]
 
     def _reason(self, run_id: str) -> str:

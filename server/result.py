@@ -22,6 +22,22 @@ class StudyEntry(Frozen):
     hash: str
 
 
+class SecureAggregationEntry(Frozen):
+    """What no single vector is learnt under, whatever the server does.
+
+    Attributes:
+        threshold: sites that open a sum.
+        min_sites_in_sum: fewest vectors in any sum that was opened: max(threshold, min_cohort).
+        num_colluding: sites that may work together with the server.
+        honest_in_sum: fewest honest sites in any sum, as long as not more than those collude.
+    """
+
+    threshold: int
+    min_sites_in_sum: int
+    num_colluding: int
+    honest_in_sum: int
+
+
 class PrivacyEntry(Frozen):
     """What the run promises a training patient, and validation and test patients."""
 
@@ -34,7 +50,7 @@ class PrivacyEntry(Frozen):
     steps: int
     evaluation_epsilon: float | None
     evaluation_noised: bool
-    updates_protected_by: Literal["TLS only"] = "TLS only"
+    secure_aggregation: SecureAggregationEntry
 
 
 class SiteEntry(Frozen):
@@ -59,7 +75,7 @@ class RoundEntry(Frozen):
 
     round: int
     survivors: tuple[str, ...]
-    burned: bool
+    burned: str | None
     seconds: dict[str, float]
     metrics: dict[str, float | None] | None
 
@@ -87,10 +103,10 @@ class Result(Frozen):
     """All figures of a run.
 
     ``test`` is what the server knows (noised where the study says so); ``exact_test`` is there in simulations only,
-    summed from the sites' own results.
+    summed from the sites' own results. ``test_burned`` says why there is no ``test``.
     """
 
-    schema_: Literal[1] = Field(default=1, alias="schema")
+    schema_: Literal[2] = Field(default=2, alias="schema")
     run_id: str
     study: StudyEntry
     engine: str
@@ -99,6 +115,7 @@ class Result(Frozen):
     sites: tuple[SiteEntry, ...]
     rounds: tuple[RoundEntry, ...]
     test: dict[str, float | None]
+    test_burned: str | None = None
     exact_test: dict[str, float | None] | None = None
     baselines: Baselines | None = None
 
@@ -121,6 +138,7 @@ def build_result(study: Study, progress: Progress, *, engine: str, refusals: dic
         sites=tuple(_site(study, cost, progress, name, refusals.get(name)) for name in names),
         rounds=tuple(_round(task, record) for record in progress.rounds),
         test={} if progress.test is None else dict(metrics(task, progress.test)),
+        test_burned=progress.test_burned,
     )
 
 
@@ -159,6 +177,18 @@ def _privacy(study: Study, cost: TrainingCost | None) -> PrivacyEntry:
         steps=study.num_steps,
         evaluation_epsilon=study.evaluation.epsilon,
         evaluation_noised=not study.evaluation.unnoised,
+        secure_aggregation=_secure_aggregation(study),
+    )
+
+
+def _secure_aggregation(study: Study) -> SecureAggregationEntry:
+    aggregation = study.aggregation
+    least = max(aggregation.threshold, aggregation.min_cohort)
+    return SecureAggregationEntry(
+        threshold=aggregation.threshold,
+        min_sites_in_sum=least,
+        num_colluding=aggregation.num_colluding,
+        honest_in_sum=least - aggregation.num_colluding,
     )
 
 

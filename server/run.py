@@ -5,11 +5,14 @@ import logging
 import os
 from pathlib import Path
 
+from privacy.secure_aggregation.context import Federation
+from privacy.secure_aggregation.terms import Terms
 from server.checkpoint import Progress, read_checkpoint, write_atomically
 from server.exchange import Exchange, ExchangeError
 from server.model_file import write_model
 from server.result import Result, build_result, metrics
 from server.round_loop import RunContext, TooFewSitesError, close_run, run_rounds
+from shared_models.roster import Roster
 from shared_models.study import Study, read_study
 from shared_models.tasks import task_of
 
@@ -27,7 +30,9 @@ def run_study(context: RunContext, *, engine: str, resume: bool = False) -> Resu
     except TooFewSitesError:
         _keep_model(context)
         raise
-    result = build_result(context.study, state.progress, engine=engine, refusals=dict(state.final_refusals))
+    result = build_result(
+        context.study, state.progress, engine=engine, refusals=dict(state.attendance.refused)
+    )
     folder = context.checkpoint.parent
     write_model(folder / "model.safetensors", context.study, state.model.weights, result)
     write_atomically(folder / "result.json", result.to_json().encode())
@@ -51,7 +56,18 @@ def checkpoint_path(state: Path, run_id: str) -> Path:
     return state / "runs" / run_id / "checkpoint.safetensors"
 
 
-def run_in_flower(exchange: Exchange, state: Path, run_id: str) -> None:
+def federation_of(study: Study, run_id: str, roster: Roster) -> Federation:
+    """What secure aggregation binds a run to."""
+    return Federation(
+        study_hash=study.hash,
+        run_id=run_id,
+        roster_hash=roster.hash,
+        identities=roster.identities,
+        terms=Terms.of(study.aggregation),
+    )
+
+
+def run_in_flower(exchange: Exchange, roster: Roster, state: Path, run_id: str) -> None:
     """The ServerApp's main job: run, or go on with, the study in the run's folder."""
     checkpoint = checkpoint_path(state, run_id)
     study = read_study(checkpoint.with_name("study.toml"))
@@ -59,6 +75,7 @@ def run_in_flower(exchange: Exchange, state: Path, run_id: str) -> None:
         study=study,
         run_id=run_id,
         exchange=exchange,
+        federation=federation_of(study, run_id, roster),
         checkpoint=checkpoint,
         tell=lambda progress: write_progress(checkpoint.with_name("progress.json"), study, progress),
     )
@@ -79,9 +96,10 @@ def write_progress(path: Path, study: Study, progress: Progress) -> None:
         "round": len(progress.rounds),
         "num_rounds": study.training.num_rounds,
         "survivors": list(last.survivors) if last else [],
-        "burned": last.burned if last else False,
+        "burned": last.burned if last else None,
         "validation_auroc": auroc,
         "tested": progress.test is not None,
+        "test_burned": progress.test_burned,
         "process": os.getpid(),
     }
     partial.write_text(json.dumps(values), encoding="utf-8")

@@ -31,10 +31,11 @@ from flwr.superlink.grid import HttpGrid
 
 from server.exchange import Exchange
 from server.flower_exchange import FlowerExchange
-from server.roster import read_roster
+from shared_models.identity_keys import read_public_key
 from shared_models.processes import follow_parent
+from shared_models.roster import Roster, read_roster
 
-Job = Callable[[Exchange, Path, str], None]
+Job = Callable[[Exchange, Roster, Path, str], None]
 
 TASK_TYPE = "flwr-serverapp"
 TASK_SECONDS = 30.0
@@ -61,7 +62,8 @@ def play(job: Job, arguments: list[str] | None = None) -> int:
         given.superlink, given.ca_certificate.read_bytes(), given.secret.read_bytes(), given.flower_run
     )
     try:
-        job(FlowerExchange(grid, read_roster(given.roster)), given.state, given.run_id)
+        roster = read_roster(given.roster, read_public_key(given.root))
+        job(FlowerExchange(grid, roster), roster, given.state, given.run_id)
         status, details = "completed", ""
     except Exception as error:  # noqa: BLE001 - whatever it was, it is told and ends the process
         traceback.print_exc()
@@ -124,6 +126,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--secret", required=True, type=Path)
     parser.add_argument("--flower-run", required=True, type=int)
     parser.add_argument("--state", required=True, type=Path)
+    parser.add_argument("--root", required=True, type=Path)
     parser.add_argument("--roster", required=True, type=Path)
     parser.add_argument("--run-id", required=True)
     return parser.parse_args(arguments)

@@ -6,6 +6,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from shared_models.configuration import Frozen, read_toml
+from shared_models.identity_keys import read_public_key
+from shared_models.roster import Roster, read_roster
 
 FilePath = Annotated[Path, Field(strict=False)]
 
@@ -37,9 +39,13 @@ class Tls(Frozen):
 
 
 class ServerFile(Frozen):
-    """One server: the study it coordinates, the sites it knows, where it listens and keeps its state."""
+    """One server: the study it coordinates, the sites it knows, where it listens and keeps its state.
+
+    ``root`` is the consortium's root public key, by which the roster must be signed.
+    """
 
     study: FilePath
+    root: FilePath
     roster: FilePath
     state: FilePath
     listen: Listen
@@ -53,6 +59,7 @@ def read_server(path: Path) -> ServerFile:
     return server.model_copy(
         update={
             "study": root / server.study,
+            "root": root / server.root,
             "roster": root / server.roster,
             "state": root / server.state,
             "tls": server.tls.model_copy(
@@ -64,3 +71,8 @@ def read_server(path: Path) -> ServerFile:
             ),
         }
     )
+
+
+def read_sites(server: ServerFile) -> Roster:
+    """Read the server's roster, signed by its root key. Raises ConfigurationError."""
+    return read_roster(server.roster, read_public_key(server.root))

@@ -36,7 +36,6 @@ from typing import Any
 import httpx
 
 from server.certificates import Authority
-from server.roster import Roster, RosterSite
 from shared_models.node_keys import canonical_line, pem_bytes
 from shared_models.processes import (
     Child,
@@ -47,6 +46,7 @@ from shared_models.processes import (
     python_module,
     write_private,
 )
+from shared_models.roster import Roster, RosterSite
 
 READY_SECONDS = 60.0
 CONTROL_TOKEN = "COLLEGIUM_CONTROL_TOKEN_FILE"  # noqa: S105 - the name of a variable

@@ -2,11 +2,11 @@
 
 A message is a header and one payload::
 
-    b"CLG1" | header length (4 bytes, big-endian) | header (canonical JSON) | payload
+    b"CLG2" | header length (4 bytes, big-endian) | header (canonical JSON) | payload
 
-The header carries only what every participant may know. The payload of a request is the global model
-(little-endian float32), that of an answer is the site's one integer vector (little-endian uint32). Decoding
-refuses anything that the encoder would not have written.
+The header carries only what every participant may know. The payload of ``train`` and ``evaluate`` is the global
+model (little-endian float32), that of all other requests and of every answer a message of secure aggregation
+(`privacy.secure_aggregation.messages`) or nothing. Decoding refuses anything that the encoder would not have written.
 """
 
 import json
@@ -18,11 +18,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from shared_models.configuration import Frozen
 from shared_models.study import canonical_json
 
-MAGIC = b"CLG1"
+MAGIC = b"CLG2"
 MAX_HEADER_BYTES = 1 << 16
 
 RunId: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
 StudyHash: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RoundSet: TypeAlias = Annotated[tuple[int, ...], Field(max_length=1000, strict=False)]
 
 
 class MessageError(ValueError):
@@ -38,13 +39,41 @@ class Open(Frozen):
     manifest_hash: StudyHash
 
 
+class Advertise(Frozen):
+    """First step of a batch of secure aggregation: the site makes a fresh sealing key."""
+
+    kind: Literal["advertise"] = "advertise"
+    run_id: RunId
+    study_hash: StudyHash
+
+
+class Share(Frozen):
+    """Second step: the site deals shares of the batch's secrets to its peers."""
+
+    kind: Literal["share"] = "share"
+    run_id: RunId
+    study_hash: StudyHash
+
+
+class Escrow(Frozen):
+    """Third step: the site takes its peers' shares, and escrows its pair seeds."""
+
+    kind: Literal["escrow"] = "escrow"
+    run_id: RunId
+    study_hash: StudyHash
+
+
 class Train(Frozen):
-    """The site is asked to train from the global model in the payload."""
+    """The site is asked to train from the global model in the payload.
+
+    ``round_set``: positions in the batch's cohort of the sites whose vectors the sum may hold.
+    """
 
     kind: Literal["train"] = "train"
     run_id: RunId
     study_hash: StudyHash
-    round: int = Field(ge=1)
+    round: int = Field(ge=1, lt=2**31)
+    round_set: RoundSet
 
 
 class Evaluate(Frozen):
@@ -53,6 +82,26 @@ class Evaluate(Frozen):
     kind: Literal["evaluate"] = "evaluate"
     run_id: RunId
     study_hash: StudyHash
+    round: int = Field(ge=1, lt=2**31)
+    round_set: RoundSet
+
+
+class Confirm(Frozen):
+    """The site is told whose vectors are in the sum of the round, and asked to sign it."""
+
+    kind: Literal["confirm"] = "confirm"
+    run_id: RunId
+    study_hash: StudyHash
+    round: int = Field(ge=1, lt=2**31)
+
+
+class Unmask(Frozen):
+    """The site is shown who confirmed, and asked for its shares that open the sum."""
+
+    kind: Literal["unmask"] = "unmask"
+    run_id: RunId
+    study_hash: StudyHash
+    round: int = Field(ge=1, lt=2**31)
 
 
 class Close(Frozen):
@@ -64,15 +113,19 @@ class Close(Frozen):
 
 
 class Answer(Frozen):
-    """The site did as asked; its vector, if the request asks for one, is the payload."""
+    """The site did as asked. ``to`` is the kind of the request; the payload is what that kind asks for.
+
+    ``round`` is 0 outside of rounds.
+    """
 
     kind: Literal["answer"] = "answer"
+    to: Literal["open", "advertise", "share", "escrow", "train", "evaluate", "confirm", "unmask", "close"]
     run_id: RunId
     round: int = Field(ge=0)
 
 
 class Refusal(Frozen):
-    """The site does not take part. ``reason`` is a code; the details stay in the site's own log."""
+    """The site does not do as asked. ``reason`` is a code; the details stay in the site's own log."""
 
     kind: Literal["refusal"] = "refusal"
     run_id: RunId
@@ -84,11 +137,14 @@ class Refusal(Frozen):
         "budget",
         "round-already-attempted",
         "not-open",
+        "roster-differs",
+        "no-batch",
+        "protocol",
         "failed",
     ]
 
 
-Request: TypeAlias = Open | Train | Evaluate | Close
+Request: TypeAlias = Open | Advertise | Share | Escrow | Train | Evaluate | Confirm | Unmask | Close
 Reply: TypeAlias = Answer | Refusal
 Header: TypeAlias = Request | Reply
 

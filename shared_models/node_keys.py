@@ -1,10 +1,8 @@
 """A site's node key: the elliptic-curve key by which the server knows the site's connection.
 
-The private key never leaves the site. The public key travels as one OpenSSH line, which the coordinator puts
-into the roster; both sides compare its fingerprint over another channel, such as the telephone.
+The private key never leaves the site. The public key travels as one OpenSSH line in the site's request, which the
+coordinator puts into the roster.
 """
-
-import hashlib
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -43,11 +41,11 @@ def canonical_line(text: str) -> str:
         NodeKeyError: the text is a private key, another kind of key, or no key at all.
     """
     if "PRIVATE KEY" in text:
-        raise NodeKeyError("is a private key: it must never leave its hospital; ask for the file node.pub")
+        raise NodeKeyError("is a private key: it must never leave its hospital; ask for its request file")
     try:
         raw = text.strip().encode("ascii")
         if len(raw) > MAX_KEY_TEXT:
-            raise NodeKeyError("is too long to be a node public key; expected the hospital's file node.pub")
+            raise NodeKeyError("is too long to be a node public key")
         if raw.startswith(b"-----BEGIN"):
             key: object = serialization.load_pem_public_key(raw)
         else:
@@ -55,10 +53,10 @@ def canonical_line(text: str) -> str:
     except (ValueError, UnsupportedAlgorithm) as error:
         if isinstance(error, NodeKeyError):
             raise
-        raise NodeKeyError("is not a public key; expected the hospital's file node.pub") from error
+        raise NodeKeyError("is not a public key; expected one line: ecdsa-sha2-nistp256 …") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not key.curve.name.startswith("secp"):
         raise NodeKeyError(
-            "is not an elliptic-curve (NIST P-256, P-384 or P-521) key; expected the file node.pub"
+            "is not an elliptic-curve (NIST P-256, P-384 or P-521) key; expected one line: ecdsa-sha2-nistp256 …"
         )
     return _line(key)
 
@@ -66,13 +64,6 @@ def canonical_line(text: str) -> str:
 def pem_bytes(line: str) -> bytes:
     """The PEM encoding of a public key given as its one line."""
     return _load(line).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-def fingerprint(line: str) -> str:
-    """Eighty bits of the key's SHA-256 in groups of four hexadecimal digits, for reading aloud."""
-    der = _load(line).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    digits = hashlib.sha256(der).hexdigest()[:20]
-    return "-".join(digits[start : start + 4] for start in range(0, 20, 4))
 
 
 def _load(line: str) -> ec.EllipticCurvePublicKey:

@@ -145,6 +145,12 @@ class Aggregation(Frozen):
     ``weights``: every site the same, or by its number of training patients (noised under differential
     privacy, and cut at ``max_patients``). ``update_bound`` cuts every entry of an update; both fix the grid on
     which updates travel (`shared_models.vector`).
+
+    Secure aggregation opens nothing but sums of at least ``max(threshold, min_cohort)`` vectors, as long as at most
+    ``num_colluding`` sites work together with the server; ``threshold`` sites open them. What decides this has no
+    default. One setup prepares ``rounds_per_batch`` rounds. ``round_timeout_seconds`` is how long a site may train;
+    ``step_timeout_seconds`` how long it may take over the small exchanges around it. A round that ends without a sum
+    is burned; more than ``max_burned_rounds`` in a row stop the run, which can be resumed.
     """
 
     weights: Literal["equal", "patients"]
@@ -154,11 +160,27 @@ class Aggregation(Frozen):
     max_patients: int | None = Field(default=None, ge=1, le=1_000_000)
     update_bound: float = Field(default=1.0, gt=0.0, le=1000.0)
     round_timeout_seconds: float = Field(gt=0.0)
+    threshold: int = Field(ge=1, le=1000)
+    num_colluding: int = Field(ge=0, le=998)
+    rounds_per_batch: int = Field(default=20, ge=1, le=1000)
+    max_burned_rounds: int = Field(default=3, ge=0, le=1000)
+    step_timeout_seconds: float = Field(default=60.0, gt=0.0)
 
     @model_validator(mode="after")
     def _cohort_fits(self) -> Self:
-        if self.min_cohort > self.num_sites_max:
-            raise ValueError("min_cohort must not exceed num_sites_max")
+        for name in ("min_cohort", "threshold"):
+            if getattr(self, name) > self.num_sites_max:
+                raise ValueError(f"{name} must not exceed num_sites_max")
+        if max(self.threshold, self.min_cohort) - self.num_colluding < 2:
+            raise ValueError(
+                "the larger of threshold and min_cohort must exceed num_colluding by 2 at least, so that two honest "
+                "sites stand in every sum"
+            )
+        if 2 * self.threshold <= self.num_sites_max + self.num_colluding:
+            raise ValueError(
+                f"2 · threshold must exceed num_sites_max + num_colluding, so that no two sums can be opened: "
+                f"raise threshold to {(self.num_sites_max + self.num_colluding) // 2 + 1}, or lower num_sites_max"
+            )
         if (self.weights == "patients") != (self.max_patients is not None):
             raise ValueError('max_patients belongs to weights = "patients": set it there, and only there')
         return self
@@ -215,6 +237,11 @@ class Study(Frozen):
     def hash(self) -> str:
         """SHA-256, hexadecimal, of the canonical encoding: the identity of the study."""
         return hashlib.sha256(b"collegium-study-1\n" + canonical_json(self)).hexdigest()
+
+    @property
+    def test_round(self) -> int:
+        """Number of the round that evaluates the final model: the one after the last round of training."""
+        return self.training.num_rounds + 1
 
     @property
     def num_steps(self) -> int:

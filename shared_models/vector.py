@@ -15,6 +15,8 @@ from shared_models.study import Aggregation
 IntVector = NDArray[np.uint32]
 Counts = NDArray[np.int64]
 
+_BLOCK_ENTRIES = 1 << 15
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorLayout:
@@ -86,19 +88,34 @@ class VectorLayout:
             raise ValueError(
                 f"statistics have shape {statistics.shape}, the layout says ({self.num_statistics},)"
             )
-        parts: list[Counts] = []
+        entries = np.empty(self.length, dtype=np.int32)
         if self.num_weights:
             if update is None or update.shape != (self.num_weights,):
                 raise ValueError(f"the update must have shape ({self.num_weights},)")
             weight = min(max(weight, 1), self.max_weight)
-            finite = np.where(np.isfinite(update), update, 0.0)
-            share = weight / self.max_weight
-            cut = np.clip(finite, -self.update_bound, self.update_bound)
-            parts.append(np.rint(cut * (share * self.scale)).astype(np.int64))
-            parts.append(np.array([weight], dtype=np.int64))
-        parts.append(statistics)
-        entries = np.clip(np.concatenate(parts), -self.largest, self.largest)
-        return entries.astype(np.uint32).astype("<u4", copy=False)
+            self._scale_update(update, weight / self.max_weight * self.scale, entries[: self.num_weights])
+            entries[self.num_weights] = weight
+        entries[self.length - self.num_statistics :] = np.clip(statistics, -self.largest, self.largest)
+        return entries.view(np.uint32).astype("<u4", copy=False)
+
+    def _scale_update(self, update: NDArray[np.float64], factor: float, out: NDArray[np.int32]) -> None:
+        """Write the rounded product of *update*, cut to the bound, and *factor*; block by block, for the cache.
+
+        Rounding is monotone: what is cut after it is the same as what is cut before.
+        """
+        most = min(float(np.rint(self.update_bound * factor)), float(self.largest))
+        scaled = np.empty(min(_BLOCK_ENTRIES, update.size))
+        with np.errstate(over="ignore"):
+            for start in range(0, update.size, _BLOCK_ENTRIES):
+                block = update[start : start + _BLOCK_ENTRIES]
+                here = scaled[: block.size]
+                np.multiply(block, factor, out=here)
+                finite = np.isfinite(block)
+                if not finite.all():
+                    here[~finite] = 0.0
+                np.rint(here, out=here)
+                np.clip(here, -most, most, out=here)
+                out[start : start + block.size] = here
 
     def decode_sum(self, total: IntVector) -> tuple[NDArray[np.float64], int, Counts]:
         """Return (mean update, float64, shape (num_weights,); total weight; summed statistics, int64).

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from server.result import Result
+    from shared_models.study import Study
     from simulations.runner import Display
 
 app = typer.Typer(
@@ -77,7 +78,7 @@ def run(  # noqa: PLR0917 - the options of a command line
         overwrite=overwrite,
         num_workers=workers or default_workers(),
     )
-    _warn(chosen.study.privacy.mode)
+    _warn(chosen.study)
     try:
         with _display(chosen.study.training.num_rounds) as display:
             result = run_scenario(chosen, options, display)
@@ -89,10 +90,16 @@ def run(  # noqa: PLR0917 - the options of a command line
     _summary(result, options.out)
 
 
-def _warn(mode: str) -> None:
-    if mode == "none":
+def _warn(study: "Study") -> None:
+    if study.privacy.mode == "none":
         console.print("[bold red]NO PRIVACY[/]: this study trains without differential privacy (mode none).")
-    console.print("[yellow]Updates are not encrypted beyond TLS yet: the server could read each one.[/]")
+    aggregation = study.aggregation
+    least = max(aggregation.threshold, aggregation.min_cohort)
+    console.print(
+        f"[dim]secure aggregation: the server opens sums of {least} or more sites and nothing else, even if "
+        f"{aggregation.num_colluding} of them work together with it[/]",
+        highlight=False,
+    )
 
 
 @contextmanager
@@ -138,6 +145,11 @@ def _summary(result: "Result", out: Path) -> None:
         if result.baselines.pooled is not None:
             row("pooled", result.baselines.pooled.metrics, result.baselines.pooled.epsilon)
     console.print(table)
+    burned = [entry.round for entry in result.rounds if entry.burned]
+    if burned:
+        console.print(f"burned rounds: {', '.join(map(str, burned))}; the report says why", style="yellow")
+    if result.test_burned:
+        console.print(f"the final test has no figures: {result.test_burned}", style="yellow")
     console.print(
         f"report: {out / 'report.html'}\nfigures: {out / 'result.json'}\nmodel: {out / 'model.safetensors'}"
     )

@@ -5,15 +5,16 @@ One ``collegium-server run`` (gate with TLS, SuperLink with node authentication,
 """
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from client.membership import NODE_KEY, make_keys
 from server.exchange import ExchangeError
-from shared_models.node_keys import new_node_key
-from shared_models.processes import Child, free_port, python_module, write_private
+from shared_models.processes import Child, free_port, python_module
 from simulations.preparation.hospitals import Hospital
 from simulations.scenario import Scenario
 from simulations.work_folder import write_site, write_study
@@ -44,6 +45,8 @@ def run_deployed(
     _command("server.command", "init", str(server), "--host", "127.0.0.1", "--port", str(port))
     write_study(server / "study.toml", scenario.study)
     site_files = tuple(_make_site(work, hospital, scenario, port) for hospital in hospitals)
+    for path in site_files:
+        _command("client.command", "join", str(server / "roster.toml"), "--config", str(path))
     sites: list[Child] = []
     with ExitStack() as stack:
         for path in site_files:
@@ -68,19 +71,18 @@ def run_deployed(
 
 
 def _make_site(work: Path, hospital: Hospital, scenario: Scenario, port: int) -> Path:
-    """What a hospital and the coordinator do by hand: the site's files, its node key, its admission."""
+    """What a hospital and the coordinator do by hand: the site's files, its keys, its admission."""
     folder = work / "sites" / hospital.name
     table = {
         "address": f"127.0.0.1:{port}",
         "ca_certificate": (work / "server" / "tls" / "ca.pem").resolve(),
-        "node_key": "node.key",
+        "node_key": NODE_KEY,
     }
     path = write_site(folder, hospital, scenario.study, seed=scenario.seed, server=table)
-    private, public = new_node_key()
-    write_private(folder / "node.key", private)
-    (folder / "node.pub").write_text(f"{public} {hospital.name}\n", encoding="ascii")
-    server_file = work / "server" / "server.toml"
-    _command("server.command", "admit", hospital.name, str(folder / "node.pub"), "--config", str(server_file))
+    server = work / "server"
+    shutil.copyfile(server / "root.pub", folder / "root.pub")
+    request, _ = make_keys(folder, hospital.name)
+    _command("server.command", "admit", str(request), "--config", str(server / "server.toml"))
     return path
 
 

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 
 from client.site import open_site
 from client.site_file import SiteFile
-from server.exchange import ExchangeError, SiteReply
+from server.exchange import Deadline, ExchangeError, SiteReply
 
 log = logging.getLogger("collegium.simulation")
 
@@ -42,6 +42,7 @@ class LocalExchange:
         self._files = tuple(sites)
         self._num_workers = min(num_workers, len(self._files))
         self._workers: list[_Worker] = []
+        self._forgetful: set[str] = set()
         self._ticket = 0
 
     def __enter__(self) -> "LocalExchange":
@@ -97,21 +98,38 @@ class LocalExchange:
         living = [worker for worker in self._workers if worker.process.is_alive()]
         return tuple(sorted(site for worker in living for site in worker.sites))
 
-    def exchange(self, requests: Mapping[str, bytes], *, timeout_seconds: float) -> Iterator[SiteReply]:
+    def restart(self, site: str) -> None:
+        """Have the site begin anew with its next request: what it had in memory is lost, its files stay."""
+        self._forgetful.add(site)
+
+    def exchange(
+        self,
+        requests: Mapping[str, bytes],
+        *,
+        timeout_seconds: float,
+        enough: int | None = None,
+        grace_seconds: float = 0.0,
+    ) -> Iterator[SiteReply]:
         """Send each site its request and yield each reply once, as it arrives."""
         self._ticket += 1
-        ticket, deadline = self._ticket, time.monotonic() + timeout_seconds
+        ticket = self._ticket
+        deadline = Deadline(
+            time.monotonic, timeout_seconds=timeout_seconds, enough=enough, grace_seconds=grace_seconds
+        )
         for worker in list(self._workers):
             worker.waiting = deque((site, requests[site]) for site in worker.sites if site in requests)
             self._dispatch(worker)
-        while self._busy_with(ticket) and (remaining := deadline - time.monotonic()) > 0:
-            busy = {worker.connection: worker for worker in self._workers if worker.working_on}
-            for connection in wait(list(busy), timeout=remaining):
-                reply = self._receive(busy[connection], ticket)  # type: ignore[index]
-                if reply is not None:
-                    yield reply
-        for worker in self._workers:
-            worker.waiting.clear()
+        try:
+            while self._busy_with(ticket) and deadline.remaining > 0:
+                busy = {worker.connection: worker for worker in self._workers if worker.working_on}
+                for connection in wait(list(busy), timeout=deadline.remaining):
+                    reply = self._receive(busy[connection], ticket)  # type: ignore[index]
+                    if reply is not None:
+                        deadline.replied()
+                        yield reply
+        finally:
+            for worker in self._workers:
+                worker.waiting.clear()
 
     def _busy_with(self, ticket: int) -> bool:
         return any(
@@ -125,7 +143,8 @@ class LocalExchange:
             site, message = worker.waiting.popleft()
             worker.working_on = (self._ticket, site)
             try:
-                worker.connection.send((site, message))
+                worker.connection.send((site, message, site in self._forgetful))
+                self._forgetful.discard(site)
             except OSError:
                 self._drop(worker)
 
@@ -153,15 +172,18 @@ def _serve(connection: Connection, files: tuple[SiteFile, ...]) -> None:
     """A worker's life: one request after the other, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", force=True)
+    configured = {file.name: file for file in files}
     try:
-        sites = {file.name: open_site(file) for file in files}
+        sites = {name: open_site(file) for name, file in configured.items()}
     except Exception as error:  # noqa: BLE001 - the parent tells it; a worker has nobody to tell
         connection.send(f"{type(error).__name__}: {error}")
         return
     connection.send(None)
     while True:
         try:
-            site, message = connection.recv()
+            site, message, anew = connection.recv()
+            if anew:
+                sites[site] = open_site(configured[site])
             connection.send(sites[site].handle(message))
         except (EOFError, ConnectionError):
             return

@@ -15,6 +15,13 @@ from server.result import Result
 from shared_models.study import Study
 
 FEDERATED, ALONE, POOLED, MUTED = "#0b6e69", "#c4741a", "#5b5ea6", "#6b7280"
+PHASES = {
+    "setup": ("setup of secrets", "#9ca3af"),
+    "exchange": ("training and masked vectors", FEDERATED),
+    "confirm": ("confirm survivors", ALONE),
+    "unmask": ("open the sum", POOLED),
+    "aggregate": ("aggregate", "#111827"),
+}
 
 
 def write_report(path: Path, result: Result, study: Study) -> None:
@@ -151,14 +158,19 @@ def _epsilon_by_round(result: Result) -> Markup | None:
 
 
 def _seconds_by_round(result: Result) -> Markup | None:
-    phases = sorted({phase for entry in result.rounds for phase in entry.seconds})
-    if not phases:
+    if not result.rounds:
         return None
     figure, axes = _figure(height=2.6)
     rounds = [entry.round for entry in result.rounds]
-    for phase in phases:
+    floor = [0.0] * len(rounds)
+    for phase, (label, colour) in PHASES.items():
         values = [entry.seconds.get(phase, 0.0) for entry in result.rounds]
-        axes.plot(rounds, values, marker=".", label=phase.replace("_", " "))
+        axes.bar(rounds, values, 0.85, bottom=floor, color=colour, label=label)
+        floor = [below + value for below, value in zip(floor, values, strict=True)]
+    slowest = [entry.seconds.get("train_slowest_site", 0.0) for entry in result.rounds]
+    if any(slowest):
+        axes.plot(rounds, slowest, ".", color="#111827", markersize=4, label="slowest site's training")
     axes.set(xlabel="round", ylabel="seconds", ylim=(0, None))
-    axes.legend(frameon=False, fontsize=8, ncols=2)
-    return _svg(figure, "seconds of each round by phase")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _svg(figure, "seconds of each round by phase, one above the other")

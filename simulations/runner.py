@@ -17,16 +17,18 @@ from client.site_file import read_site
 from server.checkpoint import write_atomically
 from server.result import Baselines, Result, RoundEntry, SiteEntry
 from server.round_loop import RunContext
-from server.run import checkpoint_path, run_study
+from server.run import checkpoint_path, federation_of, run_study
+from shared_models.configuration import ConfigurationError
 from shared_models.study import Study
 from shared_models.tasks import task_of
 from simulations.baselines import POOLED, run_baselines
 from simulations.deployed_engine import run_deployed
+from simulations.faults import FaultyExchange, check_names
 from simulations.local_exchange import LocalExchange
 from simulations.preparation.hospitals import Hospital, prepare, read_hospitals
 from simulations.report import write_report
 from simulations.scenario import Scenario
-from simulations.work_folder import write_site, write_study
+from simulations.work_folder import enrol, write_site, write_study
 
 Engine: TypeAlias = Literal["local", "deployed"]
 
@@ -72,9 +74,15 @@ def run_scenario(scenario: Scenario, options: Options, display: Display) -> Resu
     the sites' own reports below ``work`` can be read.
 
     Raises:
+        ConfigurationError: the scenario's faults do not fit its hospitals or the engine.
         OutputFolderError: the folder holds something that is not an earlier run.
         PreparationError, SourceError, TooFewSitesError, ExchangeError: as their names say.
     """
+    if scenario.faults and options.engine != "local":
+        raise ConfigurationError(
+            "[[faults]] are for the local engine: in the deployed engine each hospital is a process of its own, which "
+            "can be killed; remove them, or use --engine local"
+        )
     _claim(options.out, overwrite=options.overwrite)
     try:
         return _run(scenario, options, display)
@@ -86,6 +94,7 @@ def run_scenario(scenario: Scenario, options: Options, display: Display) -> Resu
 def _run(scenario: Scenario, options: Options, display: Display) -> Result:
     out, study = options.out, scenario.study
     hospitals = _hospitals(scenario, options, display)
+    check_names(scenario.faults, [hospital.name for hospital in hospitals])
     run_id = f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     write_study(out / "study.toml", study)
 
@@ -138,12 +147,14 @@ def _run_local(
         write_site(work / "sites" / hospital.name, hospital, study, seed=scenario.seed)
         for hospital in hospitals
     )
+    roster = enrol(work / "server", paths)
     checkpoint = checkpoint_path(work / "server" / "state", run_id)
     with LocalExchange([read_site(path) for path in paths], num_workers=options.num_workers) as exchange:
         context = RunContext(
             study=study,
             run_id=run_id,
-            exchange=exchange,
+            exchange=FaultyExchange(exchange, scenario.faults) if scenario.faults else exchange,
+            federation=federation_of(study, run_id, roster),
             checkpoint=checkpoint,
             tell=lambda progress: display.rounds(len(progress.rounds)),
         )
@@ -195,7 +206,7 @@ def _with_own_figures(entry: SiteEntry, own: dict[str, object]) -> SiteEntry:
     if not isinstance(rounds, list):
         raise TypeError("a site result holds a list of rounds")
     seconds = {"prepare": own["prepare_seconds"]}
-    for phase in ("evaluate", "train", "encode"):
+    for phase in ("evaluate", "train", "encode", "mask"):
         seconds[phase] = sum(done["seconds"][phase] for done in rounds)
     spent = [done["epsilon"] for done in rounds]
     values = {

@@ -1,13 +1,19 @@
-"""The sites of a simulation on disk: each gets a ``site.toml``, a state folder and the study, as a hospital has."""
+"""A simulation's consortium on disk: each site has what a hospital has, and they know each other by a signed roster."""
 
 import hashlib
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from client.membership import IDENTITY_KEY, join, make_keys
+from client.site_file import read_site
 from shared_models.configuration import Frozen
+from shared_models.identity_keys import identity_line, new_identity_key, read_identity_key
+from shared_models.processes import private_folder, write_private
+from shared_models.roster import Roster, write_roster
 from shared_models.study import Study
 from simulations.preparation.hospitals import Hospital
 
@@ -43,7 +49,7 @@ def toml_value(value: object) -> str:
 def write_site(
     folder: Path, hospital: Hospital, study: Study, *, seed: int, server: Mapping[str, object] | None = None
 ) -> Path:
-    """Write the files of one virtual hospital and return the path of its ``site.toml``.
+    """Write the files of one virtual hospital and return the path of its ``site.toml``; `enrol` makes its keys.
 
     All sites of a simulation share one secret, made from the scenario's seed: a patient who occurs at two
     hospitals has the same role in both, so that the pooled baseline is not tested on its own training patients.
@@ -69,11 +75,13 @@ def write_site(
             "column": hospital.label_column,
         },
         "policy": {
+            "min_cohort": study.aggregation.min_cohort,
             "min_patients": 1,
             "max_unusable_share": 1.0,
             "max_runs_per_study": 1,
             "allow_no_privacy": not private,
         },
+        "consortium": {"root": "root.pub", "roster": "roster.toml", "identity_key": IDENTITY_KEY},
         "compute": {"device": "cpu", "num_threads": 1},
     }
     if server is not None:
@@ -86,6 +94,28 @@ def write_site(
     path = folder / "site.toml"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def enrol(server: Path, site_files: Sequence[Path]) -> Roster:
+    """Make the consortium of a simulation: root key, the sites' keys, and the roster that each site joins.
+
+    Args:
+        server: folder for ``root.key``, ``root.pub`` and ``roster.toml``; made where it is missing.
+        site_files: each site's ``site.toml``; keys, ``root.pub`` and ``roster.toml`` are put beside it.
+
+    Returns:
+        The roster, as each site has it.
+    """
+    write_private(private_folder(server) / "root.key", new_identity_key()[0])
+    root = read_identity_key(server / "root.key")
+    (server / "root.pub").write_text(identity_line(root) + "\n", encoding="ascii")
+    sites = tuple(make_keys(path.parent, read_site(path).name)[1].site for path in site_files)
+    roster = Roster(version=1, site=sites)
+    write_roster(server / "roster.toml", roster, root)
+    for path in site_files:
+        shutil.copyfile(server / "root.pub", path.parent / "root.pub")
+        join(read_site(path), server / "roster.toml")
+    return roster
 
 
 def _write_secret(path: Path, seed: int) -> None:

@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 from client.secret import SiteSecret
-from client.site_file import Images, Labels, Policy, SiteFile
+from client.site_file import Consortium, Images, Labels, Policy, SiteFile
 from shared_models.study import (
     Aggregation,
     Evaluation,
@@ -157,7 +157,14 @@ def make_study(*, roles: str = "hash", image: Image | None = None) -> Study:
         training=Training(num_rounds=1, local_steps=1, sample_rate=0.5, learning_rate=0.1),
         privacy=Privacy(mode="none"),
         evaluation=Evaluation(num_bins=10, unnoised=True),
-        aggregation=Aggregation(weights="equal", num_sites_max=2, min_cohort=2, round_timeout_seconds=60.0),
+        aggregation=Aggregation(
+            weights="equal",
+            num_sites_max=2,
+            min_cohort=2,
+            threshold=2,
+            num_colluding=0,
+            round_timeout_seconds=60.0,
+        ),
     )
 
 
@@ -196,6 +203,14 @@ class Hospital:
             images=Images(folder=self.images),
             labels=Labels(file=self.labels, key=key),  # type: ignore[arg-type]
             policy=Policy(
-                min_patients=min_patients, max_unusable_share=max_unusable_share, max_runs_per_study=1
+                min_cohort=2,
+                min_patients=min_patients,
+                max_unusable_share=max_unusable_share,
+                max_runs_per_study=1,
+            ),
+            consortium=Consortium(
+                root=self.root / "root.pub",
+                roster=self.root / "roster.toml",
+                identity_key=self.root / "identity.key",
             ),
         )

@@ -4,22 +4,28 @@
 the server or of a site between any two steps.
 """
 
+import copy
 import hashlib
 import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from privacy.secure_aggregation import server_setup, site_round, site_setup
-from privacy.secure_aggregation.context import BatchContext, Federation
+from privacy.secure_aggregation import server_setup, site_round, site_setup, statements
+from privacy.secure_aggregation.context import BatchContext, Federation, commitment, sign
+from privacy.secure_aggregation.encoding import Field
 from privacy.secure_aggregation.masks import Vector
 from privacy.secure_aggregation.messages import (
     Advertisement,
     AdvertiseRequest,
     Confirmation,
     ConfirmRequest,
+    Dealing,
     EscrowReply,
     EscrowRequest,
     MaskedVector,
@@ -28,6 +34,9 @@ from privacy.secure_aggregation.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
+from privacy.secure_aggregation.refusals import SecureAggregationError
+from privacy.secure_aggregation.sealing import SealingKey, seal
+from privacy.secure_aggregation.secret import Secret
 from privacy.secure_aggregation.server_round import MaskedSum, Round
 from privacy.secure_aggregation.server_setup import Advertising, Batch
 from privacy.secure_aggregation.site_setup import History, Membership
@@ -47,6 +56,7 @@ Seen = Callable[[int, str, bytes], None]
 class Consortium:
     """Sites ``site-00`` … of one run, their states, and an honest server.
 
+    ``states`` are those of the setup, ``rounds`` those of the round in progress, by position.
     ``vanished[stage]`` are the positions that are gone from that stage on; each holds for all later stages too.
     """
 
@@ -57,7 +67,8 @@ class Consortium:
     vanished: Mapping[str, Collection[int]] = field(default_factory=dict)
     seen: Seen = lambda position, stage, message: None
     identities: list[Ed25519PrivateKey] = field(default_factory=list)
-    states: dict[int, object] = field(default_factory=dict)
+    states: dict[int, Any] = field(default_factory=dict)
+    rounds: dict[int, Any] = field(default_factory=dict)
     histories: dict[int, History] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -91,62 +102,66 @@ class Consortium:
             federation=self.federation, number=number, first_round=first_round, cohort=self.names
         )
 
-    # Setup, stage by stage.
+    # Setup, stage by stage: `advertise_of` and its like are one site's step, `advertise` and its like a whole stage.
+
+    def advertise_of(self, position: int, request: AdvertiseRequest) -> Advertisement:
+        state, reply = site_setup.advertise(
+            self.members[position],
+            self.histories[position],
+            AdvertiseRequest.from_bytes(request.to_bytes()),
+        )
+        self.states[position] = state
+        return Advertisement.from_bytes(self._sent(position, "advertise", reply.to_bytes()))
+
+    def share_of(self, position: int, request: ShareRequest) -> ShareReply:
+        state, reply = site_setup.share(
+            self.states[position],
+            ShareRequest.from_bytes(request.to_bytes(), num_sites=self.num_sites),
+            randomness=os.urandom,
+        )
+        self.states[position] = state
+        return ShareReply.from_bytes(
+            self._sent(position, "share", reply.to_bytes()),
+            dealer=position,
+            members=state.members,
+            num_rounds=self.terms.rounds_per_batch,
+        )
+
+    def escrow_of(self, position: int, request: EscrowRequest) -> EscrowReply:
+        members, num_rounds = self.states[position].members, self.terms.rounds_per_batch
+        state, reply = site_setup.escrow(
+            self.states[position],
+            EscrowRequest.from_bytes(
+                request.to_bytes(), num_members=len(members), num_sites=self.num_sites, num_rounds=num_rounds
+            ),
+        )
+        self.states[position] = state
+        return EscrowReply.from_bytes(
+            self._sent(position, "escrow", reply.to_bytes()), members=members, num_rounds=num_rounds
+        )
 
     def advertise(self, context: BatchContext) -> Advertising:
-        request = server_setup.advertise_request(context).to_bytes()
-        replies = {}
-        for position in self.there("advertise"):
-            state, sent = site_setup.advertise(
-                self.members[position], self.histories[position], AdvertiseRequest.from_bytes(request)
-            )
-            self.states[position] = state
-            replies[position] = Advertisement.from_bytes(self._sent(position, "advertise", sent.to_bytes()))
-            server_setup.check_advertisement(context, position, replies[position])
+        request = server_setup.advertise_request(context)
+        replies = {position: self.advertise_of(position, request) for position in self.there("advertise")}
+        for position, reply in replies.items():
+            server_setup.check_advertisement(context, position, reply)
         return server_setup.gather_advertisements(context, replies)
 
     def share(self, advertising: Advertising) -> dict[int, ShareReply]:
-        request = advertising.request().to_bytes()
-        replies = {}
-        for position in self.there("share"):
-            state, reply = site_setup.share(
-                self.states[position],
-                ShareRequest.from_bytes(request, num_sites=self.num_sites),
-                randomness=os.urandom,
-            )
-            self.states[position] = state
-            replies[position] = ShareReply.from_bytes(
-                self._sent(position, "share", reply.to_bytes()),
-                dealer=position,
-                members=advertising.members,
-                num_rounds=self.terms.rounds_per_batch,
-            )
-            server_setup.check_dealings(advertising, position, replies[position])
+        request = advertising.request()
+        replies = {position: self.share_of(position, request) for position in self.there("share")}
+        for position, reply in replies.items():
+            server_setup.check_dealings(advertising, position, reply)
         return replies
 
     def escrow(self, advertising: Advertising, shares: dict[int, ShareReply]) -> dict[int, EscrowReply]:
         requests = server_setup.escrow_requests(advertising, shares)
-        return {
-            position: self.escrow_of(position, advertising, requests[position])
-            for position in self.there("escrow")
+        replies = {
+            position: self.escrow_of(position, requests[position]) for position in self.there("escrow")
         }
-
-    def escrow_of(self, position: int, advertising: Advertising, request: EscrowRequest) -> EscrowReply:
-        num_members, num_rounds = len(advertising.members), self.terms.rounds_per_batch
-        state, reply = site_setup.escrow(
-            self.states[position],
-            EscrowRequest.from_bytes(
-                request.to_bytes(), num_members=num_members, num_sites=self.num_sites, num_rounds=num_rounds
-            ),
-        )
-        self.states[position] = state
-        received = EscrowReply.from_bytes(
-            self._sent(position, "escrow", reply.to_bytes()),
-            members=advertising.members,
-            num_rounds=num_rounds,
-        )
-        server_setup.check_escrow(advertising, position, received)
-        return received
+        for position, reply in replies.items():
+            server_setup.check_escrow(advertising, position, reply)
+        return replies
 
     def set_up(self, *, number: int = 1, first_round: int = 1) -> Batch:
         advertising = self.advertise(self.context(number=number, first_round=first_round))
@@ -154,6 +169,53 @@ class Consortium:
         return server_setup.finish_setup(advertising, shares, self.escrow(advertising, shares))
 
     # A round, stage by stage.
+
+    def upload(self, position: int, about: Round, request_hash: bytes, vector: Vector) -> MaskedVector:
+        self.begin_of(position, about, request_hash)
+        return self.mask_of(position, vector)
+
+    def begin_of(self, position: int, about: Round, request_hash: bytes) -> None:
+        ready, begun = site_round.begin(
+            self.states[position],
+            number=about.number,
+            round_set=about.round_set,
+            request_hash=request_hash,
+            length=about.length,
+        )
+        if position in self.rounds:
+            self.rounds[position].erase()
+        self.states[position], self.rounds[position] = ready, begun
+
+    def mask_of(self, position: int, vector: Vector) -> MaskedVector:
+        begun = self.rounds[position]
+        self.rounds[position], reply = site_round.mask(begun, vector)
+        return MaskedVector.from_bytes(self._sent(position, "train", reply.to_bytes()), length=begun.length)
+
+    def confirm_of(self, position: int, request: ConfirmRequest) -> Confirmation:
+        received = ConfirmRequest.from_bytes(request.to_bytes(), num_sites=self.num_sites)
+        self.rounds[position], reply = site_round.confirm(self.rounds[position], received)
+        return Confirmation.from_bytes(self._sent(position, "confirm", reply.to_bytes()))
+
+    def unmask_of(self, position: int, request: UnmaskRequest) -> UnmaskReply:
+        round_set = self.rounds[position].begun.round_set
+        received = UnmaskRequest.from_bytes(request.to_bytes(), num_sites=self.num_sites)
+        self.rounds[position], reply = site_round.unmask(self.rounds[position], received)
+        return UnmaskReply.from_bytes(
+            self._sent(position, "unmask", reply.to_bytes()), num_shares=len(round_set)
+        )
+
+    def about(
+        self,
+        batch: Batch,
+        *,
+        number: int = 1,
+        length: int = 5,
+        request_hash: bytes = REQUEST_HASH,
+        round_set: tuple[int, ...] | None = None,
+    ) -> Round:
+        """What the server says that a round is about: all sites that can be in it, where nothing else is asked."""
+        chosen = batch.round_set(batch.ready) if round_set is None else round_set
+        return Round.of(batch, number=number, round_set=chosen, request_hash=request_hash, length=length)
 
     def train(
         self,
@@ -163,63 +225,135 @@ class Consortium:
         number: int = 1,
         request_hash: bytes = REQUEST_HASH,
     ) -> MaskedSum:
-        round_set = batch.round_set(batch.ready)
         length = next(iter(vectors.values())).size
-        about = Round.of(batch, number=number, round_set=round_set, request_hash=request_hash, length=length)
+        about = self.about(batch, number=number, length=length, request_hash=request_hash)
         total = MaskedSum(about)
         for position in self.there("train"):
-            if position in round_set:
-                reply = self.upload(position, about, request_hash, vectors[position])
-                total.fold(position, reply)
+            if position in about.round_set:
+                total.fold(position, self.upload(position, about, request_hash, vectors[position]))
         return total
 
-    def upload(self, position: int, about: Round, request_hash: bytes, vector: Vector) -> MaskedVector:
-        ready, begun = site_round.begin(
-            self.states[position],
-            number=about.number,
-            round_set=about.round_set,
-            request_hash=request_hash,
-            length=about.length,
-        )
-        self.states[position] = ready
-        uploaded, reply = site_round.mask(begun, vector)
-        self.rounds[position] = uploaded
-        message = self._sent(position, "train", reply.to_bytes())
-        return MaskedVector.from_bytes(message, length=about.length)
-
     def confirm(self, total: MaskedSum) -> dict[int, Confirmation]:
-        request = total.confirm_request().to_bytes()
-        replies = {}
-        for position in self.there("confirm"):
-            if position in total.survivors:
-                state, reply = site_round.confirm(
-                    self.rounds[position], ConfirmRequest.from_bytes(request, num_sites=self.num_sites)
-                )
-                self.rounds[position] = state
-                replies[position] = Confirmation.from_bytes(self._sent(position, "confirm", reply.to_bytes()))
-                total.check_confirmation(position, replies[position])
+        request = total.confirm_request()
+        replies = {
+            position: self.confirm_of(position, request)
+            for position in self.there("confirm")
+            if position in total.survivors
+        }
+        for position, reply in replies.items():
+            total.check_confirmation(position, reply)
         return replies
 
     def unmask(self, total: MaskedSum, confirmations: dict[int, Confirmation]) -> Vector:
-        request = total.unmask_request(confirmations).to_bytes()
-        replies = {}
-        for position in self.there("unmask"):
-            if position in confirmations:
-                state, reply = site_round.unmask(
-                    self.rounds[position], UnmaskRequest.from_bytes(request, num_sites=self.num_sites)
-                )
-                self.rounds[position] = state
-                replies[position] = UnmaskReply.from_bytes(
-                    self._sent(position, "unmask", reply.to_bytes()), num_shares=len(total.about.round_set)
-                )
-                total.check_shares(position, replies[position])
+        request = total.unmask_request(confirmations)
+        replies = {
+            position: self.unmask_of(position, request)
+            for position in self.there("unmask")
+            if position in confirmations
+        }
+        for position, reply in replies.items():
+            total.check_shares(position, reply)
         return total.unmasked(replies)
 
     def run_round(self, batch: Batch, vectors: Mapping[int, Vector], *, number: int = 1) -> Vector:
         total = self.train(batch, vectors, number=number)
         return self.unmask(total, self.confirm(total))
 
-    rounds: dict[int, object] = field(default_factory=dict)
+    # For tests that go several ways from one point, and for those that look at what a site still holds.
+
+    def forked(self) -> "Consortium":
+        """The same sites with copies of their states: what happens to the copies leaves the originals alone."""
+        twin = copy.copy(self)
+        twin.states = {position: copied(state) for position, state in self.states.items()}
+        twin.rounds = {position: copied(state) for position, state in self.rounds.items()}
+        twin.histories = dict(self.histories)
+        return twin
+
+    def held(self) -> dict[str, bytes | None]:
+        """Every secret of every site, by the path to it; None where it is erased."""
+        return {
+            f"{where}[{position}]{path}": value
+            for where, states in (("states", self.states), ("rounds", self.rounds))
+            for position, state in states.items()
+            for path, value in secrets_in(state)
+        }
+
+    @contextmanager
+    def refusing(self, error: type[SecureAggregationError], match: str | None = None) -> Iterator[None]:
+        """What is done in this block is refused for this reason, and no site's state or secret changes."""
+        states, rounds, secrets = dict(self.states), dict(self.rounds), self.held()
+        with pytest.raises(error, match=match) as refusal:
+            yield
+        assert refusal.type is error or error is SecureAggregationError
+        assert self.held() == secrets
+        assert all(self.states[position] is state for position, state in states.items())
+        assert all(self.rounds[position] is state for position, state in rounds.items())
+
+    # What a malicious site can do: sign anything in its own name, and deal what it likes.
+
+    def signed(self, position: int, label: str, ctx: bytes, *fields: Field) -> bytes:
+        return sign(self.identities[position], label, position, ctx, *fields)
+
+    def redealt(
+        self,
+        advertising: Advertising,
+        reply: ShareReply,
+        *,
+        dealer: int,
+        holder: int,
+        altered: Callable[[bytes], bytes],
+        committed: bool = True,
+    ) -> ShareReply:
+        """The dealer's reply with another bundle for *holder*: sealed, committed to if so asked, and signed."""
+        info = statements.bundle_info(advertising.ctx, dealer=dealer, holder=holder)
+        plaintext = altered(self.states[holder].key.open(reply.dealings[holder].sealed, info))
+        sealed = seal(plaintext, advertising.advertisements[holder].public_key, info)
+        commitments = reply.dealings[holder].commitments
+        if committed:
+            shares = [plaintext[at : at + 32] for at in range(32, len(plaintext), 32)]
+            kinds = (statements.SELF_SHARE, statements.ESCROW_SHARE)
+            commitments = b"".join(
+                commitment(
+                    kinds[at % 2],
+                    advertising.ctx,
+                    advertising.context.rounds[at // 2],
+                    dealer,
+                    holder,
+                    one,
+                )
+                for at, one in enumerate(shares)
+            )
+        dealings = {**reply.dealings, holder: Dealing(sealed=sealed, commitments=commitments)}
+        return self.resigned_dealings(advertising, replace(reply, dealings=dealings), dealer=dealer)
+
+    def resigned_dealings(self, advertising: Advertising, reply: ShareReply, *, dealer: int) -> ShareReply:
+        signature = self.signed(
+            dealer,
+            statements.DEALINGS,
+            advertising.ctx,
+            advertising.members,
+            tuple(map(statements.dealing_digest, reply.dealings.values())),
+            statements.secrets_digest(reply.secret_commitments),
+        )
+        return replace(reply, signature=signature)
+
+    def resigned_escrow(self, advertising: Advertising, reply: EscrowReply, *, position: int) -> EscrowReply:
+        digest = statements.escrow_digest(reply)
+        return replace(reply, signature=self.signed(position, statements.ESCROW, advertising.ctx, digest))
+
+    # What a test ends with: the honest messages still give the sum.
+
+    def finish_round(self, total: MaskedSum, vectors: Mapping[int, Vector]) -> None:
+        found = self.unmask(total, self.confirm(total))
+        assert np.array_equal(found, plain_sum(vectors, total.survivors))
+
+    def finish_setup(self, advertising: Advertising) -> Batch:
+        """From after the advertisements to the sum of the batch's first round."""
+        shares = self.share(advertising)
+        batch = server_setup.finish_setup(advertising, shares, self.escrow(advertising, shares))
+        vectors = random_vectors(self.num_sites, 5)
+        self.finish_round(self.train(batch, vectors, number=batch.context.first_round), vectors)
+        return batch
 
     def _sent(self, position: int, stage: str, message: bytes) -> bytes:
         self.seen(position, stage, message)
@@ -254,3 +388,33 @@ def plain_sum(vectors: Mapping[int, Vector], sites: Collection[int]) -> Vector:
     for site in sites:
         total += vectors[site]
     return total
+
+
+def copied(value: Any) -> Any:
+    """Return a copy of a site's state whose secrets are erased on their own. (A Secret itself forbids copies.)"""
+    if isinstance(value, Secret):
+        twin = Secret(b"" if value.erased else value.value)
+        if value.erased:
+            twin.erase()
+        return twin
+    if isinstance(value, SealingKey):
+        return copy.copy(value)
+    if isinstance(value, dict):
+        return {key: copied(entry) for key, entry in value.items()}
+    if is_dataclass(value) and hasattr(value, "erase"):
+        return replace(value, **{entry.name: copied(getattr(value, entry.name)) for entry in fields(value)})
+    return value
+
+
+def secrets_in(value: Any, path: str = "") -> Iterator[tuple[str, bytes | None]]:
+    """Yield the path and the bytes of every secret that a state holds; None for bytes where they are erased."""
+    if isinstance(value, Secret):
+        yield path, None if value.erased else value.value
+    elif isinstance(value, SealingKey):
+        yield path, None if value._private is None else value.public
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from secrets_in(entry, f"{path}[{key}]")
+    elif is_dataclass(value) and hasattr(value, "erase"):
+        for entry in fields(value):
+            yield from secrets_in(getattr(value, entry.name), f"{path}.{entry.name}")

@@ -48,8 +48,10 @@ unnoised = true
 
 [aggregation]
 weights = "equal"
-num_sites_max = 4
+num_sites_max = 3
 min_cohort = 2
+threshold = 2
+num_colluding = 0
 round_timeout_seconds = 60.0
 """
 

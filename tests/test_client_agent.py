@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from studies import write_study_file
 
-from client.agent import DRAINED, Agent
+from client.agent import DRAINED, UNUSABLE, Agent
 from client.agent_channel import AgentClient, AgentFailed, AgentUnreachable, socket_path
+from client.membership import make_keys
+from shared_models.identity_keys import new_identity_key
+from shared_models.processes import Child, python_module
 
 
 class Slow:
@@ -148,6 +152,34 @@ def test_a_folder_that_others_can_write_never_holds_the_socket(tmp_path: Path, m
     planted.chmod(0o777)
     with pytest.raises(ValueError, match="not only this user's to write"):
         socket_path(tmp_path / ("x" * 100))
+
+
+def test_an_agent_whose_site_has_not_joined_says_what_to_do_and_is_not_started_again(tmp_path: Path) -> None:
+    write_study_file(tmp_path / "study.toml")
+    config = tmp_path / "site.toml"
+    config.write_text(
+        'name = "north"\nstudy = "study.toml"\nstate = "state"\n[images]\nfolder = "images"\n[labels]\n'
+        'file = "labels.csv"\nkey = "PatientID"\n[policy]\nmin_cohort = 2\nmin_patients = 1\n'
+        'max_unusable_share = 0.2\nmax_runs_per_study = 1\n[consortium]\nroot = "root.pub"\n'
+        'roster = "roster.toml"\nidentity_key = "identity.key"\n',
+        encoding="utf-8",
+    )
+    make_keys(tmp_path, "north")
+    (tmp_path / "root.pub").write_text(new_identity_key()[1], encoding="ascii")
+    agent = Child(
+        "agent",
+        python_module("client.agent", "--config", str(config)),
+        log=tmp_path / "agent.log",
+        environment={},
+    )
+    try:
+        assert agent.wait(60.0)
+        assert agent.ended() == UNUSABLE
+        said = agent.said()
+    finally:
+        agent.stop()
+    assert "this site has not joined yet. Send north.request.toml to the coordinator" in said
+    assert "Traceback" not in said
 
 
 def test_the_agent_and_its_channel_know_nothing_of_flower() -> None:

@@ -19,10 +19,11 @@ import simulations.command
 from client.reasons import LabelProblem, Reason
 from client.site_file import SiteFile
 from server.result import Result
-from server.roster import Roster
 from server.server_file import ServerFile
 from shared_models.configuration import parse_toml
 from shared_models.messages import Refusal
+from shared_models.roster import RosterFile
+from shared_models.site_request import SiteRequest
 from shared_models.study import Study
 from simulations.preparation.sources import HamSource, MedMnistSource, PhantomSource
 from simulations.scenario import Scenario, built_in_scenarios
@@ -113,7 +114,8 @@ def test_the_result_page_names_every_metric() -> None:
         ("## study.toml", Study),
         ("## site.toml", SiteFile),
         ("## server.toml", ServerFile),
-        ("## roster.toml", Roster),
+        ("## roster.toml", RosterFile),
+        ("## NAME.request.toml", SiteRequest),
     ],
 )
 def test_the_files_page_names_every_key_and_no_other(heading: str, model: type[BaseModel]) -> None:
@@ -139,7 +141,13 @@ def rows(text: str) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize(
     ("heading", "model"),
-    [("## study.toml", Study), ("## site.toml", SiteFile), ("## server.toml", ServerFile)],
+    [
+        ("## study.toml", Study),
+        ("## site.toml", SiteFile),
+        ("## server.toml", ServerFile),
+        ("## roster.toml", RosterFile),
+        ("## NAME.request.toml", SiteRequest),
+    ],
 )
 def test_the_files_page_says_of_exactly_the_required_keys_that_they_have_no_default(
     heading: str, model: type[BaseModel]
@@ -262,8 +270,15 @@ def test_the_study_of_the_page_is_a_study() -> None:
     assert study.privacy.mode == "local"
 
 
-def test_the_privacy_page_begins_with_what_is_not_protected() -> None:
-    start = page("privacy.md")[:700]
-    assert "TLS alone protects updates in transit" in start
-    assert "The server can read each hospital's update" in start
-    assert 'Under `privacy.mode = "local"`' in start
+def test_the_privacy_page_begins_with_what_protects_and_what_does_not() -> None:
+    start = page("privacy.md")[:800]
+    assert "it says nothing about what a\nsum reveals" in start
+    assert 'Under `privacy.mode = "none"` nothing is promised' in start
+
+
+def test_nothing_says_that_updates_travel_unmasked() -> None:
+    texts = [page(path.name) for path in (ROOT / "docs").glob("*.md")]
+    texts += [
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "simulations/report.html.jinja")
+    ]
+    assert not [text[:60] for text in texts if "TLS alone" in text or "TLS only" in text]

@@ -20,6 +20,7 @@ FLOWER = {
     "server/flower_exchange.py",
     "server/server_app.py",
     "server/superlink.py",
+    "simulations/benchmarks/secure_aggregation.py",
 }
 PRIVACY_FLAT = {"sampling", "clipping", "noise", "accounting"}
 """These know nothing of each other but the generator; `client.local_round` composes them."""

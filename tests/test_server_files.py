@@ -1,26 +1,37 @@
 """The coordinator's files: server.toml, the roster, the certificates."""
 
 import ipaddress
+import json
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from server.certificates import Authority
 from server.command import app
-from server.roster import admit, read_roster
-from server.server_file import read_server
+from server.server_file import read_server, read_sites
 from shared_models.configuration import ConfigurationError
-from shared_models.node_keys import canonical_line, fingerprint, new_node_key, pem_bytes, public_line
+from shared_models.identity_keys import (
+    fingerprint,
+    identity_line,
+    new_identity_key,
+    read_identity_key,
+    read_public_key,
+)
+from shared_models.node_keys import canonical_line, new_node_key, pem_bytes, public_line
+from shared_models.processes import write_private
+from shared_models.roster import Roster, write_roster
+from shared_models.site_request import SiteRequest, read_request, write_request
 
 GOOD = """
 study = "study.toml"
+root = "root.pub"
 roster = "roster.toml"
 state = "state"
 [listen]
@@ -66,62 +77,10 @@ def test_the_key_may_not_be_one_of_the_certificates(tmp_path: Path) -> None:
         read_server(written(tmp_path, GOOD.replace("tls/server.key", "tls/ca.pem")))
 
 
-def test_a_site_is_admitted_with_either_spelling_of_its_key(tmp_path: Path) -> None:
-    line, pem = new_node_key()[1], pem_bytes(new_node_key()[1]).decode()
-    roster = tmp_path / "roster.toml"
-    admit(roster, "north", line + " a comment")
-    admit(roster, "south", pem)
-    sites = read_roster(roster).site
-    assert [site.name for site in sites] == ["north", "south"]
-    assert read_roster(roster).name_of(line) == "north"
-    assert read_roster(roster).name_of(canonical_line(pem)) == "south"
-    assert read_roster(roster).name_of(new_node_key()[1]) is None
-
-
-def test_a_wrong_entry_is_refused_and_leaves_the_roster_as_it_was(tmp_path: Path) -> None:
-    private, line = new_node_key()
-    roster = tmp_path / "roster.toml"
-    admit(roster, "north", line)
-    before = roster.read_bytes()
-    foreign = ed25519.Ed25519PrivateKey.generate().public_key()
-    brainpool = ec.generate_private_key(ec.BrainpoolP256R1()).public_key()
-    for name, key, words in (
-        ("north", new_node_key()[1], 'two sites are named "north"'),
-        ("south", line, "have the same node key"),
-        ("south", pem_bytes(line).decode(), "have the same node key"),
-        ("south", "ecdsa-sha2-nistp256 AAAA", "is not a public key"),
-        ("south", "", "is not a public key"),
-        ("south", "ü", "is not a public key"),
-        ("south", private.decode(), "is a private key: it must never leave"),
-        ("south", "x" * 5000, "too long"),
-        ("south", foreign.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode(), "elliptic-curve"),
-        (
-            "south",
-            brainpool.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode(),
-            "elliptic-curve",
-        ),
-        ("Süd!", new_node_key()[1], "name"),
-    ):
-        with pytest.raises(ConfigurationError, match=words):
-            admit(roster, name, key)
-        assert roster.read_bytes() == before
-
-
-def test_a_roster_that_was_edited_by_hand_is_checked_like_an_admitted_one(tmp_path: Path) -> None:
-    path = tmp_path / "roster.toml"
-    path.write_text('[[site]]\nname = "north"\nnode_key = "nonsense"\n[[site]]\nname = "south"\n')
-    with pytest.raises(ConfigurationError) as caught:
-        read_roster(path)
-    assert "2 problems" in str(caught.value)
-    assert "is not a public key" in str(caught.value)
-
-
-def test_fingerprint_and_public_key_follow_from_the_private_key() -> None:
+def test_a_node_keys_public_line_follows_from_the_private_key() -> None:
     private, line = new_node_key()
     assert public_line(private) == line
-    assert fingerprint(line) == fingerprint(canonical_line(pem_bytes(line).decode()))
-    assert fingerprint(line) != fingerprint(new_node_key()[1])
-    assert len(fingerprint(line)) == 24
+    assert canonical_line(pem_bytes(line).decode()) == line
 
 
 def test_the_server_certificate_holds_exactly_the_given_names() -> None:
@@ -155,7 +114,11 @@ def test_init_makes_a_server_whose_keys_only_the_owner_can_read(tmp_path: Path) 
     key = serialization.load_pem_private_key(server.tls.key.read_bytes(), None)
     certificate = x509.load_pem_x509_certificate(server.tls.certificate.read_bytes())
     assert key.public_key() == certificate.public_key()
-    assert read_roster(server.roster).site == ()
+    assert stat.S_IMODE((folder / "root.key").stat().st_mode) == 0o600
+    root = read_public_key(server.root)
+    assert identity_line(read_identity_key(folder / "root.key")) == root
+    assert fingerprint(root) in done.output
+    assert read_sites(server) == Roster(version=0)
     again = CliRunner().invoke(app, ["init", str(folder), "--host", "localhost"])
     assert isinstance(again.exception, ConfigurationError)
     assert serialization.load_pem_private_key(server.tls.key.read_bytes(), None).private_numbers() == (
@@ -163,12 +126,131 @@ def test_init_makes_a_server_whose_keys_only_the_owner_can_read(tmp_path: Path) 
     )
 
 
-def test_admit_prints_the_fingerprint_to_compare(tmp_path: Path) -> None:
-    CliRunner().invoke(app, ["init", str(tmp_path), "--host", "localhost"])
-    line = new_node_key()[1]
-    (tmp_path / "node.pub").write_text(line + " north\n")
-    done = CliRunner().invoke(
-        app, ["admit", "north", str(tmp_path / "node.pub"), "--config", str(tmp_path / "server.toml")]
+# Admission
+
+
+class Coordinator:
+    """A server made by `init`, and the coordinator at its command line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config = folder, folder / "server.toml"
+        assert run("init", str(folder), "--host", "localhost").exit_code == 0
+        self.roster = folder / "roster.toml"
+
+    def admit(self, request: Path, *more: str) -> Result:
+        return run("admit", str(request), "--config", str(self.config), *more)
+
+    def sites(self) -> Roster:
+        return read_sites(read_server(self.config))
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def a_request(folder: Path, name: str, identity: Ed25519PrivateKey | None = None) -> Path:
+    request = SiteRequest.signed(
+        name=name, node_key=new_node_key()[1], identity=identity or Ed25519PrivateKey.generate()
     )
-    assert done.exit_code == 0, done.output
-    assert fingerprint(line) in done.output
+    write_request(folder / f"{name}.request.toml", request)
+    return folder / f"{name}.request.toml"
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Coordinator:
+    return Coordinator(tmp_path / "server")
+
+
+def refused(done: Result, *words: str) -> None:
+    assert isinstance(done.exception, ConfigurationError), done.output
+    for word in words:
+        assert word in str(done.exception)
+
+
+def test_admit_prints_the_fingerprint_to_compare_and_signs_the_next_version(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("north", "south"), start=1):
+        request = a_request(tmp_path, name)
+        done = coordinator.admit(request)
+        assert done.exit_code == 0, done.output
+        assert read_request(request).fingerprint in done.output
+        assert "to every hospital" in done.output
+        assert coordinator.sites().version == number
+    assert [site.name for site in coordinator.sites().site] == ["north", "south"]
+    assert coordinator.sites().entry("south") == read_request(tmp_path / "south.request.toml").site
+
+
+def test_a_request_that_cannot_be_admitted_leaves_the_roster_as_it_was(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    identity = Ed25519PrivateKey.generate()
+    coordinator.admit(a_request(tmp_path, "north", identity))
+    before = coordinator.roster.read_bytes()
+    refused(coordinator.admit(tmp_path / "north.request.toml"), "is in the roster already")
+    (tmp_path / "other").mkdir()
+    refused(coordinator.admit(a_request(tmp_path / "other", "north")), 'two sites are named "north"')
+    refused(coordinator.admit(a_request(tmp_path, "west", identity)), "have the same identity key")
+    foreign = a_request(tmp_path, "east")
+    foreign.write_text(foreign.read_text().replace('"east"', '"centre"'))
+    refused(coordinator.admit(foreign), str(foreign), "is not signed by the identity key that it names")
+    refused(coordinator.admit(tmp_path / "none.toml"), "cannot be read")
+    assert coordinator.roster.read_bytes() == before
+
+
+def test_admission_needs_the_consortiums_root_key(coordinator: Coordinator, tmp_path: Path) -> None:
+    request = a_request(tmp_path, "north")
+    before = coordinator.roster.read_bytes()
+    key = coordinator.folder / "root.key"
+    key.chmod(0o644)
+    refused(coordinator.admit(request), f"chmod 600 {key}")
+    elsewhere = tmp_path / "stick.key"
+    key.rename(elsewhere)
+    elsewhere.chmod(0o600)
+    refused(coordinator.admit(request), str(key), "cannot be read", "--root-key")
+    write_private(tmp_path / "another.key", new_identity_key()[0])
+    refused(
+        coordinator.admit(request, "--root-key", str(tmp_path / "another.key")), "is not the private key of"
+    )
+    assert coordinator.roster.read_bytes() == before
+    assert coordinator.admit(request, "--root-key", str(elsewhere)).exit_code == 0
+    assert coordinator.sites().version == 1
+
+
+def test_the_server_refuses_a_roster_that_was_edited_or_is_another_consortiums(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    coordinator.admit(a_request(tmp_path, "north"))
+    good = coordinator.roster.read_text()
+    coordinator.roster.write_text(good.replace('"north"', '"south"'))
+    for command in ("status", "run"):
+        if command == "run":
+            coordinator.roster.write_text(good)
+            write_roster(coordinator.roster, coordinator.sites(), Ed25519PrivateKey.generate())
+        refused(
+            run(command, "--config", str(coordinator.config)), "is not signed by the consortium's root key"
+        )
+    refused(coordinator.admit(a_request(tmp_path, "west")), "is not signed by the consortium's root key")
+
+
+def test_status_shows_the_rosters_version_and_the_sites_fingerprints(
+    coordinator: Coordinator, tmp_path: Path
+) -> None:
+    request = a_request(tmp_path, "north")
+    coordinator.admit(request)
+    shown = run("status", "--config", str(coordinator.config)).output
+    assert "Roster: version 1, 1 site\n" in shown
+    assert read_request(request).fingerprint in shown
+    values = json.loads(run("status", "--json", "--config", str(coordinator.config)).output)
+    assert (values["roster_version"], values["sites"]) == (1, {"north": False})
+
+
+def test_init_never_replaces_a_root_key(coordinator: Coordinator) -> None:
+    before = (coordinator.folder / "root.key").read_bytes()
+    coordinator.config.unlink()
+    assert run("init", str(coordinator.folder), "--host", "localhost").exit_code == 0
+    assert (coordinator.folder / "root.key").read_bytes() == before
+    coordinator.config.unlink()
+    (coordinator.folder / "root.key").unlink()
+    refused(run("init", str(coordinator.folder), "--host", "localhost"), "exists without its root.key")
+    assert not coordinator.config.exists()

@@ -1,10 +1,15 @@
 """study.toml: its hash, and what a wrong one is told."""
 
+import re
+
 import pytest
+from pydantic import ValidationError
 from studies import make_study, study_text
 
+from privacy.secure_aggregation.refusals import TermsRefused
+from privacy.secure_aggregation.terms import Terms
 from shared_models.configuration import ConfigurationError, parse_toml, read_toml
-from shared_models.study import Study, read_study
+from shared_models.study import Aggregation, Study, read_study
 from simulations.work_folder import write_study
 
 
@@ -42,7 +47,16 @@ def test_every_problem_is_told_at_once_with_key_value_bound_and_line() -> None:
         ('mode = "none"', 'mode = "local"\nepsilon = 3.0', "needs delta, max_grad_norm"),
         ("unnoised = true", "", "say exactly one of"),
         ("unnoised = true", "epsilon = 1.0", 'needs privacy.mode = "local"'),
-        ("min_cohort = 2", "min_cohort = 5", "must not exceed num_sites_max"),
+        ("min_cohort = 2", "min_cohort = 5", "min_cohort must not exceed num_sites_max"),
+        ("threshold = 2", "threshold = 5", "threshold must not exceed num_sites_max"),
+        ("num_sites_max = 3", "num_sites_max = 4", "raise threshold to 3, or lower num_sites_max"),
+        ("num_colluding = 0", "num_colluding = 1", "so that two honest sites stand in every sum"),
+        ("min_cohort = 2", "min_cohort = 1", "greater than or equal to 2"),
+        ("threshold = 2", "threshold = 2.0", "valid integer"),
+        ("num_colluding = 0", "num_colluding = -1", "greater than or equal to 0"),
+        ("threshold = 2", "threshold = 2\nrounds_per_batch = 0", "greater than or equal to 1"),
+        ("threshold = 2", "threshold = 2\nmax_burned_rounds = -1", "greater than or equal to 0"),
+        ("threshold = 2", "threshold = 2\nstep_timeout_seconds = 0.0", "greater than 0"),
         ('weights = "equal"', 'weights = "patients"', "max_patients belongs to"),
         (
             'weights = "equal"',
@@ -58,6 +72,72 @@ def test_a_wrong_value_is_told_with_what_is_allowed(old: str, new: str, told: st
 
 def test_a_missing_table_is_told_by_name() -> None:
     assert "evaluation is missing" in problems(study_text({"[evaluation]": "[evaluation_]"}))
+
+
+@pytest.mark.parametrize(
+    "line", ["min_cohort = 2", "threshold = 2", "num_colluding = 0", "num_sites_max = 3"]
+)
+def test_what_the_promise_rests_on_has_no_default(line: str) -> None:
+    assert f"aggregation.{line.split(maxsplit=1)[0]} is missing" in problems(study_text({line: ""}))
+
+
+SMALL = [
+    {"num_sites_max": largest, "threshold": threshold, "min_cohort": cohort, "num_colluding": colluding}
+    for largest in range(2, 7)
+    for threshold in range(1, 8)
+    for cohort in range(2, 8)
+    for colluding in range(7)
+]
+
+
+def aggregation(constants: dict[str, int]) -> Aggregation:
+    return Aggregation.model_validate({"weights": "equal", "round_timeout_seconds": 60.0, **constants})
+
+
+def protocol_allows(constants: dict[str, int], num_sites: int) -> bool:
+    try:
+        Terms(**constants, rounds_per_batch=1).check(num_sites)
+    except TermsRefused:
+        return False
+    return True
+
+
+def test_a_study_can_be_written_just_where_the_protocol_takes_its_largest_cohort() -> None:
+    """The bounds stand twice: where a coordinator is told in words, and where a site refuses. For all small values."""
+    allowed = []
+    for constants in SMALL:
+        try:
+            found = aggregation(constants)
+        except ValidationError:
+            assert not protocol_allows(constants, constants["num_sites_max"]), constants
+        else:
+            assert protocol_allows(constants, constants["num_sites_max"]), constants
+            allowed.append(found)
+    assert 0 < len(allowed) < len(SMALL)
+
+
+def test_whatever_a_study_says_holds_for_each_number_of_sites_that_can_come() -> None:
+    for constants in SMALL:
+        if not protocol_allows(constants, constants["num_sites_max"]):
+            continue
+        terms = Terms.of(aggregation(constants))
+        for num_sites in range(constants["num_sites_max"] + 3):
+            comes = terms.least <= num_sites <= terms.num_sites_max
+            assert protocol_allows(constants, num_sites) == comes, constants
+        assert len(terms.explain()) == terms.num_sites_max - terms.least + 1
+
+
+def test_the_threshold_that_a_refused_study_is_told_to_take_is_one_that_will_do() -> None:
+    told = 0
+    for constants in SMALL:
+        try:
+            aggregation(constants)
+        except ValidationError as error:
+            found = re.search(r"raise threshold to (\d+)", str(error))
+            if found is not None:
+                told += 1
+                aggregation({**constants, "threshold": int(found[1])})
+    assert told
 
 
 def test_text_that_is_not_toml_is_told_with_its_line(tmp_path) -> None:
@@ -89,6 +169,11 @@ def test_the_hash_does_not_depend_on_order_comments_or_written_out_defaults() ->
         {"sample_rate = 0.5": "sample_rate = 0.5000000001"},
         {'title = "A study for tests"': 'title = "A study for test"'},
         {"width = 8": "width = 16"},
+        {"threshold = 2": "threshold = 3"},
+        {"min_cohort = 2": "min_cohort = 3"},
+        {"threshold = 2": "threshold = 2\nrounds_per_batch = 19"},
+        {"threshold = 2": "threshold = 2\nmax_burned_rounds = 4"},
+        {"threshold = 2": "threshold = 2\nstep_timeout_seconds = 61.0"},
     ],
 )
 def test_a_change_in_one_place_changes_the_hash(change: dict[str, str]) -> None:
@@ -97,7 +182,7 @@ def test_a_change_in_one_place_changes_the_hash(change: dict[str, str]) -> None:
 
 def test_the_hash_is_the_same_in_every_version() -> None:
     """A golden value: if it changes, sites with different versions no longer agree on any study."""
-    assert make_study().hash == "75ae55f5004440caa979335bfd079e1364fcdf8bf09f6c6eac3819df4486ba81"
+    assert make_study().hash == "8ae09bb27912f06f9f9b1dc7500b80e18dc3540095d9fb7fbb45e232516a6af1"
 
 
 def test_a_study_written_by_a_simulation_reads_back_with_the_same_hash(tmp_path) -> None:

@@ -1,5 +1,7 @@
 """The integer vector: exact sums, no overflow, the mean that FedAvg wants; flattening a model and back."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,10 +9,11 @@ from hypothesis import strategies as st
 from studies import make_study
 from torch import nn
 
-from server.aggregation import RunningSum
 from shared_models.architectures import build_model
+from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import Manifest, flatten, named_arrays, unflatten
-from shared_models.vector import VectorLayout, from_bytes, to_bytes
+from shared_models.tasks import task_of
+from shared_models.vector import IntVector, VectorLayout, from_bytes, to_bytes
 
 
 def layout(
@@ -36,60 +39,58 @@ site_vectors = st.lists(
 )
 
 
+def summed(vectors: VectorLayout, sites: Iterable[tuple[Sequence[float], int, Sequence[int]]]) -> IntVector:
+    """What secure aggregation opens: the sum modulo 2^32."""
+    total = np.zeros(vectors.length, dtype=np.uint32)
+    for update, weight, statistics in sites:
+        total += vectors.encode(
+            update=np.array(update), weight=weight, statistics=np.array(statistics, dtype=np.int64)
+        )
+    return total
+
+
 @given(site_vectors)
 def test_the_sum_gives_the_weighted_mean_and_the_exact_statistics(sites) -> None:
     vectors = layout()
-    total = RunningSum(vectors)
-    for update, weight, statistics in sites:
-        encoded = vectors.encode(update=np.array(update), weight=weight, statistics=np.array(statistics))
-        total.add(to_bytes(encoded))
     weights = np.array([weight for _, weight, _ in sites])
     expected = np.average([update for update, _, _ in sites], axis=0, weights=weights)
-    mean, weight_sum, statistics = vectors.decode_sum(
-        np.sum(
-            [vectors.encode(update=np.array(u), weight=w, statistics=np.array(s)) for u, w, s in sites],
-            axis=0,
-            dtype=np.uint32,
-        )
-    )
+    mean, weight_sum, statistics = vectors.decode_sum(summed(vectors, sites))
     assert weight_sum == weights.sum()
     grid = len(sites) * 0.5 / (vectors.scale * weights.sum() / vectors.max_weight)
     np.testing.assert_allclose(mean, expected, atol=grid * 1.001 + 1e-15)
     np.testing.assert_array_equal(statistics, np.sum([s for _, _, s in sites], axis=0))
-    np.testing.assert_array_equal(total.mean()[0], mean)
+
+
+@given(site_vectors, st.randoms(use_true_random=False))
+def test_the_sum_is_the_same_in_whatever_order_vectors_arrive(sites, random) -> None:
+    shuffled = list(sites)
+    random.shuffle(shuffled)
+    np.testing.assert_array_equal(summed(layout(), sites), summed(layout(), shuffled))
 
 
 def test_as_many_sites_as_allowed_at_the_bound_do_not_overflow() -> None:
     vectors = layout(sites=7)
-    total = RunningSum(vectors)
-    for _ in range(7):
-        encoded = vectors.encode(
-            update=np.array([2.0, -2.0, 1e30]), weight=1000, statistics=np.array([2**62, -(2**62)])
-        )
-        total.add(to_bytes(encoded))
-    mean, statistics = total.mean()
+    total = summed(vectors, [([2.0, -2.0, 1e30], 1000, [2**62, -(2**62)])] * 7)
+    mean, weight, statistics = vectors.decode_sum(total)
     np.testing.assert_allclose(mean, [2.0, -2.0, 2.0], rtol=1e-6)
+    assert weight == 7000
     assert statistics.tolist() == [7 * vectors.largest, -7 * vectors.largest]
     assert 7 * vectors.largest < 2**31
 
 
-def test_one_vector_more_than_allowed_is_refused_and_the_sum_stays() -> None:
-    vectors = layout(sites=2)
-    total = RunningSum(vectors)
-    payload = to_bytes(vectors.encode(update=np.ones(3), weight=1, statistics=np.ones(2, dtype=np.int64)))
-    total.add(payload)
-    total.add(payload)
-    with pytest.raises(ValueError, match="at most 2 sites"):
-        total.add(payload)
-    assert total.num_vectors == 2
-    assert total.mean()[1].tolist() == [2, 2]
+def test_a_layout_without_weights_carries_statistics_only() -> None:
+    vectors = layout(0, 2)
+    assert vectors.length == 2
+    total = vectors.encode(update=None, weight=1, statistics=np.array([3, -4]))
+    mean, weight, statistics = vectors.decode_sum(total)
+    assert (mean.size, weight, statistics.tolist()) == (0, 0, [3, -4])
 
 
-def test_a_vector_of_another_length_is_refused_and_the_sum_stays() -> None:
-    total = RunningSum(layout())
-    with pytest.raises(ValueError, match="has 20 bytes"):
-        total.add(bytes(20))
-    assert total.num_vectors == 0
+@pytest.mark.parametrize("length", [0, 5, 7])
+def test_a_sum_of_another_length_is_refused(length: int) -> None:
+    assert layout().length == 6
+    with pytest.raises(ValueError, match="the layout says"):
+        layout().decode_sum(np.ones(length, dtype=np.uint32))
 
 
 def test_entries_that_are_not_finite_count_as_zero() -> None:
@@ -108,6 +109,12 @@ def test_weights_that_could_overflow_are_refused_before_any_round() -> None:
 def test_a_sum_without_any_weight_is_refused() -> None:
     with pytest.raises(ValueError, match="total weight is 0"):
         layout().decode_sum(np.zeros(6, dtype=np.uint32))
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=8))
+def test_a_vector_reads_back_from_its_bytes(entries) -> None:
+    vector = np.array(entries, dtype=np.uint32)
+    np.testing.assert_array_equal(from_bytes(to_bytes(vector), length=len(entries)), vector)
 
 
 def test_bytes_of_another_length_are_refused() -> None:
@@ -153,3 +160,21 @@ def test_the_initial_weights_are_fixed_by_the_study_and_leave_the_global_random_
     first = flatten(build_model(make_study()))
     assert torch.equal(torch.rand(3), expected)
     np.testing.assert_array_equal(first, flatten(build_model(make_study())))
+
+
+def test_site_and_server_derive_the_same_vectors_from_the_study() -> None:
+    """Statistics travel in the round after the one that is validated; those of the last in the final test."""
+    last, other = make_study(), make_study({"validation_rounds = [1, 3]": "validation_rounds = [1, 2]"})
+    size = task_of(last).num_statistics
+    assert [training_layout(last, number, num_weights=9).num_statistics for number in (1, 2, 3)] == [
+        0,
+        size,
+        0,
+    ]
+    assert [training_layout(other, number, num_weights=9).num_statistics for number in (1, 2, 3)] == [
+        0,
+        size,
+        size,
+    ]
+    assert (final_layout(last).length, final_layout(other).length) == (2 * size, size)
+    assert training_layout(last, 1, num_weights=9).length == 10

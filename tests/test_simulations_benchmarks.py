@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from server.result import RoundEntry
 from shared_models.vector import VectorLayout
 from simulations.benchmarks.__main__ import MODULES, app, load, run
 from simulations.benchmarks.aggregate import mean_of_stack, running_sum
+from simulations.benchmarks.deployed_round import overhead
 from simulations.benchmarks.encode import encoded
 from simulations.benchmarks.machine import Machine, this_machine
 from simulations.benchmarks.memory import can_measure_resident, resident_peak_mib, traced_peak_mib
+from simulations.benchmarks.secure_aggregation import Consortium, serve
 from simulations.benchmarks.table import Benchmark, Outcome, Row, rows_of, write
 from simulations.benchmarks.timing import interleaved
 
@@ -151,7 +154,7 @@ def test_a_benchmark_run_by_name_prints_its_table_and_writes_its_file(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["aggregate", "dp-step", "ingest"])
+@pytest.mark.parametrize("name", ["aggregate", "dp-step", "ingest", "secure-aggregation"])
 def test_every_variant_of_a_case_has_a_row_beside_exactly_one_baseline(name: str) -> None:
     rows = run(load(name), quick=True).rows
     for case in {row.case for row in rows}:
@@ -168,7 +171,40 @@ def test_the_round_benchmark_runs_both_engines() -> None:
     assert [row.variant for row in rows] == ["local", "deployed"] * 2
 
 
+@pytest.mark.deployed
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_the_deployed_round_runs_beside_flowers_secure_aggregation() -> None:
+    rows = run(load("deployed-round"), quick=True).rows
+    assert [row.variant for row in rows] == ["Flower SecAgg+", "ours", "ours, without setup"]
+
+
+def test_a_rounds_overhead_is_all_of_its_phases_without_training() -> None:
+    seconds = {"setup": 0.5, "exchange": 3.0, "confirm": 1.0, "unmask": 1.0, "a new phase": 0.25}
+    entry = RoundEntry(
+        round=2,
+        survivors=("a", "b"),
+        burned=None,
+        metrics=None,
+        seconds={**seconds, "train_slowest_site": 2.0},
+    )
+    assert overhead(entry) == pytest.approx(3.75)
+    with pytest.raises(RuntimeError, match="round 2 was burned: too few"):
+        overhead(entry.model_copy(update={"burned": "too few"}))
+
+
 # What is compared does the same
+
+
+@pytest.mark.parametrize("vanished", [0, 1])
+def test_the_server_that_is_measured_opens_the_sum(vanished: int) -> None:
+    layout = VectorLayout(num_weights=40, num_statistics=0, num_sites_max=4, update_bound=1.0, max_weight=1)
+    consortium = Consortium(4, layout)
+    about = consortium.about(1, layout.length)
+    vectors = np.random.default_rng(2).integers(0, 2**32, (4, layout.length), dtype=np.uint32)
+    uploads = {site: consortium.upload(site, about, vectors[site]) for site in range(vanished, 4)}
+    total = serve(about, uploads.items(), consortium.answers(about, uploads))
+    np.testing.assert_array_equal(total, vectors[vanished:].sum(axis=0, dtype=np.uint32))
 
 
 def test_the_two_ways_to_aggregate_agree() -> None:

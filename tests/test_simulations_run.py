@@ -26,7 +26,7 @@ from simulations.local_exchange import LocalExchange
 from simulations.preparation.hospitals import read_hospitals
 from simulations.runner import Display, Options, OutputFolderError, run_scenario
 from simulations.scenario import built_in_scenarios, read_scenario
-from simulations.work_folder import write_site
+from simulations.work_folder import enrol, write_site
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -137,7 +137,7 @@ def test_a_private_run_with_baselines_writes_what_the_documents_say(tmp_path, ho
         assert len(site["epsilon_by_round"]) == 3
         assert site["epsilon_by_round"] == sorted(site["epsilon_by_round"])
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "TLS alone" in page
+    assert "the server opens sums of at least 2 sites, and nothing else" in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
@@ -196,10 +196,12 @@ def test_a_worker_that_dies_takes_its_sites_with_it_and_nothing_else(tmp_path, h
     scenario = tmp_path / "kill.toml"
     scenario.write_text(scenario_text(), encoding="utf-8")
     study = read_scenario(str(scenario)).study
-    files = [
-        read_site(write_site(tmp_path / hospital.name, hospital, study, seed=3))
+    paths = [
+        write_site(tmp_path / hospital.name, hospital, study, seed=3)
         for hospital in read_hospitals(hospitals).hospitals
     ]
+    enrol(tmp_path / "server", paths)
+    files = [read_site(path) for path in paths]
     manifest = Manifest.of(build_model(study)).hash
     request = encode(Open(run_id="run-1", study_hash=study.hash, manifest_hash=manifest))
     with LocalExchange(files, num_workers=3) as exchange:

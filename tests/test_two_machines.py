@@ -19,6 +19,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "two-machines.md").read_text(encodi
 SERVER_ADDRESS, PORT = "192.0.2.10", 9443
 HOSPITALS = ("hospital-1", "hospital-2", "hospital-3")
 MACHINES = ("server", *HOSPITALS)
+ROSTER = "consortium/roster.toml"
 LISTENING = "0A"
 TERMINAL = {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}  # one thread: all machines share this one's processors
 
@@ -273,18 +274,22 @@ def test_the_page_is_followed_as_it_stands(network: Network) -> None:
     server, hospitals = network.machines["server"], [network.machines[name] for name in HOSPITALS]
     last = hospitals[-1]
 
-    # 1 to 4: files, keys, admission
+    # 1 to 5: files, keys, admission, the roster
     server.do("sh server init")
     (server.folder / "consortium" / "study.toml").write_text(blocks()["toml study.toml"])
-    hand_over(network, to_hospitals=True)
+    given = [move for move in handed_over() if move[0] == "server"]
+    hand_over(network, [move for move in given if move[1] != ROSTER], num=9)
     for hospital in hospitals:
         hospital.do("sh hospital images")
         hospital.do("sh hospital init")
         hospital.do("sh hospital index")
-    hand_over(network, to_hospitals=False)
+    hand_over(network, [move for move in handed_over() if move[0] != "server"], num=3)
     server.do("sh server admit")
+    hand_over(network, [move for move in given if move[1] == ROSTER], num=3)
+    for hospital in hospitals:
+        hospital.do("sh hospital join")
 
-    # 5 and 6: the first run; the cable of one hospital is pulled in the middle of it
+    # 5 and 6: the sites start, and the first run; the cable of one hospital is pulled in the middle of it
     sites = [hospital.start("sh hospital start") for hospital in hospitals]
     running = server.start("sh server run")
     first = wait_for_round(server, 2, 1)
@@ -332,9 +337,8 @@ def test_the_page_is_followed_as_it_stands(network: Network) -> None:
     assert network.done == commands - {"sh install"}, "every command of the page was run, as were no others"
 
 
-def hand_over(network: Network, *, to_hospitals: bool) -> None:
-    moved = [move for move in handed_over() if (move[0] == "server") == to_hospitals]
-    assert len(moved) == (6 if to_hospitals else 3)
+def hand_over(network: Network, moved: list[tuple[str, str, str, str]], *, num: int) -> None:
+    assert len(moved) == num
     for source, file, target, name in moved:
         shutil.copyfile(network.machines[source].folder / file, network.machines[target].folder / name)
 

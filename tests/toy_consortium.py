@@ -18,10 +18,11 @@ from client import launch as site_launch
 from client.site_file import SiteFile, read_site
 from server.certificates import Authority
 from server.launch import Server, open_server
-from server.roster import Roster, admit, read_roster
-from server.server_file import Listen, ServerFile, Tls
+from server.server_file import Listen, ServerFile, Tls, read_sites
+from shared_models.identity_keys import identity_line, new_identity_key, read_identity_key
 from shared_models.node_keys import new_node_key
 from shared_models.processes import free_port, write_private
+from shared_models.roster import Roster, RosterSite, write_roster
 
 TESTS = Path(__file__).resolve().parent
 
@@ -36,12 +37,19 @@ def make_server(
     (folder / "ca.pem").write_bytes(authority.issued.certificate)
     (folder / "server.pem").write_bytes(issued.certificate)
     write_private(folder / "server.key", issued.key)
-    keys = {}
+    write_private(folder / "root.key", new_identity_key()[0])
+    root = read_identity_key(folder / "root.key")
+    (folder / "root.pub").write_text(identity_line(root))
+    keys, sites = {}, []
     for name in names:
         keys[name], public = new_node_key()
-        admit(folder / "roster.toml", name, public)
+        private, identity = new_identity_key()
+        write_private(folder / f"{name}.identity.key", private)
+        sites.append(RosterSite(name=name, node_key=public, identity_key=identity))
+    write_roster(folder / "roster.toml", Roster(version=1, site=tuple(sites)), root)
     file = ServerFile(
         study=folder / "study.toml",
+        root=folder / "root.pub",
         roster=folder / "roster.toml",
         state=folder / "state",
         listen=Listen(host="127.0.0.1", port=port or free_port()),
@@ -52,6 +60,7 @@ def make_server(
     (folder / "server.toml").write_text(
         f"""
 study = "study.toml"
+root = "root.pub"
 roster = "roster.toml"
 state = "state"
 [listen]
@@ -82,9 +91,14 @@ folder = "images"
 file = "labels.csv"
 key = "PatientID"
 [policy]
+min_cohort = 2
 min_patients = 1
 max_unusable_share = 1.0
 max_runs_per_study = 100
+[consortium]
+root = "{server.root}"
+roster = "{server.roster}"
+identity_key = "{server.root.parent / f"{name}.identity.key"}"
 [server]
 address = "127.0.0.1:{server.listen.port}"
 ca_certificate = "{ca or server.tls.ca_certificate}"
@@ -136,7 +150,7 @@ class Consortium:
 
     def _bring_up(self, folder: Path, names: tuple[str, ...]) -> None:
         self.file, keys = make_server(folder / "server", names)
-        self.roster: Roster = read_roster(self.file.roster)
+        self.roster: Roster = read_sites(self.file)
         old = os.environ.get("PYTHONPATH", "")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), old])
         self._stack.callback(os.environ.__setitem__, "PYTHONPATH", old)

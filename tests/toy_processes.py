@@ -22,13 +22,12 @@ def processes_below(folder: Path) -> list[int]:
 def run_server(folder: Path) -> None:
     """Serve the toy run as `collegium-server run` does, until a signal."""
     from server.launch import open_server
-    from server.roster import read_roster
-    from server.server_file import read_server
+    from server.server_file import read_server, read_sites
     from shared_models.processes import signals_end
 
     file = read_server(folder / "server.toml")
     (file.state / "runs" / "toy-run").mkdir(parents=True)
-    with signals_end(), open_server(file, read_roster(file.roster)) as server:
+    with signals_end(), open_server(file, read_sites(file)) as server:
         server.run("toy-run", module="toy_server_app")
 
 

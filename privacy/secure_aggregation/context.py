@@ -109,7 +109,7 @@ def sign(identity: Ed25519PrivateKey, label: str, position: int, ctx: bytes, *fi
 def commitment(  # noqa: PLR0917 - the order is that of the statement
     kind: str, ctx: bytes, number: int, owner: int, holder: int, value: bytes
 ) -> bytes:
-    """Hash commitment to a value of 32 uniform bytes: binding by collision resistance, hiding by their entropy.
+    """Hash commitment: binding by collision resistance, hiding while the value's 256 bits are known to nobody else.
 
     Args:
         kind: of the value: a share or a secret of one kind, or a pair seed.

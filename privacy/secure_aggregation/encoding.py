@@ -23,8 +23,11 @@ def statement(label: str, *fields: Field) -> bytes:
 
 
 def digest(label: str, *fields: Field) -> bytes:
-    """Return the SHA-256 of `statement`, 32 bytes."""
-    return hashlib.sha256(statement(label, *fields)).digest()
+    """Return the SHA-256 of `statement`, 32 bytes; a large field is not copied for it."""
+    hasher = hashlib.sha256()
+    for part in _parts((PROTOCOL, label, *fields)):
+        hasher.update(part)
+    return hasher.digest()
 
 
 def _parts(field: Field) -> Iterable[bytes]:

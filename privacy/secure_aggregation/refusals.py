@@ -5,6 +5,7 @@
     SecureAggregationError
     ├── Malformed                    bytes that are not the message they should be
     ├── TermsRefused                 the study's constants, or the cohort's size, break a bound
+    │   ├── CohortTooSmall
     │   ├── CohortTooLarge
     │   ├── ThresholdTooLow          two survivor sets could both be confirmed
     │   └── TooFewHonest             one honest site could stand alone in a sum
@@ -25,7 +26,8 @@
         ├── BadEscrow                an escrow does not hold what its site committed to
         └── SentinelDiffers          masks were left in the sum
 
-A refusal leaves the state of the step as it was: everything is checked before anything is changed.
+A refusal leaves the state of the step as it was: everything is checked before anything is changed. Only
+`SentinelDiffers` comes after the masks were taken off: the round is over then.
 """
 
 
@@ -39,6 +41,10 @@ class Malformed(SecureAggregationError):
 
 class TermsRefused(SecureAggregationError):
     """A bound between threshold, cohort, colluders and the number of sites does not hold."""
+
+
+class CohortTooSmall(TermsRefused):
+    """Fewer sites than a sum needs."""
 
 
 class CohortTooLarge(TermsRefused):
@@ -98,7 +104,7 @@ class TooFewConfirmations(SecureAggregationError):
 
 
 class RoundFailed(SecureAggregationError):
-    """The round ends without a sum. ``positions`` are the sites whose own signed words show that they caused it."""
+    """The round ends without a sum. ``positions`` are the sites that caused it, as what they sent shows."""
 
     def __init__(self, message: str, positions: tuple[int, ...] = ()) -> None:
         super().__init__(message)

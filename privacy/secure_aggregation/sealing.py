@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.hpke import (
 from privacy.secure_aggregation.refusals import Malformed
 
 _SUITE: Final = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+_PROBE: Final = X25519PrivateKey.generate()
 _MLKEM_BYTES: Final = 1184
 PUBLIC_KEY_BYTES: Final = _MLKEM_BYTES + 32
 TAG_BYTES: Final = 16
@@ -63,6 +64,7 @@ def read_public_key(raw: bytes) -> MLKEM768X25519PublicKey:
     try:
         mlkem = MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_BYTES])
         x25519 = X25519PublicKey.from_public_bytes(raw[_MLKEM_BYTES:])
+        _PROBE.exchange(x25519)  # refuses points of low order, with which sealing would fail later
     except ValueError as error:
         raise Malformed("a sealing key is none") from error
     return MLKEM768X25519PublicKey(mlkem, x25519)

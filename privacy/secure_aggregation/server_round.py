@@ -61,12 +61,22 @@ class Round:
 
 
 class MaskedSum:
-    """The sum of masked vectors modulo 2^32, and who is in it."""
+    """The sum of masked vectors modulo 2^32, and who is in it.
 
-    def __init__(self, about: Round) -> None:
+    Args:
+        about: the round.
+        total: what was summed before the server was started again; it is changed in place.
+        survivors: who is in *total*.
+    """
+
+    def __init__(
+        self, about: Round, *, total: Vector | None = None, survivors: Mapping[int, Survivor] | None = None
+    ) -> None:
         self.about = about
-        self.total: Vector = np.zeros(about.length + 1, dtype=np.uint32)
-        self._survivors: dict[int, Survivor] = {}
+        self.total: Vector = np.zeros(about.length + 1, dtype=np.uint32) if total is None else total
+        self._survivors: dict[int, Survivor] = dict(survivors or {})
+        self._closed = survivors is not None
+        self._opened = False
 
     def fold(self, position: int, reply: MaskedVector) -> None:
         """Add one site's vector.
@@ -76,6 +86,8 @@ class MaskedSum:
         """
         if position not in self.about.round_set:
             raise RoundSetRefused(f"{self.about.name(position)} is not in the round set")
+        if self._closed:
+            raise Replayed("the survivors are fixed; a vector that is late is thrown away")
         if position in self._survivors:
             raise Replayed(f"{self.about.name(position)} is in the sum already")
         if reply.vector.shape != self.total.shape:
@@ -93,13 +105,14 @@ class MaskedSum:
         return {position: self._survivors[position] for position in sorted(self._survivors)}
 
     def confirm_request(self) -> ConfirmRequest:
-        """What all survivors are asked. No vector may be folded any more. Raises TooFewSites."""
+        """What all survivors are asked. From here on no vector is folded any more. Raises TooFewSites."""
         least = self.about.batch.context.terms.least
         if len(self._survivors) < least:
             raise TooFewSites(
                 f"{len(self._survivors)} of {len(self.about.round_set)} sites sent a vector; "
                 f"the study wants {least}"
             )
+        self._closed = True
         return ConfirmRequest(survivors=self.survivors)
 
     def check_confirmation(self, position: int, reply: Confirmation) -> None:
@@ -137,7 +150,7 @@ class MaskedSum:
                 )
 
     def unmasked(self, replies: Mapping[int, UnmaskReply]) -> Vector:
-        """Take the masks off and return the sum, uint32, shape (length,), without the sentinel.
+        """Take the masks off and return the sum, uint32, shape (length,), without the sentinel. Once only.
 
         Args:
             replies: whose shares `check_shares` found good, by holder.
@@ -145,6 +158,7 @@ class MaskedSum:
         Raises:
             TooFewConfirmations: fewer holders than the threshold.
             BadDealer, BadEscrow, SentinelDiffers: the round ends without a sum.
+            Replayed: the masks were taken off already, in place.
         """
         threshold = self.about.batch.context.terms.threshold
         if len(replies) < threshold:
@@ -160,6 +174,9 @@ class MaskedSum:
                 continue
             for survivor, key in self._pair_keys(dealer, secret):
                 (added if survivor < dealer else subtracted).append(key)
+        if self._opened:
+            raise Replayed("the sum was opened already")
+        self._opened = True
         for key in added:
             subtract_mask(self.total, key)
         for key in subtracted:

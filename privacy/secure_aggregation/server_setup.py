@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from privacy.secure_aggregation import statements
-from privacy.secure_aggregation.context import HASH_BYTES, BatchContext
+from privacy.secure_aggregation.context import HASH_BYTES, BatchContext, Federation
+from privacy.secure_aggregation.encoding import Reader, Writer, digest
 from privacy.secure_aggregation.messages import (
     Advertisement,
     AdvertiseRequest,
@@ -17,7 +18,7 @@ from privacy.secure_aggregation.messages import (
     ShareReply,
     ShareRequest,
 )
-from privacy.secure_aggregation.refusals import DuplicateKey, TooFewSites
+from privacy.secure_aggregation.refusals import DuplicateKey, Malformed, TooFewSites
 from privacy.secure_aggregation.sealing import read_public_key
 
 
@@ -49,6 +50,58 @@ class Batch:
     shares: Mapping[int, ShareReply]
     escrows: Mapping[int, EscrowReply]
 
+    advertisements: Mapping[int, Advertisement]
+
+    def to_bytes(self) -> bytes:
+        """As bytes, for a server that is started again."""
+        writer = Writer()
+        for part in (
+            advertise_request(self.context).to_bytes(),
+            ShareRequest(advertisements=dict(self.advertisements)).to_bytes(),
+        ):
+            writer.number(len(part))
+            writer.fixed(part)
+        for replies in (self.shares, self.escrows):
+            writer.number(len(replies))
+            for position, reply in replies.items():
+                part = reply.to_bytes()
+                writer.number(position)
+                writer.number(len(part))
+                writer.fixed(part)
+        return writer.result()
+
+    @classmethod
+    def from_bytes(cls, message: bytes, federation: Federation) -> "Batch":
+        """Read what `to_bytes` wrote. Raises SecureAggregationError: damaged, or of another run."""
+        reader = Reader(message, "batch")
+        request = AdvertiseRequest.from_bytes(reader.fixed(reader.number()))
+        context = BatchContext(
+            federation=federation,
+            number=request.number,
+            first_round=request.first_round,
+            cohort=request.cohort,
+        )
+        shared = ShareRequest.from_bytes(reader.fixed(reader.number()), num_sites=len(request.cohort))
+        advertising = gather_advertisements(context, shared.advertisements)
+        members, num_rounds = advertising.members, len(context.rounds)
+        shares, escrows = dict[int, ShareReply](), dict[int, EscrowReply]()
+        for _ in range(reader.number(most=len(members))):
+            position, part = reader.number(), reader.fixed(reader.number())
+            if position not in members:
+                raise Malformed(f"batch: shares of position {position}, which advertised nothing")
+            shares[position] = ShareReply.from_bytes(
+                part, dealer=position, members=members, num_rounds=num_rounds
+            )
+            check_dealings(advertising, position, shares[position])
+        for _ in range(reader.number(most=len(members))):
+            position, part = reader.number(), reader.fixed(reader.number())
+            if position not in shares:
+                raise Malformed(f"batch: an escrow of position {position}, which dealt no shares")
+            escrows[position] = EscrowReply.from_bytes(part, members=members, num_rounds=num_rounds)
+            check_escrow(advertising, position, escrows[position])
+        reader.end()
+        return finish_setup(advertising, shares, escrows)
+
     @property
     def ready(self) -> tuple[str, ...]:
         """Names of the sites that went through the whole setup."""
@@ -57,12 +110,16 @@ class Batch:
     def round_set(self, names: Sequence[str]) -> tuple[int, ...]:
         """Return the positions of those *names* that can be in one round: each accepts each, pair by pair.
 
-        Who has the most disagreements is left out first.
+        Who has the most disagreements is left out first; between equals a hash decides, so that nobody can aim.
         """
         chosen = [position for position in self.escrows if self.context.cohort[position] in set(names)]
         while True:
             conflicts = {site: sum(not self._agree(site, other) for other in chosen) for site in chosen}
-            worst = max(conflicts, key=conflicts.__getitem__, default=None)
+            worst = max(
+                conflicts,
+                key=lambda site: (conflicts[site], digest("tie", self.ctx, site)),
+                default=None,
+            )
             if worst is None or conflicts[worst] == 0:
                 return tuple(chosen)
             chosen.remove(worst)
@@ -104,6 +161,14 @@ def check_advertisement(context: BatchContext, position: int, reply: Advertiseme
     read_public_key(reply.public_key)
 
 
+def with_shared_keys(replies: Mapping[int, Advertisement]) -> set[int]:
+    """Positions of all sites whose sealing key another one advertises too: nobody can tell whose it is."""
+    owners: dict[bytes, list[int]] = {}
+    for position, reply in replies.items():
+        owners.setdefault(reply.public_key, []).append(position)
+    return {position for sharing in owners.values() if len(sharing) > 1 for position in sharing}
+
+
 def gather_advertisements(context: BatchContext, replies: Mapping[int, Advertisement]) -> Advertising:
     """Put checked advertisements together, in whatever order they arrived.
 
@@ -112,7 +177,7 @@ def gather_advertisements(context: BatchContext, replies: Mapping[int, Advertise
         TooFewSites: too few sites answered.
     """
     ordered = {position: replies[position] for position in sorted(replies)}
-    if len({reply.public_key for reply in ordered.values()}) != len(ordered):
+    if with_shared_keys(ordered):
         raise DuplicateKey("two sites advertise the same sealing key")
     _enough(context, len(ordered), "advertised")
     return Advertising(context=context, advertisements=ordered, ctx=statements.full_context(context, ordered))
@@ -175,6 +240,7 @@ def finish_setup(
         members=advertising.members,
         shares={position: shares[position] for position in sorted(shares)},
         escrows={position: escrows[position] for position in sorted(escrows)},
+        advertisements=advertising.advertisements,
     )
     _enough(advertising.context, len(batch.round_set(batch.ready)), "accept each other")
     return batch

@@ -83,7 +83,9 @@ class Unmasked:
 def begin(
     state: Ready, *, number: int, round_set: tuple[int, ...], request_hash: bytes, length: int
 ) -> tuple[Ready, Begun]:
-    """Step 4a: check the request of a round, before any training. Secrets of earlier rounds are erased.
+    """Step 4a: check the request of a round, before any training.
+
+    Secrets of earlier rounds that never began are erased; the caller erases the state of the round before.
 
     Args:
         state: its rounds lose this one and all before.
@@ -174,7 +176,7 @@ def confirm(state: Uploaded, request: ConfirmRequest) -> tuple[Uploaded, Confirm
         raise SurvivorsRefused("a survivor is not in the round set")
     if len(request.survivors) < begun.seat.membership.least:
         raise TooFewSites(
-            f"{len(request.survivors)} survivors, this site wants {begun.seat.membership.least}"
+            f"{len(request.survivors)} survivors, the study wants {begun.seat.membership.least}"
         )
     for position, survivor in request.survivors.items():
         begun.seat.context.check_signature(

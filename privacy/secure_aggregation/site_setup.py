@@ -53,7 +53,8 @@ class Membership:
         federation: what all sites have in common, as this site knows it.
         name: of the site, as in the roster.
         identity: its private identity key.
-        floor: the site's own least number of sites in a sum; the study's holds as well.
+        floor: the site's own least number of sites in a sum. The study must promise as many: what opens a sum is
+            agreed by all, so that one site's wish alone would not keep the others from opening a smaller one.
     """
 
     federation: Federation
@@ -63,8 +64,8 @@ class Membership:
 
     @property
     def least(self) -> int:
-        """Fewest sites that this site takes part with."""
-        return max(self.federation.terms.least, self.floor)
+        """Fewest sites in a sum."""
+        return self.federation.terms.least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,10 +209,12 @@ def advertise(
         first_round=request.first_round,
         cohort=request.cohort,
     )
+    if membership.floor > membership.least:
+        raise TooFewSites(
+            f"sums of {membership.least} sites can be opened, this site wants {membership.floor} at least"
+        )
     if membership.name not in request.cohort:
         raise CohortRefused("this site is not in the cohort")
-    if len(request.cohort) < membership.least:
-        raise TooFewSites(f"the cohort has {len(request.cohort)} sites, this site wants {membership.least}")
     seat = Seat(membership=membership, context=context, position=request.cohort.index(membership.name))
 
     key = SealingKey()
@@ -288,7 +291,7 @@ def _check_advertisements(state: Advertised, request: ShareRequest) -> None:
         raise OwnMessageChanged("this site's own advertisement came back altered, or not at all")
     if len(request.advertisements) < seat.membership.least:
         raise TooFewSites(
-            f"{len(request.advertisements)} sites advertised, this site wants {seat.membership.least}"
+            f"{len(request.advertisements)} sites advertised, the study wants {seat.membership.least}"
         )
     keys = [entry.public_key for entry in request.advertisements.values()]
     if len(set(keys)) != len(keys):
@@ -321,7 +324,7 @@ def escrow(state: Shared, request: EscrowRequest) -> tuple[Ready, EscrowReply]:
             continue  # the complaint: this dealer is missing among the accepted
     if 1 + len(opened) < seat.membership.least:
         raise TooFewSites(
-            f"the bundles of {len(opened)} peers are good; this site wants {seat.membership.least - 1}"
+            f"the bundles of {len(opened)} peers are good; the study wants {seat.membership.least - 1}"
         )
 
     rounds, escrows, commitments = {}, [], bytearray()

@@ -1,8 +1,15 @@
 """The constants of a study on which the promise rests, and what they tolerate for each number of sites."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from privacy.secure_aggregation.refusals import CohortTooLarge, TermsRefused, ThresholdTooLow, TooFewHonest
+from privacy.secure_aggregation.refusals import (
+    CohortTooLarge,
+    CohortTooSmall,
+    TermsRefused,
+    ThresholdTooLow,
+    TooFewHonest,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +28,21 @@ class Tolerance:
     vanish_in_all: int
     num_colluding: int
     honest_in_sum: int
+
+
+class Constants(Protocol):
+    """Whatever holds a study's constants of secure aggregation."""
+
+    @property
+    def num_sites_max(self) -> int: ...  # noqa: D102
+    @property
+    def threshold(self) -> int: ...  # noqa: D102
+    @property
+    def min_cohort(self) -> int: ...  # noqa: D102
+    @property
+    def num_colluding(self) -> int: ...  # noqa: D102
+    @property
+    def rounds_per_batch(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +72,17 @@ class Terms:
         ):
             raise TermsRefused(f"{self} holds a value outside its range")
 
+    @classmethod
+    def of(cls, constants: Constants) -> "Terms":
+        """The terms that a study fixes."""
+        return cls(
+            num_sites_max=constants.num_sites_max,
+            threshold=constants.threshold,
+            min_cohort=constants.min_cohort,
+            num_colluding=constants.num_colluding,
+            rounds_per_batch=constants.rounds_per_batch,
+        )
+
     @property
     def least(self) -> int:
         """Fewest survivors that a sum may have: max(t, k)."""
@@ -59,13 +92,12 @@ class Terms:
         """Check that the promise holds for a batch of *num_sites* positions.
 
         Raises:
-            CohortTooLarge, TooFewHonest, ThresholdTooLow: by the bound that is broken.
+            CohortTooSmall, CohortTooLarge, TooFewHonest, ThresholdTooLow: by the bound that is broken.
         """
-        if not self.least <= num_sites <= self.num_sites_max:
-            raise CohortTooLarge(
-                f"{num_sites} sites; the study allows {self.least} (threshold, min_cohort) to "
-                f"{self.num_sites_max} (num_sites_max)"
-            )
+        if num_sites < self.least:
+            raise CohortTooSmall(f"{num_sites} sites; the study wants {self.least} (threshold, min_cohort)")
+        if num_sites > self.num_sites_max:
+            raise CohortTooLarge(f"{num_sites} sites; the study allows {self.num_sites_max} (num_sites_max)")
         if self.least - self.num_colluding < 2:
             raise TooFewHonest(
                 f"threshold = {self.threshold}, min_cohort = {self.min_cohort} and num_colluding = "
@@ -76,6 +108,18 @@ class Terms:
                 f"2 · threshold = {2 * self.threshold} must exceed {num_sites} sites + num_colluding = "
                 f"{self.num_colluding}; raise the threshold"
             )
+
+    def explain(self) -> tuple[str, ...]:
+        """What the terms mean, one sentence for each possible number of sites in a round."""
+        sentences = []
+        for num_sites in range(self.least, self.num_sites_max + 1):
+            known = self.tolerance(num_sites)
+            sentences.append(
+                f"{num_sites} sites: {known.vanish_before_upload} may vanish before their vector arrives, "
+                f"{known.vanish_in_all} in all; {known.num_colluding} may work together with the server; "
+                f"{known.honest_in_sum} honest sites at least stand in every sum"
+            )
+        return tuple(sentences)
 
     def tolerance(self, num_sites: int) -> Tolerance:
         """What a batch of *num_sites* tolerates. Raises TermsRefused where there can be none."""

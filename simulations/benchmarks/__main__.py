@@ -23,6 +23,8 @@ MODULES = {
     "dp-step": "dp_step",
     "ingest": "ingest",
     "round": "rounds",
+    "secure-aggregation": "secure_aggregation",
+    "deployed-round": "deployed_round",
 }
 EXIT_WRONG_INPUT = 2
 

@@ -9,7 +9,7 @@ from pydicom import dcmread
 
 from client.ingestion import ingest
 from client.secret import SiteSecret
-from client.site_file import Images, Labels, Policy, SiteFile
+from client.site_file import Consortium, Images, Labels, Policy, SiteFile
 from shared_models.study import Study
 from simulations.benchmarks.table import Benchmark, Row, rows_of
 from simulations.benchmarks.timing import converted, interleaved
@@ -59,7 +59,10 @@ def one_hospital_of_all(source: PhantomSource, folder: Path) -> SiteFile:
         state=folder / "state",
         images=Images(folder=images),
         labels=Labels(file=labels, key="PatientID", column=LABEL_COLUMN),
-        policy=Policy(min_patients=1, max_unusable_share=1.0, max_runs_per_study=1),
+        policy=Policy(min_cohort=2, min_patients=1, max_unusable_share=1.0, max_runs_per_study=1),
+        consortium=Consortium(
+            root=folder / "root.pub", roster=folder / "roster.toml", identity_key=folder / "identity.key"
+        ),
     )
 
 

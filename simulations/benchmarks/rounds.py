@@ -37,6 +37,8 @@ evaluation = {{ num_bins = 2, unnoised = true }}
 weights = "equal"
 num_sites_max = {num_sites}
 min_cohort = {num_sites}
+threshold = 2
+num_colluding = 0
 round_timeout_seconds = 120.0
 """
 SILENT = Display(
@@ -57,8 +59,9 @@ def measure(quick: bool) -> tuple[Row, ...]:
         prepare(scenario.hospitals, Path(folder) / "hospitals", scenario.seed)
         for number in range(num_runs):
             for engine, entries in rounds.items():
-                entries.extend(_run(scenario, engine, Path(folder), number))
-    case = f"{NUM_SITES} sites × {_millions(width)} million weights"
+                # the first round, in which each process does things for the first time, is left out
+                entries.extend(run_engine(scenario, engine, Path(folder), number)[1:])
+    case = f"{NUM_SITES} sites × {weights_of(width) / 1e6:.2f} million weights"
     return (
         *rows_of(f"{case}: a round's exchange", "s", _seconds(rounds), baseline=BASELINE),
         *rows_of(
@@ -67,8 +70,8 @@ def measure(quick: bool) -> tuple[Row, ...]:
     )
 
 
-def _run(scenario: Scenario, engine: Engine, folder: Path, number: int) -> tuple[RoundEntry, ...]:
-    """One run; its first round, in which each process does things for the first time, is left out."""
+def run_engine(scenario: Scenario, engine: Engine, folder: Path, number: int) -> tuple[RoundEntry, ...]:
+    """The rounds of one run in *folder*, whose hospitals are prepared."""
     options = Options(
         engine=engine,
         compare=False,
@@ -76,7 +79,7 @@ def _run(scenario: Scenario, engine: Engine, folder: Path, number: int) -> tuple
         hospitals=folder / "hospitals",
         num_workers=NUM_SITES,
     )
-    return run_scenario(scenario, options, SILENT).rounds[1:]
+    return run_scenario(scenario, options, SILENT).rounds
 
 
 def _seconds(
@@ -91,10 +94,9 @@ def _seconds(
     }
 
 
-def _millions(width: int) -> str:
-    """Weights of the small CNN with one channel, in millions."""
-    num_weights = 9 * (width + 26 * width**2) + 11 * 3 * width + 4 * width + 1
-    return f"{num_weights / 1e6:.2f}"
+def weights_of(width: int) -> int:
+    """Number of weights of the small CNN with one channel."""
+    return 9 * (width + 26 * width**2) + 11 * 3 * width + 4 * width + 1
 
 
 BENCHMARK = Benchmark(

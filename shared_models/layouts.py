@@ -1,0 +1,24 @@
+"""Which vector a round carries: site and server derive it from the study, so that neither has to be told."""
+
+from shared_models.study import Study
+from shared_models.tasks import task_of
+from shared_models.vector import VectorLayout
+
+
+def training_layout(study: Study, number: int, *, num_weights: int) -> VectorLayout:
+    """The vector of training round *number*: with statistics where the study validates the round before it."""
+    validated = number - 1 in study.evaluation.validation_rounds
+    return VectorLayout.of_study(
+        study.aggregation,
+        num_weights=num_weights,
+        num_statistics=task_of(study).num_statistics if validated else 0,
+    )
+
+
+def final_layout(study: Study) -> VectorLayout:
+    """The vector of the final test: statistics only, those of validation first where the last round has it."""
+    also_validation = study.training.num_rounds in study.evaluation.validation_rounds
+    size = task_of(study).num_statistics
+    return VectorLayout.of_study(
+        study.aggregation, num_weights=0, num_statistics=2 * size if also_validation else size
+    )
