@@ -108,7 +108,7 @@ def run_rounds(context: RunContext, *, resume: bool = False) -> RunState:
     """
     study = context.study
     state = _saved(context) if resume else _initial(context)
-    if state.progress.test_burned is None:
+    if _unfinished(context, state.progress):
         state = _gather(context, state)
 
     burned = 0
@@ -124,11 +124,17 @@ def run_rounds(context: RunContext, *, resume: bool = False) -> RunState:
                 f"{study.aggregation.max_burned_rounds}), the last because {reason}; {_situation(context, state)}"
             )
 
-    if state.progress.test is None and state.progress.test_burned is None:
+    if _unfinished(context, state.progress):
         if state.attempt.round != study.test_round:
             state = _prepare(context, state, study.test_round)
         state = _final_test(context, state)
     return state
+
+
+def _unfinished(context: RunContext, progress: Progress) -> bool:
+    """Whether a round or the final test is still to come."""
+    left = len(progress.rounds) < context.study.training.num_rounds
+    return left or (progress.test is None and progress.test_burned is None)
 
 
 def _initial(context: RunContext) -> RunState:
@@ -404,7 +410,7 @@ def close_run(context: RunContext, state: RunState) -> None:
         ExchangeError: the carrier failed.
     """
     request = Close(run_id=context.run_id, study_hash=context.study.hash)
-    there = [site for site in context.exchange.sites() if site in state.attendance.opened]
+    there = [site for site in context.exchange.sites() if site not in state.attendance.refused]
     timeout = min(CLOSE_SECONDS, context.study.aggregation.round_timeout_seconds)
     for _ in context.talk.ask_all(there, request, timeout_seconds=timeout):
         pass

@@ -435,11 +435,12 @@ def test_each_step_of_a_setup_can_be_repeated_and_not_changed(hospital, tmp_path
 
 def test_the_same_round_with_another_model_is_refused_and_not_charged_again(hospital, tmp_path) -> None:
     talk = ready(hospital, tmp_path, make_study(private=True))
-    talk.train(1)
+    first = talk.train(1)
     good, talk.weights = talk.weights, talk.weights + np.float32(0.01)
     assert reason(talk.train(1)[0]) == "protocol"
     assert len(talk.ledger.rounds(RUN)) == 1
     talk.weights = good
+    assert talk.train(1) == first, "a refusal does not take the place of the reply"
     talk.opened()
 
 
