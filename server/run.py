@@ -11,7 +11,8 @@ from server.checkpoint import Progress, read_checkpoint, write_atomically
 from server.exchange import Exchange, ExchangeError
 from server.model_file import write_model
 from server.result import Result, build_result, metrics
-from server.round_loop import RunContext, TooFewSitesError, close_run, run_rounds
+from server.round_loop import close_run, run_rounds
+from server.run_state import RunContext, TooFewSitesError
 from shared_models.roster import Roster
 from shared_models.study import Study, read_study
 from shared_models.tasks import task_of

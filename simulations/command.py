@@ -193,7 +193,7 @@ def _is_input_error(error: ValueError) -> bool:
 
 def _is_stop(error: RuntimeError) -> bool:
     from server.exchange import ExchangeError
-    from server.round_loop import TooFewSitesError
+    from server.run_state import TooFewSitesError
 
     return isinstance(error, ExchangeError | TooFewSitesError)
 

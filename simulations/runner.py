@@ -16,8 +16,8 @@ from client.site import result_path
 from client.site_file import read_site
 from server.checkpoint import write_atomically
 from server.result import Baselines, Result, RoundEntry, SiteEntry
-from server.round_loop import RunContext
 from server.run import checkpoint_path, federation_of, run_study
+from server.run_state import RunContext
 from shared_models.configuration import ConfigurationError
 from shared_models.study import Study
 from shared_models.tasks import task_of

@@ -27,8 +27,8 @@ from client.site_file import read_site
 from privacy.ledger import Ledger
 from server.checkpoint import Progress, read_checkpoint
 from server.exchange import Deadline, SiteReply
-from server.round_loop import RunContext
 from server.run import checkpoint_path, federation_of, run_study
+from server.run_state import RunContext
 from shared_models.messages import Answer, Request, decode_reply, decode_request, encode
 from shared_models.processes import Child, python_module
 from shared_models.roster import Roster

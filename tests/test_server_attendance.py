@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from studies import make_study
 
-from server import round_loop
+from server import cohort
 from server.attendance import LONGEST_REST, Attendance
-from server.round_loop import RunContext, RunState, run_rounds
+from server.round_loop import run_rounds
 from server.run import checkpoint_path
+from server.run_state import RunContext, RunState
 from shared_models.messages import Advertise, Evaluate, Open, Request, Train
 from shared_models.study import Study
 
@@ -113,7 +114,7 @@ def test_a_site_that_opened_the_run_after_some_failures_takes_part_from_the_firs
     tmp_path, monkeypatch
 ) -> None:
     """A hospital whose machine was busy while the others waited for it has missed nothing."""
-    monkeypatch.setattr(round_loop, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(cohort, "AGAIN_SECONDS", 0.01)
     failures = iter(range(6))
 
     def behave(site: str, request: Request) -> bytes | None:

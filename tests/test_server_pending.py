@@ -16,8 +16,9 @@ from privacy.secure_aggregation.messages import AdvertiseRequest, Confirmation, 
 from server.checkpoint import CheckpointError
 from server.exchange import SiteReply
 from server.pending import Attempt, PendingRound, confirmations_of, survivors_of
-from server.round_loop import RESTARTED, RunContext, RunState, run_rounds
+from server.round_loop import RESTARTED, run_rounds
 from server.run import checkpoint_path, run_study
+from server.run_state import RunContext, RunState
 from shared_models.messages import (
     Advertise,
     Answer,

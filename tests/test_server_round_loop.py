@@ -10,10 +10,11 @@ from fake_sites import FakeExchange, refusing
 from safetensors import safe_open
 from studies import make_study
 
-from server import round_loop
+from server import cohort
 from server.checkpoint import CheckpointError, read_checkpoint
-from server.round_loop import RunContext, RunState, TooFewSitesError, run_rounds
+from server.round_loop import run_rounds
 from server.run import checkpoint_path, run_study
+from server.run_state import RunContext, RunState, TooFewSitesError
 from shared_models.architectures import build_model
 from shared_models.manifest import flatten
 from shared_models.messages import (
@@ -469,7 +470,7 @@ def test_a_round_that_loses_more_sites_than_it_can_is_burned_with_its_reason_and
 def test_a_setup_that_loses_too_many_sites_costs_no_round_and_is_made_again(
     tmp_path, monkeypatch, kind: type[Request], lost: str
 ) -> None:
-    monkeypatch.setattr(round_loop, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(cohort, "AGAIN_SECONDS", 0.01)
     gone = vanishing("south", kind, number=1)
     exchange = FakeExchange(STUDY, SHIFTS, **{"absent" if lost == "request" else "mute": gone})
     state = run_rounds(context(tmp_path, exchange, patience_seconds=30.0))

@@ -14,8 +14,9 @@ from privacy.secure_aggregation import statements
 from privacy.secure_aggregation.context import HASH_BYTES, sign
 from privacy.secure_aggregation.messages import AdvertiseRequest, EscrowReply, ShareReply
 from privacy.secure_aggregation.site_setup import Shared
-from server.round_loop import RunContext, RunState, run_rounds
+from server.round_loop import run_rounds
 from server.run import checkpoint_path, run_study
+from server.run_state import RunContext, RunState
 from shared_models.messages import (
     Advertise,
     Answer,

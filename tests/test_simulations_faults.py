@@ -13,8 +13,8 @@ from client.site import Site, open_site
 from client.site_file import read_site
 from server.checkpoint import read_checkpoint
 from server.exchange import SiteReply
-from server.round_loop import RunContext, TooFewSitesError
 from server.run import checkpoint_path, federation_of, run_study
+from server.run_state import RunContext, TooFewSitesError
 from shared_models.configuration import ConfigurationError, parse_toml
 from shared_models.messages import (
     Advertise,

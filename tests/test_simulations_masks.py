@@ -28,8 +28,8 @@ from privacy.secure_aggregation.site_round import SENTINEL, Begun, Uploaded
 from server.aggregation import GlobalModel
 from server.checkpoint import read_checkpoint
 from server.exchange import SiteReply
-from server.round_loop import RunContext
 from server.run import checkpoint_path, federation_of, run_study
+from server.run_state import RunContext
 from shared_models.architectures import build_model
 from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import Manifest, flatten, unflatten
