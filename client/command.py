@@ -69,7 +69,7 @@ def init(  # noqa: PLR0917 - the options of a command line
         labels=labels.resolve(),
         key=key,
         max_runs=max_runs,
-        min_cohort=agreed.aggregation.min_cohort,
+        min_cohort=max(agreed.aggregation.min_cohort, agreed.aggregation.threshold),
     )
     config.write_text(text, encoding="utf-8")
     try:
@@ -241,7 +241,7 @@ key = {json.dumps(key)}
 
 [policy]
 # What this hospital refuses, whatever the server asks. Review every line.
-min_cohort = {min_cohort:<18}# fewer sites in a sum than this: no training; the study wants {min_cohort}
+min_cohort = {min_cohort:<18}# no study that lets sums of fewer sites be opened; this one: {min_cohort}
 min_patients = 20              # fewer training patients than this: no training
 max_unusable_share = 0.2       # more unusable files than this share: no training
 max_runs_per_study = {max_runs:<10}# each run of a study costs its epsilon again
