@@ -14,10 +14,11 @@ from client.membership import MembershipError, check_node_key, make_keys, read_m
 from client.membership import join as join_consortium
 from client.site_file import LabelKey, SiteFile, read_site
 from privacy.secure_aggregation.terms import Terms
-from shared_models.configuration import ConfigurationError
+from shared_models.configuration import ConfigurationError, parse_toml
 from shared_models.identity_keys import fingerprint, read_public_key
 from shared_models.node_keys import NodeKeyError, public_line
 from shared_models.processes import follow_parent, private_folder, signals_end
+from shared_models.roster import Roster
 from shared_models.study import read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -56,12 +57,13 @@ def init(  # noqa: PLR0917 - the options of a command line
     """Make a site: its keys, the request for the coordinator, and site.toml with a policy to be reviewed."""
     config = folder / "site.toml"
     if config.exists():
-        raise ConfigurationError(f"{config} exists; choose another folder, or remove it first")
+        raise ConfigurationError(f"{config} exists; choose another folder")
+    if keys := sorted(path.name for path in folder.glob("*.key")):
+        raise ConfigurationError(
+            f"{folder} holds keys already ({', '.join(keys)}); choose another folder, or move them away. Keys that the "
+            "coordinator admitted cannot be made again: without them this hospital is no site"
+        )
     agreed, root_key = read_study(study), read_public_key(root)
-    private_folder(folder)
-    shutil.copyfile(ca, folder / "ca.pem")
-    shutil.copyfile(root, folder / "root.pub")
-    shutil.copyfile(study, folder / "study.toml")
     text = _site_toml(
         name=name,
         server=server,
@@ -71,18 +73,23 @@ def init(  # noqa: PLR0917 - the options of a command line
         max_runs=max_runs,
         min_cohort=max(agreed.aggregation.min_cohort, agreed.aggregation.threshold),
     )
+    parse_toml(text, SiteFile, origin=f"{config}, which was not made")
+    private_folder(folder)
+    shutil.copyfile(ca, folder / "ca.pem")
+    shutil.copyfile(root, folder / "root.pub")
+    shutil.copyfile(study, folder / "study.toml")
     config.write_text(text, encoding="utf-8")
-    try:
-        read_site(config)
-    except ConfigurationError:
-        config.unlink()
-        raise
     path, request = make_keys(folder, name)
     out.print(f"Made {config}. Read it; its policy is this hospital's own decision.")
     out.print(f"Study: {agreed.title} (hash {agreed.hash[:16]})")
     out.print("The server opens sums over hospitals only. In a round with")
     for sentence in Terms.of(agreed.aggregation).explain():
         out.print(f"  {sentence}")
+    if agreed.aggregation.num_colluding == 0:
+        out.print(
+            "num_colluding = 0: nothing is promised about these sums once a single hospital works together with the "
+            "server; and in a sum of two hospitals, each learns the other's update by subtracting its own"
+        )
     out.print(
         f"Root key of the consortium: {fingerprint(root_key)}; compare it with the coordinator by telephone"
     )
@@ -101,7 +108,7 @@ def join(
     """Take the coordinator's roster, after checking that the consortium's root key signed it with this site in it."""
     site = read_site(config)
     roster = join_consortium(site, roster_file)
-    out.print(f'"{site.name}" has joined: version {roster.version} of the roster, {len(roster.site)} sites')
+    out.print(f'"{site.name}" has joined: version {roster.version} of the roster, {_num_sites(roster)}')
     out.print("Compare with another hospital by telephone, so that nobody was given a roster of their own:")
     out.print(f"  roster {roster.fingerprint}")
     for entry in roster.site:
@@ -137,11 +144,12 @@ def status(
 ) -> None:
     """Show which roster the site has, whether it runs, what its agent does, and whether the server answers."""
     site = read_site(config)
-    roster, version = _roster_status(site)
+    roster, joined = _roster_status(site)
     values = {
         "site": site.name,
         "roster": roster,
-        "roster_version": version,
+        "roster_version": joined.version if joined else None,
+        "roster_fingerprint": joined.fingerprint if joined else None,
         "agent": _agent_status(site),
         "server": _server_status(site),
     }
@@ -150,6 +158,8 @@ def status(
         return
     out.print(f"Site {site.name}", markup=False)
     out.print(f"  roster: {roster}", markup=False)
+    if joined:
+        out.print(f"  roster fingerprint: {joined.fingerprint}")
     for name, value in _agent_status(site).items():
         out.print(f"  {name}: {value}", markup=False)
     out.print(f"  server: {values['server']}", markup=False)
@@ -188,13 +198,18 @@ def _check_key(site: SiteFile) -> None:
         raise ConfigurationError(f"server.node_key: others may read {path}; mend it with: chmod 600 {path}")
 
 
-def _roster_status(site: SiteFile) -> tuple[str, int | None]:
-    """In words, and as the version's number."""
+def _num_sites(roster: Roster) -> str:
+    num = len(roster.site)
+    return f"{num} site{'s' * (num != 1)}"
+
+
+def _roster_status(site: SiteFile) -> tuple[str, Roster | None]:
+    """In words, and the roster itself where the site joined one."""
     try:
         _, roster = read_membership(site)
     except MembershipError as error:
         return str(error), None
-    return f"version {roster.version}, {len(roster.site)} sites", roster.version
+    return f"version {roster.version}, {_num_sites(roster)}", roster
 
 
 def _agent_status(site: SiteFile) -> dict[str, str]:

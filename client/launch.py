@@ -147,7 +147,7 @@ def _parts(file: SiteFile, server: Server, config: Path, agent: Sequence[str] | 
     logs = file.state / "logs"
     flower = private_folder(file.state / "flower")
     secret = flower / "superexec.secret"
-    write_private(secret, secrets.token_bytes(32))
+    write_private(secret, secrets.token_bytes(32), replace=True)
     port = free_port()
     environment = flower_environment(flower / "home")
     supernode = python_module(

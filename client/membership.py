@@ -35,6 +35,9 @@ def make_keys(folder: Path, name: str) -> tuple[Path, SiteRequest]:
 
     Returns:
         The path of the request's file, and the request.
+
+    Raises:
+        FileExistsError: a key is there already; it stays as it is.
     """
     node_file, node_key = new_node_key()
     identity_file, _ = new_identity_key()

@@ -21,7 +21,7 @@ def check_study(site: SiteFile, study: Study) -> None:
             f"policy.lifetime_epsilon = {policy.lifetime_epsilon:g} covers all patients, and the study has "
             'privacy.mode = "none" or evaluation.unnoised = true, which promise some of them nothing'
         )
-    smallest = max(study.aggregation.threshold, study.aggregation.min_cohort)
+    smallest = study.aggregation.min_sites_in_sum
     if policy.min_cohort > smallest:
         raise PolicyRefused(
             f"policy.min_cohort = {policy.min_cohort}, and the study lets sums of {smallest} sites be opened "

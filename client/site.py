@@ -102,8 +102,9 @@ class Site:
 
     def status(self) -> dict[str, str]:
         """What the local command line shows."""
-        run = self._run.run_id if self._run else "none"
-        return {"site": self._file.name, "study": self._study.name, "run": run, "doing": self._doing}
+        run = self._run  # once: a request in another thread may end it meanwhile
+        run_id = run.run_id if run else "none"
+        return {"site": self._file.name, "study": self._study.name, "run": run_id, "doing": self._doing}
 
     def handle(self, message: bytes) -> bytes:
         """Return the encoded reply to an encoded request. Never raises: a refusal is a reply.

@@ -45,6 +45,7 @@ class Progress(Frozen):
         test: summed statistics of the final test; None where it was not made.
         tested: sites that are in them.
         test_burned: why the final test ended without a sum. It is not repeated.
+        misbehaved: sites that sent something else than they had committed to; they are asked no more.
     """
 
     format: Literal[2] = 2
@@ -54,6 +55,7 @@ class Progress(Frozen):
     test: tuple[int, ...] | None = None
     tested: tuple[str, ...] = ()
     test_burned: str | None = None
+    misbehaved: tuple[str, ...] = ()
 
 
 def write_checkpoint(path: Path, progress: Progress, model: GlobalModel) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from privacy.secure_aggregation.context import BatchContext
 from privacy.secure_aggregation.server_setup import Batch
 from server.pending import Attempt
-from server.run_state import RunContext, RunState, TooFewSitesError, too_few
+from server.run_state import RunContext, RunState, TooFewSitesError, situation, too_few
 from server.secure_rounds import set_up_batch
 from shared_models.architectures import build_model
 from shared_models.manifest import Manifest
@@ -32,20 +32,20 @@ def gather(context: RunContext, state: RunState) -> RunState:
     Opening takes as long as a site needs to read its images; a site that is late joins at a later round.
     """
     begun = time.monotonic()
-    enough_since: float | None = None
     while True:
         present, known = set(context.exchange.sites()), set(context.exchange.known_sites())
-        if present >= known or (enough_since is not None and len(present) >= context.least):
+        impatient = time.monotonic() - begun >= context.patience_seconds
+        if present >= known or (impatient and len(present) >= context.least):
             timeout = max(OPEN_SECONDS, context.study.aggregation.round_timeout_seconds)
             state = _open(context, state, sorted(present), timeout_seconds=timeout)
         opened, refused = state.attendance.opened, set(state.attendance.refused)
-        now = time.monotonic()
-        if len(opened) >= context.least and (opened | refused >= known or enough_since is not None):
+        seconds = time.monotonic() - begun
+        if len(opened) >= context.least and (
+            opened | refused >= known or seconds >= context.patience_seconds
+        ):
             return replace(state, attendance=state.attendance.with_answered(opened))
-        if len(known - refused) < context.least or now - begun > context.start_seconds:
-            raise TooFewSitesError(too_few(context, state, "the run can be opened at"))
-        if enough_since is None and len(present) >= context.least and now - begun >= context.patience_seconds:
-            enough_since = now
+        if len(known - refused) < context.least or seconds > context.start_seconds:
+            raise TooFewSitesError(too_few(context, state, "the run was opened by"))
         time.sleep(LOOK_SECONDS if not present & (opened | refused) else AGAIN_SECONDS)
 
 
@@ -92,11 +92,13 @@ def prepare(context: RunContext, state: RunState, number: int) -> RunState:
             state, failure = _set_up(context, state, cohort, number)
             if not failure:
                 return state
-        if time.monotonic() - begun > context.patience_seconds:
-            what = (
-                f"the setup of round {number} failed ({failure}): it needs" if failure else "a round can ask"
-            )
-            raise TooFewSitesError(too_few(context, state, what))
+        hopeless = len(set(context.exchange.known_sites()) - set(state.attendance.refused)) < context.least
+        if hopeless or time.monotonic() - begun > context.patience_seconds:
+            if failure:
+                raise TooFewSitesError(
+                    f"the secrets of round {number} could not be prepared: {failure}; {situation(context, state)}"
+                )
+            raise TooFewSitesError(too_few(context, state, f"round {number} could ask"))
         time.sleep(AGAIN_SECONDS)
 
 

@@ -58,8 +58,11 @@ def init(
 ) -> None:
     """Make a consortium and its server: certificates, root key, server.toml, a roster without sites."""
     if (folder / "server.toml").exists():
+        raise ConfigurationError(f"{folder / 'server.toml'} exists; choose another folder")
+    if keys := [name for name in ("tls/ca.key", "tls/server.key") if (folder / name).exists()]:
         raise ConfigurationError(
-            f"{folder / 'server.toml'} exists; choose another folder, or remove it first"
+            f"{folder} holds keys already ({', '.join(keys)}); choose another folder, or move them away. Hospitals "
+            "that have this ca.pem connect to no server with certificates of a new authority"
         )
     authority = Authority(f"Collegium consortium of {host[0]}")
     try:
@@ -253,7 +256,7 @@ def _chosen_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
 
 def _check_cohort(server: ServerFile, roster: Roster, study: Study) -> None:
     aggregation, there = study.aggregation, len(roster.site)
-    least, most = max(aggregation.min_cohort, aggregation.threshold), aggregation.num_sites_max
+    least, most = aggregation.min_sites_in_sum, aggregation.num_sites_max
     if there < least:
         raise ConfigurationError(
             f"{server.roster} has {there} sites, the study wants at least {least} (aggregation.min_cohort, threshold); "

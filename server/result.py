@@ -183,7 +183,7 @@ def _privacy(study: Study, cost: TrainingCost | None) -> PrivacyEntry:
 
 def _secure_aggregation(study: Study) -> SecureAggregationEntry:
     aggregation = study.aggregation
-    least = max(aggregation.threshold, aggregation.min_cohort)
+    least = aggregation.min_sites_in_sum
     return SecureAggregationEntry(
         threshold=aggregation.threshold,
         min_sites_in_sum=least,

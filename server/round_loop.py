@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from server.aggregation import GlobalModel
+from server.attendance import Attendance
 from server.checkpoint import CheckpointError, Progress, RoundRecord, read_checkpoint, write_checkpoint
 from server.cohort import LATER, REOPEN, awake, gather, prepare
 from server.pending import Attempt
@@ -21,6 +22,7 @@ from shared_models.tasks import task_of
 log = logging.getLogger("collegium.server")
 
 CLOSE_SECONDS = 30.0
+MISBEHAVED = "misbehaved"
 RESTARTED = "the server was started again, and what it needs for the round is lost"
 
 
@@ -78,7 +80,8 @@ def _saved(context: RunContext) -> RunState:
     attempt, batch = context.pending.read(), context.pending.batch(context.federation)
     if batch is not None and batch.context.number != attempt.batch:
         batch = None  # the setup of a later one had begun, and with it the sites ended this one
-    state = RunState(progress=progress, model=model, attempt=attempt, batch=batch)
+    attendance = Attendance(refused=dict.fromkeys(progress.misbehaved, MISBEHAVED))
+    state = RunState(progress=progress, model=model, attempt=attempt, attendance=attendance, batch=batch)
     tested = progress.test is not None or progress.test_burned is not None
     under_way = attempt.round > len(progress.rounds) and not (
         attempt.round == context.study.test_round and tested
@@ -132,7 +135,8 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
         },
     )
     rounds = _with_validation(state.progress.rounds, statistics)
-    progress = state.progress.model_copy(update={"rounds": (*rounds, record)})
+    misbehaved = tuple(site for site, why in sorted(state.attendance.refused.items()) if why == MISBEHAVED)
+    progress = state.progress.model_copy(update={"rounds": (*rounds, record), "misbehaved": misbehaved})
     write_checkpoint(context.checkpoint, progress, model)
     context.tell(progress)
     return replace(state, progress=progress, model=model, setup_seconds=0.0)
@@ -198,13 +202,18 @@ def _masked(
 
     reasons = outcome.refusals
     final = {site: reason for site, reason in reasons.items() if reason in ("budget", "study-not-approved")}
-    final |= dict.fromkeys(outcome.named, "misbehaved")
+    final |= dict.fromkeys(outcome.named, MISBEHAVED)
     for site in outcome.named:
-        log.error("%s takes no part any more: what it signed and what it sent do not agree", site)
+        log.error("%s takes no part any more: what it sent is not what it had committed to", site)
     attendance = state.attendance.with_answered(outcome.survivors).with_refused(final)
     lost = {site for site, reason in reasons.items() if reason in REOPEN}
     stale = lost | {site for site, reason in reasons.items() if reason in ("no-batch", "protocol")}
-    failed = {site for site, reason in reasons.items() if reason in LATER and reason != "not-open"}
+    before = state.progress.rounds[-1].refusals if state.progress.rounds else {}
+    failed = {
+        site
+        for site, reason in reasons.items()
+        if reason in LATER and (reason != "not-open" or site in before)  # once, it was just started again
+    }
     attendance = attendance.with_lost(lost).with_failed(failed, number=number)
     return (
         replace(state, attempt=attempt, attendance=attendance, batch=None if stale else batch),

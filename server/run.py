@@ -25,6 +25,7 @@ def run_study(context: RunContext, *, engine: str, resume: bool = False) -> Resu
 
     Raises:
         TooFewSitesError, ExchangeError: the run stopped; its state is on disk and can be resumed.
+        CheckpointError: there is nothing usable to resume from.
     """
     try:
         state = run_rounds(context, resume=resume)

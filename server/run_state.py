@@ -83,6 +83,6 @@ def situation(context: RunContext, state: RunState) -> str:
     """Who is there and who refused, for the operator."""
     refused = ", ".join(f"{site}: {why}" for site, why in sorted(state.attendance.refused.items())) or "none"
     return (
-        f"connected now: {', '.join(context.exchange.sites()) or 'none'}; refusals: {refused}; each refusal's cause "
-        f"stands in that site's own log; once mended, run {context.run_id} can be resumed"
+        f"connected now: {', '.join(context.exchange.sites()) or 'none'}; refusals: {refused}; the cause of "
+        "each refusal is told at that site; what the run has reached is saved"
     )

@@ -22,7 +22,7 @@ from privacy.secure_aggregation.messages import (
     ShareReply,
     UnmaskReply,
 )
-from privacy.secure_aggregation.refusals import RoundFailed, SecureAggregationError
+from privacy.secure_aggregation.refusals import BadHolder, RoundFailed, SecureAggregationError
 from privacy.secure_aggregation.server_round import MaskedSum, Round
 from privacy.secure_aggregation.server_setup import Advertising, Batch
 from server.checkpoint import CheckpointError
@@ -292,7 +292,8 @@ def _shares(
             total.check_shares(position, shares)
         except SecureAggregationError as error:
             log.warning("the shares of %s were left out: %s", reply.site, error)
-            bad.append(reply.site)
+            if isinstance(error, BadHolder):
+                bad.append(reply.site)
             continue
         good[position] = shares
     return good, tuple(bad)

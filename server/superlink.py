@@ -251,9 +251,9 @@ def _new_access(folder: Path) -> Access:
     tls = private_folder(folder / "tls")
     (tls / "ca.pem").write_bytes(authority.issued.certificate)
     (tls / "server.pem").write_bytes(issued.certificate)
-    write_private(tls / "server.key", issued.key)
-    write_private(folder / "control.token", secrets.token_hex(32).encode("ascii"))
-    write_private(folder / "superexec.secret", secrets.token_bytes(32))
+    write_private(tls / "server.key", issued.key, replace=True)
+    write_private(folder / "control.token", secrets.token_hex(32).encode("ascii"), replace=True)
+    write_private(folder / "superexec.secret", secrets.token_bytes(32), replace=True)
     return Access(
         port=free_port(),
         ca_certificate=tls / "ca.pem",

@@ -52,9 +52,14 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write *content* to *path*, readable by its owner only from the first byte on."""
-    path.unlink(missing_ok=True)
+def write_private(path: Path, content: bytes, *, replace: bool = False) -> None:
+    """Write *content* to *path*, readable by its owner only from the first byte on.
+
+    Raises:
+        FileExistsError: something is there already, and *replace* does not say that it may be lost.
+    """
+    if replace:
+        path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)

@@ -76,9 +76,13 @@ class Roster(Frozen):
 
     @property
     def fingerprint(self) -> str:
-        """Of this version, for reading aloud: the first 80 bits of its hash."""
-        digits = self.hash.hex()[:20]
-        return "-".join(digits[start : start + 4] for start in range(0, 20, 4))
+        """All of its hash, in groups of four hexadecimal digits, for reading aloud.
+
+        Not shortened as those of keys are: whoever signs chooses both of two rosters, and could search for a pair
+        whose first digits agree.
+        """
+        digits = self.hash.hex()
+        return "-".join(digits[start : start + 4] for start in range(0, len(digits), 4))
 
     @property
     def identities(self) -> Mapping[str, bytes]:

@@ -171,7 +171,7 @@ class Aggregation(Frozen):
         for name in ("min_cohort", "threshold"):
             if getattr(self, name) > self.num_sites_max:
                 raise ValueError(f"{name} must not exceed num_sites_max")
-        if max(self.threshold, self.min_cohort) - self.num_colluding < 2:
+        if self.min_sites_in_sum - self.num_colluding < 2:
             raise ValueError(
                 "the larger of threshold and min_cohort must exceed num_colluding by 2 at least, so that two honest "
                 "sites stand in every sum"
@@ -184,6 +184,11 @@ class Aggregation(Frozen):
         if (self.weights == "patients") != (self.max_patients is not None):
             raise ValueError('max_patients belongs to weights = "patients": set it there, and only there')
         return self
+
+    @property
+    def min_sites_in_sum(self) -> int:
+        """Fewest vectors in any sum that can be opened."""
+        return max(self.threshold, self.min_cohort)
 
 
 class Study(Frozen):

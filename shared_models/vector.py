@@ -136,17 +136,3 @@ class VectorLayout:
             raise ValueError(f"the total weight is {weight}; every site's weight is at least 1")
         mean = signed[: self.num_weights] / (self.scale * (weight / self.max_weight))
         return mean, weight, signed[self.num_weights + 1 :]
-
-
-def to_bytes(vector: IntVector) -> bytes:
-    """Little-endian uint32, four bytes an entry."""
-    return vector.astype("<u4", copy=False).tobytes()
-
-
-def from_bytes(payload: bytes, *, length: int) -> IntVector:
-    """Read *length* entries. Raises ValueError where the payload has another size."""
-    if len(payload) != 4 * length:
-        raise ValueError(
-            f"the payload has {len(payload)} bytes, a vector of {length} entries has {4 * length}"
-        )
-    return np.frombuffer(payload, dtype="<u4")

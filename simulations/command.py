@@ -94,12 +94,13 @@ def _warn(study: "Study") -> None:
     if study.privacy.mode == "none":
         console.print("[bold red]NO PRIVACY[/]: this study trains without differential privacy (mode none).")
     aggregation = study.aggregation
-    least = max(aggregation.threshold, aggregation.min_cohort)
-    console.print(
-        f"[dim]secure aggregation: the server opens sums of {least} or more sites and nothing else, even if "
-        f"{aggregation.num_colluding} of them work together with it[/]",
-        highlight=False,
-    )
+    least, colluding = aggregation.min_sites_in_sum, aggregation.num_colluding
+    told = f"secure aggregation: the server opens sums of {least} or more sites and nothing else"
+    if colluding:
+        told += f"; with up to {colluding} of them on its side, sums over {least - colluding} or more of the others"
+    else:
+        told += "; nothing is promised once one of them is on its side (num_colluding = 0)"
+    console.print(f"[dim]{told}[/]", highlight=False)
 
 
 @contextmanager

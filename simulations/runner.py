@@ -26,6 +26,7 @@ from simulations.deployed_engine import run_deployed
 from simulations.faults import FaultyExchange, check_names
 from simulations.local_exchange import LocalExchange
 from simulations.preparation.hospitals import Hospital, prepare, read_hospitals
+from simulations.preparation.source_files import open_source
 from simulations.report import write_report
 from simulations.scenario import Scenario
 from simulations.work_folder import enrol, write_site, write_study
@@ -83,6 +84,8 @@ def run_scenario(scenario: Scenario, options: Options, display: Display) -> Resu
             "[[faults]] are for the local engine: in the deployed engine each hospital is a process of its own, which "
             "can be killed; remove them, or use --engine local"
         )
+    if scenario.faults:
+        check_names(scenario.faults, _names(scenario, options))
     _claim(options.out, overwrite=options.overwrite)
     try:
         return _run(scenario, options, display)
@@ -94,7 +97,6 @@ def run_scenario(scenario: Scenario, options: Options, display: Display) -> Resu
 def _run(scenario: Scenario, options: Options, display: Display) -> Result:
     out, study = options.out, scenario.study
     hospitals = _hospitals(scenario, options, display)
-    check_names(scenario.faults, [hospital.name for hospital in hospitals])
     run_id = f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     write_study(out / "study.toml", study)
 
@@ -129,6 +131,14 @@ def _claim(out: Path, *, overwrite: bool) -> None:
     (out / MARKER).write_text(
         "A folder that collegium-simulate run made, and may replace.\n", encoding="utf-8"
     )
+
+
+def _names(scenario: Scenario, options: Options) -> tuple[str, ...]:
+    """The hospitals' names, before any image is written."""
+    if options.hospitals is not None:
+        return tuple(hospital.name for hospital in read_hospitals(options.hospitals).hospitals)
+    with open_source(scenario.hospitals, scenario.seed) as caseloads:
+        return tuple(caseload.name for caseload in caseloads)
 
 
 def _hospitals(scenario: Scenario, options: Options, display: Display) -> tuple[Hospital, ...]:

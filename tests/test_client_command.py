@@ -110,6 +110,40 @@ def test_init_leaves_an_existing_site_alone(tmp_path: Path, options: list[str]) 
     assert contents(tmp_path / "site") == before
 
 
+@pytest.mark.parametrize("gone", ["node.key", "identity.key"])
+def test_init_without_site_toml_never_replaces_a_key(tmp_path: Path, options: list[str], gone: str) -> None:
+    CliRunner().invoke(app, ["init", str(tmp_path / "site"), *options])
+    (tmp_path / "site" / "site.toml").unlink()
+    (tmp_path / "site" / gone).unlink()
+    before = contents(tmp_path / "site")
+    again = CliRunner().invoke(app, ["init", str(tmp_path / "site"), *options])
+    assert isinstance(again.exception, ConfigurationError)
+    (left,) = {"node.key", "identity.key"} - {gone}
+    for words in (f"({left})", "move them away", "choose another folder"):
+        assert words in str(again.exception)
+    assert contents(tmp_path / "site") == before
+
+
+def test_a_private_file_is_replaced_only_where_that_is_said(tmp_path: Path) -> None:
+    write_private(tmp_path / "a.key", b"first")
+    with pytest.raises(FileExistsError):
+        write_private(tmp_path / "a.key", b"second")
+    assert (tmp_path / "a.key").read_bytes() == b"first"
+    write_private(tmp_path / "a.key", b"second", replace=True)
+    assert (tmp_path / "a.key").read_bytes() == b"second"
+    assert stat.S_IMODE((tmp_path / "a.key").stat().st_mode) == 0o600
+
+
+def test_init_says_what_no_colluding_hospital_means(tmp_path: Path, options: list[str]) -> None:
+    told = "num_colluding = 0: nothing is promised"
+    assert told in CliRunner().invoke(app, ["init", str(tmp_path / "site"), *options]).output
+    text = STUDY.replace("num_colluding = 0", "num_colluding = 1").replace("threshold = 2", "threshold = 3")
+    (tmp_path / "study.toml").write_text(text)
+    done = CliRunner().invoke(app, ["init", str(tmp_path / "another"), *options])
+    assert done.exit_code == 0, done.output
+    assert told not in done.output
+
+
 def test_init_refuses_a_root_key_that_is_none(tmp_path: Path, options: list[str]) -> None:
     for text in ("nonsense", new_identity_key()[0].decode(), new_node_key()[1]):
         (tmp_path / "root.pub").write_text(text)
@@ -130,7 +164,7 @@ def test_init_refuses_what_site_toml_would_refuse(
     done = CliRunner().invoke(app, ["init", str(tmp_path / "site"), *options])
     assert isinstance(done.exception, ConfigurationError)
     assert words in str(done.exception)
-    assert not (tmp_path / "site" / "site.toml").exists()
+    assert not (tmp_path / "site").exists()
 
 
 # Joining
@@ -177,13 +211,20 @@ def test_a_site_that_joined_knows_its_key_and_the_others(member: Member) -> None
     roster = member.give()
     done = member.join()
     assert done.exit_code == 0, done.output
-    assert "version 1" in done.output
+    assert "version 1 of the roster, 2 sites\n" in done.output
+    assert f"roster {roster.fingerprint}\n" in done.output
     for entry in roster.site:
         assert f"{entry.name}: keys {entry.fingerprint}" in done.output
     identity, joined = read_membership(member.file)
     assert identity_line(identity) == member.entry.identity_key
     assert joined == roster
     assert member.file.consortium.roster.read_bytes() == member.given.read_bytes()
+
+
+def test_a_single_site_is_not_several(member: Member) -> None:
+    member.give(1, member.entry)
+    assert "version 1 of the roster, 1 site\n" in member.join().output
+    assert "roster: version 1, 1 site\n" in member.run("status").output
 
 
 def test_a_newer_roster_takes_the_place_of_the_older_and_the_same_one_may_be_joined_again(
@@ -262,7 +303,7 @@ def test_the_pinned_root_and_the_own_key_must_be_keys(member: Member) -> None:
     root.write_text(good)
     key.chmod(0o644)
     member.refuses("consortium.identity_key", f"chmod 600 {key}")
-    write_private(key, new_node_key()[0])
+    write_private(key, new_node_key()[0], replace=True)
     member.refuses("consortium.identity_key", "of another kind than Ed25519")
     key.unlink()
     member.refuses("consortium.identity_key", "cannot be read")
@@ -283,9 +324,9 @@ def test_a_site_whose_keys_are_not_those_of_its_roster_does_not_start(member: Me
     member.file.consortium.roster.write_bytes(good.replace(b'"south"', b'"west"'))
     assert "is not signed by" in str(member.run("start").exception)
     member.file.consortium.roster.write_bytes(good)
-    write_private(member.folder / "node.key", new_node_key()[0])
+    write_private(member.folder / "node.key", new_node_key()[0], replace=True)
     assert "another node key" in str(member.run("start").exception)
-    write_private(member.folder / "identity.key", new_identity_key()[0])
+    write_private(member.folder / "identity.key", new_identity_key()[0], replace=True)
     done = member.run("start")
     assert isinstance(done.exception, MembershipError)
     assert "another identity key" in str(done.exception)
@@ -295,11 +336,14 @@ def test_a_site_whose_keys_are_not_those_of_its_roster_does_not_start(member: Me
 def test_status_shows_the_rosters_version_or_why_there_is_none(member: Member) -> None:
     values = json.loads(member.run("status", "--json").output)
     assert values["roster_version"] is None
+    assert values["roster_fingerprint"] is None
     assert "has not joined yet" in values["roster"]
-    member.give(7)
+    roster = member.give(7)
     member.join()
     assert "roster: version 7, 2 sites" in member.run("status").output
-    assert json.loads(member.run("status", "--json").output)["roster_version"] == 7
+    assert roster.fingerprint in member.run("status").output
+    values = json.loads(member.run("status", "--json").output)
+    assert (values["roster_version"], values["roster_fingerprint"]) == (7, roster.fingerprint)
 
 
 # Starting

@@ -75,7 +75,7 @@ from shared_models.messages import (
 from shared_models.node_keys import new_node_key
 from shared_models.roster import Roster, RosterSite
 from shared_models.study import Study
-from shared_models.vector import IntVector, VectorLayout, to_bytes
+from shared_models.vector import IntVector, VectorLayout
 from simulations.work_folder import enrol
 
 RUN = "run-1"
@@ -892,7 +892,7 @@ class Hoard:
             assert isinstance(session._round, Begun)
             self.gather()
             self._keep_keys(session._round)
-            self._keep_pieces("the plain vector", to_bytes(vector))
+            self._keep_pieces("the plain vector", vector.tobytes())
             assert self.talk.site._run is not None
             self._keep_pieces("trained weights", flatten(self.talk.site._run.model).tobytes())
             assert_clean(self)

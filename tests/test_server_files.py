@@ -245,12 +245,28 @@ def test_status_shows_the_rosters_version_and_the_sites_fingerprints(
     assert (values["roster_version"], values["sites"]) == (1, {"north": False})
 
 
-def test_init_never_replaces_a_root_key(coordinator: Coordinator) -> None:
+@pytest.mark.parametrize("name", ["ca.key", "server.key"])
+def test_init_without_server_toml_never_replaces_the_keys_of_its_certificates(
+    coordinator: Coordinator, name: str
+) -> None:
+    coordinator.config.unlink()
+    other = {"ca.key": "server.key", "server.key": "ca.key"}[name]
+    (coordinator.folder / "tls" / other).unlink()
+    files = [path for path in coordinator.folder.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    done = run("init", str(coordinator.folder), "--host", "localhost")
+    refused(done, f"tls/{name}", "move them away", "choose another folder")
+    assert {path: path.read_bytes() for path in coordinator.folder.rglob("*") if path.is_file()} == before
+
+
+def test_init_never_replaces_a_root_key(coordinator: Coordinator, tmp_path: Path) -> None:
     before = (coordinator.folder / "root.key").read_bytes()
     coordinator.config.unlink()
+    (coordinator.folder / "tls").rename(tmp_path / "old-tls")
     assert run("init", str(coordinator.folder), "--host", "localhost").exit_code == 0
     assert (coordinator.folder / "root.key").read_bytes() == before
     coordinator.config.unlink()
+    (coordinator.folder / "tls").rename(tmp_path / "older-tls")
     (coordinator.folder / "root.key").unlink()
     refused(run("init", str(coordinator.folder), "--host", "localhost"), "exists without its root.key")
     assert not coordinator.config.exists()

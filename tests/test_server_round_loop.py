@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -319,7 +320,7 @@ def test_nobody_is_asked_for_a_round_that_cannot_succeed(tmp_path) -> None:
     exchange = FakeExchange(STUDY, SHIFTS)
     seen = exchange.sites
     exchange.sites = lambda: seen() if sum(isinstance(r, Train) for _, r in exchange.seen) < 2 else ("north",)
-    with pytest.raises(TooFewSitesError, match="a round can ask fewer than 2 sites; connected now: north"):
+    with pytest.raises(TooFewSitesError, match="round 2 could ask fewer than 2 sites; connected now: north"):
         run_rounds(context(tmp_path, exchange))
     progress, _ = read_checkpoint(checkpoint_path(tmp_path, "run-1"), study_hash=STUDY.hash)
     assert [record.burned for record in progress.rounds] == [None]
@@ -482,7 +483,7 @@ def test_a_setup_that_loses_too_many_sites_costs_no_round_and_is_made_again(
 def test_a_setup_that_goes_on_failing_ends_the_run_before_anybody_is_asked_to_train(tmp_path) -> None:
     exchange = FakeExchange(STUDY, SHIFTS, absent=lambda site, r: site == "south" and isinstance(r, Share))
     with pytest.raises(
-        TooFewSitesError, match=r"the setup of round 1 failed \(1 of 2 sites dealt their shares"
+        TooFewSitesError, match=r"the secrets of round 1 could not be prepared: 1 of 2 sites dealt"
     ):
         run_rounds(context(tmp_path, exchange))
     assert not any(isinstance(request, Train) for _, request in exchange.seen)
@@ -520,3 +521,22 @@ def test_of_five_sites_any_two_may_vanish_at_any_exchanges(
         assert state.progress.rounds[2].survivors == tuple(sorted(shifts))
         mean = sum(shifts[site] for site in left) / len(left)
         assert shift_of(state, study) == pytest.approx(2 * 0.15 + mean, abs=1e-5)
+
+
+def test_a_site_that_does_not_answer_at_the_start_is_waited_for_once(tmp_path) -> None:
+    """It costs the opening's time once, not again because patience ended meanwhile."""
+    exchange = FakeExchange(
+        STUDY, {**SHIFTS, "west": 0.5}, absent=lambda site, r: site == "west" and isinstance(r, Open)
+    )
+    state = run_rounds(context(tmp_path, exchange))
+    first = next(at for at, (_, request) in enumerate(exchange.seen) if isinstance(request, Advertise))
+    assert [site for site, _ in exchange.seen[:first]].count("west") == 1
+    assert all("west" not in record.survivors for record in state.progress.rounds)
+
+
+def test_a_run_that_can_never_have_enough_sites_ends_at_once(tmp_path) -> None:
+    """All but one refused for good: waiting longer would not help."""
+    exchange = FakeExchange(STUDY, SHIFTS, behave=refusing("roster-differs", site="south", kind=Advertise))
+    patient = replace(context(tmp_path, exchange), patience_seconds=3600.0)
+    with pytest.raises(TooFewSitesError, match="south: roster-differs"):
+        run_rounds(patient)

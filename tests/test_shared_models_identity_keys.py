@@ -87,7 +87,7 @@ def test_what_is_no_private_identity_key_is_told_apart(tmp_path: Path) -> None:
         (new_node_key()[0], "of another kind than Ed25519"),
         (_rsa(), "of another kind than Ed25519"),
     ):
-        write_private(path, content)
+        write_private(path, content, replace=True)
         with pytest.raises(IdentityKeyError, match=words) as caught:
             read_identity_key(path)
         assert str(path) in str(caught.value)

@@ -90,6 +90,13 @@ def test_the_hash_is_that_of_the_labelled_canonical_encoding() -> None:
     assert Roster(version=1, site=(site,)).hash == expected
 
 
+def test_the_fingerprint_of_a_roster_is_all_of_its_hash(roster: Roster) -> None:
+    """Whoever signs chooses both of two rosters: a shortened one would have to withstand a search for a pair."""
+    groups = roster.fingerprint.split("-")
+    assert [len(group) for group in groups] == [4] * 16
+    assert bytes.fromhex("".join(groups)) == roster.hash
+
+
 @pytest.mark.parametrize(
     "change",
     [

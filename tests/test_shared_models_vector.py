@@ -13,7 +13,7 @@ from shared_models.architectures import build_model
 from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import Manifest, flatten, named_arrays, unflatten
 from shared_models.tasks import task_of
-from shared_models.vector import IntVector, VectorLayout, from_bytes, to_bytes
+from shared_models.vector import IntVector, VectorLayout
 
 
 def layout(
@@ -109,17 +109,6 @@ def test_weights_that_could_overflow_are_refused_before_any_round() -> None:
 def test_a_sum_without_any_weight_is_refused() -> None:
     with pytest.raises(ValueError, match="total weight is 0"):
         layout().decode_sum(np.zeros(6, dtype=np.uint32))
-
-
-@given(st.lists(st.integers(0, 2**32 - 1), max_size=8))
-def test_a_vector_reads_back_from_its_bytes(entries) -> None:
-    vector = np.array(entries, dtype=np.uint32)
-    np.testing.assert_array_equal(from_bytes(to_bytes(vector), length=len(entries)), vector)
-
-
-def test_bytes_of_another_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="has 8 bytes"):
-        from_bytes(bytes(8), length=3)
 
 
 def test_a_model_flattens_and_unflattens_to_the_same_weights() -> None:

@@ -13,9 +13,7 @@ from typer.testing import CliRunner
 from server.result import RoundEntry
 from shared_models.vector import VectorLayout
 from simulations.benchmarks.__main__ import MODULES, app, load, run
-from simulations.benchmarks.aggregate import mean_of_stack, running_sum
 from simulations.benchmarks.deployed_round import overhead
-from simulations.benchmarks.encode import encoded
 from simulations.benchmarks.machine import Machine, this_machine
 from simulations.benchmarks.memory import can_measure_resident, resident_peak_mib, traced_peak_mib
 from simulations.benchmarks.secure_aggregation import Consortium, serve
@@ -154,7 +152,7 @@ def test_a_benchmark_run_by_name_prints_its_table_and_writes_its_file(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["aggregate", "dp-step", "ingest", "secure-aggregation"])
+@pytest.mark.parametrize("name", ["dp-step", "ingest", "secure-aggregation"])
 def test_every_variant_of_a_case_has_a_row_beside_exactly_one_baseline(name: str) -> None:
     rows = run(load(name), quick=True).rows
     for case in {row.case for row in rows}:
@@ -205,13 +203,3 @@ def test_the_server_that_is_measured_opens_the_sum(vanished: int) -> None:
     uploads = {site: consortium.upload(site, about, vectors[site]) for site in range(vanished, 4)}
     total = serve(about, uploads.items(), consortium.answers(about, uploads))
     np.testing.assert_array_equal(total, vectors[vanished:].sum(axis=0, dtype=np.uint32))
-
-
-def test_the_two_ways_to_aggregate_agree() -> None:
-    layout = VectorLayout(num_weights=50, num_statistics=0, num_sites_max=3, update_bound=1.0, max_weight=1)
-    updates = np.random.default_rng(1).normal(0.0, 0.1, (3, 50))
-    weights = np.linspace(-1.0, 1.0, 50, dtype=np.float32)
-    plain = mean_of_stack((update.astype(np.float32).tobytes() for update in updates), weights)
-    ours = running_sum((encoded(layout, update) for update in updates), weights, layout)
-    assert plain.dtype == ours.dtype == np.float32
-    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)

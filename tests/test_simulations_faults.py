@@ -233,7 +233,7 @@ def test_a_final_test_that_loses_too_many_has_no_figures_and_the_run_ends(tmp_pa
 
 
 def test_a_setup_that_loses_too_many_stops_the_run_before_anybody_trains(tmp_path, hospitals) -> None:
-    with pytest.raises(TooFewSitesError, match="the setup of round 1 failed"):
+    with pytest.raises(TooFewSitesError, match="the secrets of round 1 could not be prepared"):
         run(tmp_path, hospitals, fault("share", number=1), fault("share", number=1, site=THREE))
 
 
@@ -405,11 +405,14 @@ def quiet() -> Display:
     )
 
 
-def test_the_run_tells_it_before_it_trains(tmp_path, hospitals) -> None:
-    options = Options(engine="local", compare=False, out=tmp_path / "out", hospitals=hospitals)
+@pytest.mark.parametrize("prepared", [True, False])
+def test_the_run_tells_it_before_it_prepares_or_takes_the_folder(tmp_path, hospitals, prepared: bool) -> None:
+    options = Options(
+        engine="local", compare=False, out=tmp_path / "out", hospitals=hospitals if prepared else None
+    )
     with pytest.raises(ConfigurationError, match="no hospital is called hospital-9"):
         run_scenario(parsed(fault_text(site="hospital-9")), options, quiet())
-    assert not (tmp_path / "out" / "work").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_deployed_engine_refuses_faults_before_anything_starts(tmp_path, hospitals) -> None:

@@ -19,7 +19,6 @@ from simulations.benchmarks.table import Benchmark, Outcome, show, write
 ALL = "all"
 MODULES = {
     "encode": "encode",
-    "aggregate": "aggregate",
     "dp-step": "dp_step",
     "ingest": "ingest",
     "round": "rounds",
