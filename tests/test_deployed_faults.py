@@ -37,6 +37,7 @@ from simulations.preparation import hospitals as prepared
 from simulations.work_folder import enrol, write_site
 
 pytestmark = [pytest.mark.deployed, pytest.mark.slow]
+LONG = pytest.mark.thorough  # each of these takes some ten seconds; one for each step is enough for every day
 
 NAMES = ("north", "south", "west")
 START_SECONDS = 60.0
@@ -380,7 +381,12 @@ def test_an_agent_that_crashes_leaves_no_image_of_its_memory(consortium: Consort
 
 @pytest.mark.parametrize(
     ("kind", "moment"),
-    [("advertise", "asked"), ("share", "asked"), ("escrow", "asked"), ("escrow", "answered")],
+    [
+        ("advertise", "asked"),
+        ("share", "asked"),
+        ("escrow", "asked"),
+        pytest.param("escrow", "answered", marks=LONG),
+    ],
 )
 def test_an_agent_killed_in_a_setup_misses_that_batch_and_joins_the_next(
     consortium: Consortium, tmp_path: Path, kind: str, moment: str
@@ -395,7 +401,7 @@ def test_an_agent_killed_in_a_setup_misses_that_batch_and_joins_the_next(
     assert_nothing_of_a_round_on_disk(consortium)
 
 
-@pytest.mark.parametrize("moment", ["asked", "working", "answered"])
+@pytest.mark.parametrize("moment", ["asked", "working", pytest.param("answered", marks=LONG)])
 def test_an_agent_killed_in_training_is_not_in_the_sum_and_keeps_its_charge(
     consortium: Consortium, tmp_path: Path, moment: str
 ) -> None:
@@ -414,10 +420,10 @@ def test_an_agent_killed_in_training_is_not_in_the_sum_and_keeps_its_charge(
     ("kind", "moment"),
     [
         ("confirm", "asked"),
-        ("confirm", "answered"),
+        pytest.param("confirm", "answered", marks=LONG),
         ("unmask", "asked"),
         ("unmask", "answered"),
-        ("unmask", "done"),
+        pytest.param("unmask", "done", marks=LONG),
     ],
 )
 def test_an_agent_killed_after_its_vector_arrived_is_in_the_sum_all_the_same(
@@ -431,7 +437,7 @@ def test_an_agent_killed_after_its_vector_arrived_is_in_the_sum_all_the_same(
     assert_nothing_of_a_round_on_disk(consortium)
 
 
-@pytest.mark.parametrize("moment", ["asked", "answered"])
+@pytest.mark.parametrize("moment", [pytest.param("asked", marks=LONG), "answered"])
 def test_an_agent_killed_in_the_final_test_is_not_in_it_and_the_run_has_its_result(
     consortium: Consortium, tmp_path: Path, moment: str
 ) -> None:
@@ -456,7 +462,9 @@ def test_an_agent_killed_while_it_opens_the_run_opens_it_again(
 # Two agents of three: no sum can be opened
 
 
-@pytest.mark.parametrize("kind", ["train", "confirm", "unmask"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("train", marks=LONG), "confirm", pytest.param("unmask", marks=LONG)]
+)
 def test_a_round_that_two_of_three_leave_is_burned_and_the_run_goes_on_with_all(
     consortium: Consortium, tmp_path: Path, kind: str
 ) -> None:
