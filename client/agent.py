@@ -127,9 +127,7 @@ def serve(handler: Handler, path: Path) -> int:
 def main() -> None:
     """Run as the site's child process."""
     follow_parent()
-    resource.setrlimit(
-        resource.RLIMIT_CORE, (0, 0)
-    )  # what is in memory only stays there if the process crashes
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory only stays there in a crash
     parser = argparse.ArgumentParser(description="the agent of a Collegium site")
     parser.add_argument("--config", required=True, type=Path)
     given = parser.parse_args()

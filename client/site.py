@@ -30,7 +30,6 @@ from privacy.randomness import CryptographicGenerator
 from privacy.secure_aggregation.context import Federation
 from privacy.secure_aggregation.refusals import RosterDiffers, SecureAggregationError
 from privacy.secure_aggregation.site_setup import Membership
-from privacy.secure_aggregation.terms import Terms
 from shared_models.architectures import build_model
 from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import FloatVector, Manifest
@@ -270,12 +269,11 @@ class Site:
         return index, patients
 
     def _session_of(self, run_id: str) -> SecureSession:
-        federation = Federation(
+        federation = Federation.of(
             study_hash=self._study.hash,
             run_id=run_id,
-            roster_hash=self._roster.hash,
-            identities=self._roster.identities,
-            terms=Terms.of(self._study.aggregation),
+            roster=self._roster,
+            constants=self._study.aggregation,
         )
         membership = Membership(
             federation=federation,

@@ -55,6 +55,8 @@ def _open(
     """Ask those of *sites* that have not opened the run to do so."""
     attendance = state.attendance
     asked = [site for site in sites if site not in attendance.opened and site not in attendance.refused]
+    if not asked:
+        return state
     manifest = Manifest.of(build_model(context.study))
     request = Open(run_id=context.run_id, study_hash=context.study.hash, manifest_hash=manifest.hash)
     for reply in context.talk.ask_all(asked, request, timeout_seconds=timeout_seconds):

@@ -209,10 +209,10 @@ def _masked(
     lost = {site for site, reason in reasons.items() if reason in REOPEN}
     stale = lost | {site for site, reason in reasons.items() if reason in ("no-batch", "protocol")}
     before = state.progress.rounds[-1].refusals if state.progress.rounds else {}
-    failed = {
+    failed = {  # "not-open" for the first time is a site that was just started again
         site
         for site, reason in reasons.items()
-        if reason in LATER and (reason != "not-open" or site in before)  # once, it was just started again
+        if reason in LATER and (reason != "not-open" or before.get(site) == reason)
     }
     attendance = attendance.with_lost(lost).with_failed(failed, number=number)
     return (

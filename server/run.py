@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from privacy.secure_aggregation.context import Federation
-from privacy.secure_aggregation.terms import Terms
 from server.checkpoint import Progress, read_checkpoint, write_atomically
 from server.exchange import Exchange, ExchangeError
 from server.model_file import write_model
@@ -60,13 +59,7 @@ def checkpoint_path(state: Path, run_id: str) -> Path:
 
 def federation_of(study: Study, run_id: str, roster: Roster) -> Federation:
     """What secure aggregation binds a run to."""
-    return Federation(
-        study_hash=study.hash,
-        run_id=run_id,
-        roster_hash=roster.hash,
-        identities=roster.identities,
-        terms=Terms.of(study.aggregation),
-    )
+    return Federation.of(study_hash=study.hash, run_id=run_id, roster=roster, constants=study.aggregation)
 
 
 def run_in_flower(exchange: Exchange, roster: Roster, state: Path, run_id: str) -> None:

@@ -540,3 +540,26 @@ def test_a_run_that_can_never_have_enough_sites_ends_at_once(tmp_path) -> None:
     patient = replace(context(tmp_path, exchange), patience_seconds=3600.0)
     with pytest.raises(TooFewSitesError, match="south: roster-differs"):
         run_rounds(patient)
+
+
+def test_a_killed_site_is_back_in_the_round_after_the_one_in_which_the_server_learns_of_it(tmp_path) -> None:
+    """Silent in round 2, `not-open` in round 3: it was started again, and is not left alone for that."""
+    study = make_study({"num_rounds = 3": "num_rounds = 6"})
+    exchange = FakeExchange(study, {**SHIFTS, "west": 0.5})
+
+    def killed(site: str, request: Request) -> bool:
+        if site == "west" and isinstance(request, Train) and request.round == 2:
+            exchange.restart(site)
+            return True
+        return False
+
+    exchange.absent = killed
+    state = run_rounds(context(tmp_path, exchange, study))
+    assert ["west" in record.survivors for record in state.progress.rounds] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]

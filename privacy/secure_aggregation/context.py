@@ -3,16 +3,26 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from privacy.secure_aggregation.encoding import Field, digest, statement
 from privacy.secure_aggregation.refusals import BadSignature, CohortRefused
-from privacy.secure_aggregation.terms import Terms
+from privacy.secure_aggregation.terms import Constants, Terms
 
 SIGNATURE_BYTES = 64
 HASH_BYTES = 32
+
+
+class Identities(Protocol):
+    """Whatever holds the sites' public keys: a signed roster."""
+
+    @property
+    def hash(self) -> bytes: ...  # noqa: D102
+    @property
+    def identities(self) -> Mapping[str, bytes]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +42,17 @@ class Federation:
     roster_hash: bytes
     identities: Mapping[str, bytes]
     terms: Terms
+
+    @classmethod
+    def of(cls, *, study_hash: str, run_id: str, roster: Identities, constants: Constants) -> "Federation":
+        """The federation of a run: site and server make it from the same study and roster."""
+        return cls(
+            study_hash=study_hash,
+            run_id=run_id,
+            roster_hash=roster.hash,
+            identities=roster.identities,
+            terms=Terms.of(constants),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,8 +107,10 @@ def begin(
     if strangers := set(round_set) - state.accepted - {me}:
         names = ", ".join(state.seat.context.cohort[position] for position in sorted(strangers))
         raise RoundSetRefused(f"the round set holds sites whose bundle was not accepted here: {names}")
-    if len(round_set) < state.seat.membership.least:
-        raise TooFewSites(f"the round set has {len(round_set)} sites, wanted {state.seat.membership.least}")
+    if len(round_set) < state.seat.context.terms.least:
+        raise TooFewSites(
+            f"the round set has {len(round_set)} sites, wanted {state.seat.context.terms.least}"
+        )
 
     secrets = state.rounds[number]
     for earlier, old in state.rounds.items():
@@ -174,9 +176,9 @@ def confirm(state: Uploaded, request: ConfirmRequest) -> tuple[Uploaded, Confirm
         raise SurvivorsRefused("the survivors do not hold this site's own vector")
     if not set(request.survivors) <= set(begun.round_set):
         raise SurvivorsRefused("a survivor is not in the round set")
-    if len(request.survivors) < begun.seat.membership.least:
+    if len(request.survivors) < begun.seat.context.terms.least:
         raise TooFewSites(
-            f"{len(request.survivors)} survivors, the study wants {begun.seat.membership.least}"
+            f"{len(request.survivors)} survivors, the study wants {begun.seat.context.terms.least}"
         )
     for position, survivor in request.survivors.items():
         begun.seat.context.check_signature(

@@ -62,11 +62,6 @@ class Membership:
     identity: Ed25519PrivateKey
     floor: int
 
-    @property
-    def least(self) -> int:
-        """Fewest sites in a sum."""
-        return self.federation.terms.least
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
@@ -209,9 +204,9 @@ def advertise(
         first_round=request.first_round,
         cohort=request.cohort,
     )
-    if membership.floor > membership.least:
+    if membership.floor > federation.terms.least:
         raise TooFewSites(
-            f"sums of {membership.least} sites can be opened, this site wants {membership.floor} at least"
+            f"sums of {federation.terms.least} sites can be opened, this site wants {membership.floor} at least"
         )
     if membership.name not in request.cohort:
         raise CohortRefused("this site is not in the cohort")
@@ -289,9 +284,9 @@ def _check_advertisements(state: Advertised, request: ShareRequest) -> None:
     seat = state.seat
     if request.advertisements.get(seat.position) != state.sent:
         raise OwnMessageChanged("this site's own advertisement came back altered, or not at all")
-    if len(request.advertisements) < seat.membership.least:
+    if len(request.advertisements) < seat.context.terms.least:
         raise TooFewSites(
-            f"{len(request.advertisements)} sites advertised, the study wants {seat.membership.least}"
+            f"{len(request.advertisements)} sites advertised, the study wants {seat.context.terms.least}"
         )
     keys = [entry.public_key for entry in request.advertisements.values()]
     if len(set(keys)) != len(keys):
@@ -322,9 +317,9 @@ def escrow(state: Shared, request: EscrowRequest) -> tuple[Ready, EscrowReply]:
             opened[dealer] = _open_bundle(state, dealer, received)
         except (BadSignature, Malformed):
             continue  # the complaint: this dealer is missing among the accepted
-    if 1 + len(opened) < seat.membership.least:
+    if 1 + len(opened) < seat.context.terms.least:
         raise TooFewSites(
-            f"the bundles of {len(opened)} peers are good; the study wants {seat.membership.least - 1}"
+            f"the bundles of {len(opened)} peers are good; the study wants {seat.context.terms.least - 1}"
         )
 
     rounds, escrows, commitments = {}, [], bytearray()
