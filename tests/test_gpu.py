@@ -1,7 +1,6 @@
 """On a CUDA device: what is computed there is what the processor computes, and what the accountant assumes.
 
-Without such a device all of it is skipped. Rounding is measured against plain autograd in float64 on the processor, in
-units of the clipping bound and the number of patients.
+Without such a device all of it is skipped. Gradients are compared with plain autograd in float64 on the processor.
 """
 
 import math
@@ -44,9 +43,9 @@ STUDY = make_study(
 )
 
 ROUNDING = 1e-6
-"""Of a patient's clipped gradient in float32, in units of the bound."""
-ROUNDING_BFLOAT16 = 0.1
-"""The same where forward and backward passes are in bfloat16, which has eight bits."""
+"""Of a patient's clipped gradient in float32, relative to it. On an H200 3e-7 at most; with TF32 2e-4 at least."""
+ROUNDING_BFLOAT16 = 0.03
+"""Of a clipped sum in mixed precision, in units of the bound and a patient. On an H200 0.007."""
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +188,7 @@ def test_no_patient_moves_the_sum_by_more_than_the_bound(scale: float, mixed_pre
         images, labels = random_images(seed, 1, scale, study=STUDY)
         summed = clipped_on_cuda(images, labels, bound, mixed_precision=mixed_precision)
         assert all(part.dtype == torch.float64 and part.device.type == "cuda" for part in summed)
-        assert 0.999 * bound < norm_of(summed) <= bound * (1 + 1e-12)
+        assert 0.999 * bound < norm_of(summed) <= bound * (1 + 1e-14)
 
 
 @pytest.mark.parametrize("mixed_precision", [False, True])
@@ -350,7 +349,7 @@ def test_some_steps_on_the_device_end_where_those_of_the_processor_do(make_sum) 
         weights.append(flatten(model))
     moved = np.linalg.norm(weights[0] - flatten(build_model(STUDY)))
     assert moved > 0.01
-    assert np.linalg.norm(weights[0] - weights[1]) <= 1e-4 * moved
+    assert np.linalg.norm(weights[0] - weights[1]) <= 1e-5 * moved
 
 
 def open_run(study: Study, machine: Machine) -> OpenRun:
@@ -378,7 +377,7 @@ def test_a_rounds_vector_on_the_device_is_the_processors_within_rounding_and_rep
         rounds.append((local.vector, *layout.decode_sum(local.vector)))
     (_, update, weight, counts), (vector, there, *rest), (again, *_) = rounds
     assert np.array_equal(vector, again)
-    assert np.linalg.norm(there - update) <= 1e-4 * np.linalg.norm(update)
+    assert np.linalg.norm(there - update) <= 1e-5 * np.linalg.norm(update)
     assert rest[0] == weight
     assert np.abs(rest[1] - counts).max() <= 1
 
