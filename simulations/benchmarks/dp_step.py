@@ -70,7 +70,7 @@ def on_processor(quick: bool) -> tuple[Row, ...]:
             seconds = interleaved(steps, repetitions=3 if quick else 11, calls=1 if quick else 2)
             rows += _time_rows(case.name, seconds)
             if can_measure_resident() and not quick:
-                rows += _memory_rows(case.name, _memory(case, 5))
+                rows += _memory_rows(case.name, _memory(case, 3))
         return tuple(rows)
     finally:
         torch.set_num_threads(before)
@@ -87,9 +87,7 @@ def on_cuda(device: torch.device, quick: bool) -> tuple[Row, ...]:
         name = f"{case.name}, CUDA"
         steps = {variant: build(case, BATCH, device) for variant, build in cuda_variants(device).items()}
         waited = {variant: partial(_and_wait, step, device) for variant, step in steps.items()}
-        rows += _time_rows(
-            name, interleaved(waited, repetitions=3 if quick else 21, calls=1 if quick else 10)
-        )
+        rows += _time_rows(name, interleaved(waited, repetitions=3 if quick else 11, calls=1 if quick else 5))
         peaks: Samples = {variant: (cuda_peak_mib(step, device),) for variant, step in steps.items()}
         rows += _memory_rows(name, peaks)
     return tuple(rows)
