@@ -146,7 +146,7 @@ class SiteDoctor:
 
     def _folder(self) -> Outcome:
         self._site()
-        return check_own_folder(self._config.resolve().parent)
+        return check_own_folder(self._config.resolve().parent, private=True)
 
     def _node_key(self) -> Outcome:
         path = self._server_entry().node_key
@@ -248,7 +248,8 @@ class SiteDoctor:
 def _processor(wanted: str) -> Outcome:
     import torch
 
-    told = f"the processor, {torch.get_num_threads()} threads"
+    num = torch.get_num_threads()
+    told = f"the processor, {num} thread{'s' * (num != 1)}"
     if wanted == "auto" and Path("/dev/nvidiactl").exists():
         return warning(
             f"{told}: this machine has an NVIDIA device that torch cannot use; check the driver with nvidia-smi, or "

@@ -11,7 +11,7 @@ from rich.console import Console
 from shared_models.checkup import COLOURS, as_values, failed, run_checks, shown, summary
 from shared_models.processes import with_loopback
 
-MAX_PAYLOAD_MIB = 256
+MAX_PAYLOAD_MIB = 256  # the gate takes no more at once
 WIDEST = 100
 
 out = Console(highlight=False, soft_wrap=True)

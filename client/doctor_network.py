@@ -17,7 +17,7 @@ import httpx
 from cryptography import x509
 
 from client.doctor_proxy import Proxy
-from shared_models.checkup import Wrong, printable
+from shared_models.checkup import NotChecked, Wrong, printable
 
 TARGET = "/v1/collegium/doctor"
 CONNECT_SECONDS = 5.0
@@ -72,7 +72,7 @@ def resolve(host: str) -> list[str]:
 
 
 def connect(route: Route, seconds: float = CONNECT_SECONDS) -> socket.socket:
-    """Open a connection to the server, through the proxy where there is one. Raises Wrong."""
+    """Open a connection to the server, through the proxy where there is one. Raises Wrong or NotChecked."""
     if route.proxy is None:
         return _open(route.host, route.port, route.address, seconds)
     plain = _open(route.proxy.host, route.proxy.port, f"the proxy {route.proxy.shown}", seconds)
@@ -160,6 +160,11 @@ class GateConnection:
                 turned = time.perf_counter() - tick
                 if reply.status_code == httpx.codes.SERVICE_UNAVAILABLE:
                     return None
+                if reply.status_code == httpx.codes.REQUEST_TIMEOUT:
+                    raise Wrong(
+                        f"the line to {self._where} is so slow that {num_bytes / (1 << 20):.3g} MiB do not pass within "
+                        "five minutes; measure with less: --payload-mib"
+                    )
                 if reply.status_code != httpx.codes.OK:
                     raise Wrong(self._refused(reply.status_code))
                 facts = self._facts(reply, num_bytes)
@@ -234,7 +239,7 @@ def _open(host: str, port: int, shown: str, seconds: float) -> socket.socket:
 
 def _through_proxy(plain: socket.socket, route: Route, proxy: Proxy) -> socket.socket:
     if proxy.scheme == "https":
-        plain = ssl.create_default_context().wrap_socket(plain, server_hostname=proxy.host)
+        raise NotChecked(f"the proxy {proxy.shown} is itself reached by TLS")
     lines = [f"CONNECT {route.address} HTTP/1.1", f"Host: {route.address}"]
     if proxy.authorization:
         lines.append(f"Proxy-Authorization: {proxy.authorization}")

@@ -35,6 +35,7 @@ BEHIND_SECONDS = 305.0  # Flower: TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
 WARN_AHEAD_SECONDS, WARN_BEHIND_SECONDS = 2.0, 5.0
 SLOW_SECONDS = 60.0
 NUM_LOOKS = 3
+MAX_PAYLOAD_BYTES = 256 << 20  # the gate takes no more at once
 MIB = 1 << 20
 NO_ROUTE, NO_CONNECTION = "the way to the server is not known", "no connection to the server"
 NO_TLS, NO_ANSWER = "the server has not proved who it is", "the server has not said what time it has"
@@ -72,6 +73,11 @@ class ServerChecks:
         self._route = Route(host, int(port), proxy)
         if proxy is None:
             return ok("none on the way to the server")
+        if proxy.scheme == "https":
+            return warning(
+                f"the SuperNode goes through {proxy.shown}, which is itself reached by TLS: the doctor cannot look "
+                f"through it, and checks nothing behind it. Add {host} to NO_PROXY if it can be reached directly"
+            )
         if networks := misread_networks(host, self._environment):
             return warning(
                 f"the SuperNode goes through {proxy.shown}, though NO_PROXY names {', '.join(networks)}: it reads no "
@@ -163,7 +169,8 @@ class ServerChecks:
         """Send and receive as much as a round does, and say how long that takes. Raises Wrong."""
         gate = needed(self._gate, NO_TLS)
         around = needed(self._answer, NO_ANSWER)
-        return judge_speed(self._payload_bytes, gate.ask(self._payload_bytes), around)
+        num_bytes = min(self._payload_bytes, MAX_PAYLOAD_BYTES)
+        return judge_speed(num_bytes, gate.ask(num_bytes), around, round_bytes=self._payload_bytes)
 
     def _today(self) -> datetime:
         return datetime.fromtimestamp(self._now(), UTC)
@@ -200,13 +207,14 @@ def judge_roster(own: int, server: int) -> Outcome:
     return ok(f"version {own}, as the server's")
 
 
-def judge_speed(num_bytes: int, measured: Answer, around: Answer) -> Outcome:
+def judge_speed(num_bytes: int, measured: Answer, around: Answer, *, round_bytes: int) -> Outcome:
     """Say how fast the connection is, and what that means for a round.
 
     Args:
         num_bytes: sent, and received.
         measured: the answer to so many bytes.
         around: the quickest answer to none, whose time is not the bytes'.
+        round_bytes: what a round sends each way.
     """
     pause = around.up_seconds + around.down_seconds
     up = max(measured.up_seconds - pause, 1e-6)
@@ -216,7 +224,7 @@ def judge_speed(num_bytes: int, measured: Answer, around: Answer) -> Outcome:
         f"{size:.3g} MiB up in {up:.2f} s ({size / up:.3g} MiB/s), down in {down:.2f} s ({size / down:.3g} MiB/s), "
         f"there and back without load {1000 * pause:.0f} ms"
     )
-    whole = up + down
+    whole = (up + down) * round_bytes / num_bytes
     if whole > SLOW_SECONDS:
         return warning(
             f"{told}. A round's model and masked vector need {whole:.0f} s: tell the coordinator, the study's "

@@ -95,7 +95,7 @@ class ServerDoctor:
 
     def _folder(self) -> Outcome:
         self._server()
-        return check_own_folder(self._config.resolve().parent)
+        return check_own_folder(self._config.resolve().parent, private=False)
 
     def _disk(self) -> Outcome:
         return check_disk(self._server().state, need_bytes=NEED_BYTES, least_bytes=LEAST_BYTES)

@@ -98,11 +98,13 @@ def shown(finding: Finding, width: int | None = None) -> str:
 
 def summary(findings: Sequence[Finding]) -> str:
     """The last line: how many findings there are of each kind."""
-    parts = [
-        f"{number} {state}"
-        for state in ("wrong", "warning", "not checked")
-        if (number := sum(finding.state == state for finding in findings))
-    ]
+    counts = {state: sum(finding.state == state for finding in findings) for state in MARKS}
+    words: dict[State, str] = {
+        "wrong": "wrong",
+        "warning": "warning" + "s" * (counts["warning"] != 1),
+        "not checked": "not checked",
+    }
+    parts = [f"{counts[state]} {word}" for state, word in words.items() if counts[state]]
     return ", ".join(parts) if parts else f"Nothing is wrong: all {len(findings)} checks are ok."
 
 

@@ -60,8 +60,12 @@ def check_state_folder(state: Path) -> Outcome:
     return ok(f"{state} is only this user's")
 
 
-def check_own_folder(folder: Path) -> Outcome:
+def check_own_folder(folder: Path, *, private: bool) -> Outcome:
     """Check the folder that holds the configuration and the keys.
+
+    Args:
+        folder: the folder.
+        private: whether a warning is due where others may look into it.
 
     Raises:
         Wrong: others may put files into it in place of its own.
@@ -74,9 +78,9 @@ def check_own_folder(folder: Path) -> Outcome:
         )
     if (other := _another_owner(found)) is not None:
         return warning(f"{folder} belongs to {other}, not to you; run this command as the user that runs it")
-    if mode & OTHERS:
+    if private and mode & OTHERS:
         return warning(f"others may look into {folder} (mode {mode:04o}); better: chmod 700 {folder}")
-    return ok(f"{folder} is only this user's")
+    return ok(f"only this user may change what is in {folder}")
 
 
 def check_disk(folder: Path, *, need_bytes: int, least_bytes: int) -> Outcome:

@@ -3,9 +3,10 @@
 import json
 import os
 import socket
+import ssl
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from client.doctor_network import Answer, Route, connect
 from client.doctor_proxy import proxy_for
 from client.doctor_server import judge_clock, judge_speed
 from server.certificates import Authority
+from server.gate_doctor import DoctorRefused
 from server.server_file import read_sites
 from shared_models.checkup import Finding, Wrong, run_checks, shown
 from shared_models.identity_keys import read_identity_key
@@ -422,6 +424,17 @@ def test_a_proxy_of_a_kind_with_which_the_supernode_does_not_start_is_told(north
     not_checked(findings, "name", "port")
 
 
+def test_a_proxy_that_is_itself_reached_by_tls_is_told_and_nothing_behind_it_is_checked(
+    north: Hospital,
+) -> None:
+    with Listener(lambda connection: None) as proxy:
+        north.address("server.example.org:9443")
+        north.environment = {"HTTPS_PROXY": f"https://127.0.0.1:{proxy.port}"}
+        findings = north.findings()
+    says(findings, "proxy", "warning", "cannot look through it", "server.example.org to NO_PROXY")
+    not_checked(findings, "port", "certificate", *BEHIND_TLS)
+
+
 def test_a_network_in_no_proxy_is_told_because_the_supernode_does_not_read_it(north: Hospital) -> None:
     north.address("127.1.2.3:9443")
     north.environment = {"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "127.0.0.0/8, 10.0.0.0/8"}
@@ -453,9 +466,10 @@ def test_the_proxy_is_the_one_that_the_supernodes_http_library_takes(
             monkeypatch.delenv(name)
     for name, value in proxies.items():
         monkeypatch.setenv(name, value)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for no_proxy in NO_PROXIES:
         monkeypatch.setenv("NO_PROXY", no_proxy)
-        with httpx.Client() as client:
+        with httpx.Client(verify=context) as client:
             for host in ("server.a.org", "a.org", "10.0.0.1", "localhost", "127.0.0.1"):
                 transport = client._transport_for_url(httpx.URL(f"https://{host}:9443"))
                 pool = getattr(transport, "_pool")  # noqa: B009 - private, which mypy would not let pass
@@ -559,11 +573,30 @@ def test_the_payload_is_the_size_of_the_studys_model(small_study: Path) -> None:
 
 def test_a_slow_line_is_a_warning_with_the_time_that_a_round_needs() -> None:
     quick = Answer(1, 0.0, 0.1, 0.0)
-    slow = judge_speed(8 << 20, Answer(1, 0.0, 40.1, 40.0), quick)
+    slow = judge_speed(8 << 20, Answer(1, 0.0, 40.1, 40.0), quick, round_bytes=8 << 20)
     assert slow.state == "warning"
     assert "8 MiB up in 40.00 s (0.2 MiB/s), down in 40.00 s (0.2 MiB/s)" in slow.message
     assert "need 80 s" in slow.message
-    assert judge_speed(8 << 20, Answer(1, 0.0, 1.1, 1.0), quick).state == "ok"
+    assert judge_speed(8 << 20, Answer(1, 0.0, 1.1, 1.0), quick, round_bytes=8 << 20).state == "ok"
+    larger = judge_speed(8 << 20, Answer(1, 0.0, 20.1, 20.0), quick, round_bytes=32 << 20)
+    assert "need 160 s" in larger.message
+
+
+def test_a_line_too_slow_for_the_gate_is_told(north: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    with north.gate() as gate:
+        answered = gate.doctor.answer
+        monkeypatch.setattr(
+            gate.doctor, "answer", lambda *given: too_slow(*given) if len(gate.passed) else answered(*given)
+        )
+        findings = north.findings()
+    says(findings, "clock", "ok")
+    says(findings, "round trip", "wrong", "so slow that 0.286 MiB do not pass", "--payload-mib")
+
+
+async def too_slow(_headers: object, body: AsyncIterator[bytes], _send: object) -> None:
+    async for _ in body:
+        pass
+    raise DoctorRefused(408, b"too slow\n")
 
 
 def test_a_busy_gate_is_told(north: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,8 +174,8 @@ def test_a_body_that_breaks_off_or_stalls_holds_no_place(
 
 
 def test_one_that_does_not_take_its_answer_is_cut_off(gate: ToyGate, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 32 << 20
-    monkeypatch.setattr(gate_doctor, "MAX_SECONDS", 2.0)
+    size = 16 << 20
+    monkeypatch.setattr(gate_doctor, "MAX_SECONDS", 0.7)
     with connected(gate) as tls:
         head = f"POST {TARGET} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\nCollegium-Reply-Bytes: {size}\r\n\r\n"
         tls.sendall(head.encode() + bytes(size))
