@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.doctor_command import doctor
 from client.inspect_command import index, ledger
 from client.membership import MembershipError, check_node_key, make_keys, read_membership
 from client.membership import join as join_consortium
@@ -167,6 +168,7 @@ def status(
 
 app.command()(index)
 app.command()(ledger)
+app.command()(doctor)
 
 
 def main() -> None:

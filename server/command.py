@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from server.certificates import Authority
+from server.doctor_command import doctor
 from server.server_file import ServerFile, read_server, read_sites
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import (
@@ -185,6 +186,9 @@ def status(
         out.print(f"  site {site.name}: {state if now else 'unknown'}  keys {site.fingerprint}")
     for name, state in runs.items():
         out.print(f"  run {name}: {state}")
+
+
+app.command()(doctor)
 
 
 def main() -> None:
