@@ -17,14 +17,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from dicom_files import Hospital, dataset
+from journals import IDENTITY, journal_in
 from secure_sites import Consortium, secrets_in
-from studies import make_study, write_study_file
+from studies import make_study
 
 from client import local_round as local_round_module
 from client import site_file as site_files
+from client.approvals import Approvals
 from client.secure_session import SecureSession
 from client.site import Site, open_site, result_path
 from client.site_file import SiteFile, read_site
@@ -112,7 +115,12 @@ class WithSite(Consortium):
     """The site under test sits at position 0 and is asked over its messages; its peers are the protocol's steps."""
 
     def __init__(self, talk: "Conversation") -> None:
-        super().__init__(terms=Terms.of(talk.study.aggregation), num_sites=len(ALL), run_id=talk.run_id)
+        super().__init__(
+            terms=Terms.of(talk.study.aggregation),
+            num_sites=len(ALL),
+            run_id=talk.run_id,
+            identities=[IDENTITY, *(Ed25519PrivateKey.generate() for _ in ALL[1:])],
+        )
         self.talk = talk
 
     def know(self, roster: Roster) -> None:
@@ -180,7 +188,11 @@ class Conversation:
 
     def restart(self) -> None:
         """The agent ends, and another begins with what is on disk."""
-        self.site = Site(self.file, self.study, identity=self.peers.identities[ME], roster=self.roster)
+        journal = journal_in(self.file.state, self.peers.identities[ME], site=NAME)
+        approvals = Approvals(journal, self.file.state)
+        if approvals.last(self.study.hash) is None:
+            approvals.decide(self.study, "approved", by="somebody")
+        self.site = Site(self.file, identity=self.peers.identities[ME], roster=self.roster, journal=journal)
 
     @property
     def session(self) -> SecureSession:
@@ -189,7 +201,7 @@ class Conversation:
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(self.file.state / "ledger.sqlite")
+        return Ledger(journal_in(self.file.state, self.peers.identities[ME]))
 
     def header(self, kind: type[Request], **values: Any) -> Request:
         return kind(run_id=self.run_id, study_hash=self.study.hash, **values)
@@ -810,7 +822,7 @@ def test_after_all_rounds_epsilon_is_within_the_studys_target(hospital, tmp_path
 def test_a_run_that_would_pass_the_lifetime_cap_is_refused_and_an_earlier_one_counts(
     hospital, tmp_path
 ) -> None:
-    cap = {"lifetime_epsilon": 11.0, "lifetime_delta": 1e-4, "max_runs_per_study": 9}
+    cap = {"lifetime_epsilon": 9.5, "lifetime_delta": 1e-4, "max_runs_per_study": 9}
     talk = ready(hospital, tmp_path, make_study(private=True), **cap)
     for number in (1, 2, 3):
         assert isinstance(talk.train(number)[0], Answer)
@@ -1066,31 +1078,31 @@ def test_the_search_finds_a_secret_that_only_the_ledgers_write_ahead_log_holds(
     talk.prepare()
     hoard.gather()
     secret = sorted(hoard.known["self_seed"])[0]
-    connection = sqlite3.connect(talk.file.state / "ledger.sqlite")
+    connection = sqlite3.connect(talk.file.state / "journal.sqlite")
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("CREATE TABLE planted (value BLOB)")
         connection.execute("INSERT INTO planted VALUES (?)", (secret,))
         connection.commit()
-        assert f"self_seed in {talk.file.state / 'ledger.sqlite-wal'}" in hoard.found()
+        assert f"self_seed in {talk.file.state / 'journal.sqlite-wal'}" in hoard.found()
     finally:
         connection.close()
 
 
 def test_site_toml_names_every_problem_and_its_paths_count_from_its_folder(hospital, tmp_path) -> None:
     (tmp_path / "site").mkdir()
-    write_study_file(tmp_path / "site" / "study.toml")
     path = tmp_path / "site" / "site.toml"
     text = (
-        'name = "north"\nstudy = "study.toml"\nstate = "state"\n[images]\nfolder = "images"\n'
+        'name = "north"\nstate = "state"\n[images]\nfolder = "images"\n'
         '[labels]\nfile = "labels.csv"\nkey = "PatientID"\n[policy]\nmin_patients = 1\nmax_unusable_share = 0.2\n'
-        'max_runs_per_study = 1\nmin_cohort = 2\n[consortium]\nroot = "root.pub"\nroster = "roster.toml"\n'
+        'max_runs_per_study = 1\nmin_cohort = 2\nmin_threshold = 1\nallowed_tasks = ["binary-classification"]\n'
+        'allowed_architectures = ["small-cnn"]\n[consortium]\nroot = "root.pub"\nroster = "roster.toml"\n'
         'identity_key = "identity.key"\n'
     )
     path.write_text(text, encoding="utf-8")
     assert read_site(path).images.folder == tmp_path / "site" / "images"
-    enrol(tmp_path / "server", [path])
-    assert open_site(read_site(path)).status()["study"] == "test-study"
+    enrol(tmp_path / "server", [path], make_study())
+    assert open_site(read_site(path)).status()["site"] == "north"
     path.write_text(
         text.replace("0.2", "1.2").replace('"PatientID"', '"Name"').replace("min_cohort = 2\n", ""),
         encoding="utf-8",
@@ -1099,5 +1111,5 @@ def test_site_toml_names_every_problem_and_its_paths_count_from_its_folder(hospi
         read_site(path)
     assert "3 problems" in str(caught.value)
     assert "policy.min_cohort is missing" in str(caught.value), "what decides privacy has no default"
-    assert "line 8: labels.key = 'Name'" in str(caught.value)
-    assert "line 11: policy.max_unusable_share = 1.2" in str(caught.value)
+    assert "line 7: labels.key = 'Name'" in str(caught.value)
+    assert "line 10: policy.max_unusable_share = 1.2" in str(caught.value)

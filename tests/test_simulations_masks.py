@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from journals import journal_in
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy import stats
@@ -162,8 +163,12 @@ class Consortium:
             (state / "site.secret").chmod(0o600)
             identity, roster = read_membership(file)
             started[file.name] = kind(
-                file.model_copy(update={"state": state}), STUDY, identity=identity, roster=roster
+                file.model_copy(update={"state": state}),
+                identity=identity,
+                roster=roster,
+                journal=journal_in(state, identity, site=file.name),
             )
+            started[file.name]._approvals.decide(STUDY, "approved", by="somebody")
         return started
 
     def run(self, seen: Seen) -> Path:
@@ -193,7 +198,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Consortium:
     paths = tuple(
         write_site(work / "sites" / hospital.name, hospital, STUDY, seed=SEED) for hospital in hospitals
     )
-    enrol(work / "server", paths)
+    enrol(work / "server", paths, STUDY)
     return Consortium(work=work, sites=paths)
 
 
