@@ -822,7 +822,7 @@ def test_after_all_rounds_epsilon_is_within_the_studys_target(hospital, tmp_path
 def test_a_run_that_would_pass_the_lifetime_cap_is_refused_and_an_earlier_one_counts(
     hospital, tmp_path
 ) -> None:
-    cap = {"lifetime_epsilon": 9.5, "lifetime_delta": 1e-4, "max_runs_per_study": 9}
+    cap = {"lifetime_epsilon": 9.0, "lifetime_delta": 1e-4, "max_runs_per_study": 9}
     talk = ready(hospital, tmp_path, make_study(private=True), **cap)
     for number in (1, 2, 3):
         assert isinstance(talk.train(number)[0], Answer)

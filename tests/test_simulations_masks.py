@@ -44,6 +44,7 @@ from shared_models.messages import (
     decode_request,
     encode,
 )
+from shared_models.study import Study
 from shared_models.vector import IntVector
 from simulations.preparation.hospitals import prepare
 from simulations.preparation.sources import PhantomSource
@@ -85,8 +86,8 @@ class OpenSession(SecureSession):
 class OpenSite(Site):
     """A site without masks."""
 
-    def _session_of(self, run_id: str) -> SecureSession:
-        session = super()._session_of(run_id)
+    def _session_of(self, study: Study, run_id: str) -> SecureSession:
+        session = super()._session_of(study, run_id)
         return OpenSession(session._membership, last_round=0)
 
 
@@ -217,7 +218,7 @@ class Twins:
         run = site._run
         assert run is not None
         unflatten(weights, run.model)
-        generator = site._generator(number)
+        generator = site._generator(run, number)
         if number == STUDY.test_round:
             return final_vector(run, generator=generator).vector
         return training_vector(run, number, weights, generator=generator).vector
