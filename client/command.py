@@ -11,16 +11,19 @@ from rich.console import Console
 
 from client.doctor_command import doctor
 from client.inspect_command import index, ledger
-from client.membership import MembershipError, check_node_key, make_keys, read_membership
+from client.journal_command import app as journal_app
+from client.membership import MembershipError, check_node_key, make_keys, own_key, read_membership
 from client.membership import join as join_consortium
 from client.site_file import LabelKey, SiteFile, read_site
-from privacy.secure_aggregation.terms import Terms
+from client.site_journal import make_journal
+from client.withdraw_command import patient, withdraw
+from privacy.journal import JournalError
+from privacy.ledger import LedgerError
 from shared_models.configuration import ConfigurationError, parse_toml
 from shared_models.identity_keys import fingerprint, read_public_key
 from shared_models.node_keys import NodeKeyError, public_line
 from shared_models.processes import follow_parent, private_folder, signals_end
 from shared_models.roster import Roster
-from shared_models.study import read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 PARENT_SECONDS = 40.0
@@ -50,10 +53,10 @@ def init(  # noqa: PLR0917 - the options of a command line
     images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of DICOM files.")],
     labels: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Labels, as CSV.")],
     key: Annotated[LabelKey, typer.Option(help="DICOM attribute in the labels' first column.")],
-    study: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The agreed study.toml.")],
     max_runs: Annotated[
         int, typer.Option(min=1, help="How often the study may be run; each costs again.")
     ] = 1,
+    min_cohort: Annotated[int, typer.Option(min=2, help="Fewest hospitals in a sum that may be opened.")] = 2,
 ) -> None:
     """Make a site: its keys, the request for the coordinator, and site.toml with a policy to be reviewed."""
     config = folder / "site.toml"
@@ -64,7 +67,7 @@ def init(  # noqa: PLR0917 - the options of a command line
             f"{folder} holds keys already ({', '.join(keys)}); choose another folder, or move them away. Keys that the "
             "coordinator admitted cannot be made again: without them this hospital is no site"
         )
-    agreed, root_key = read_study(study), read_public_key(root)
+    root_key = read_public_key(root)
     text = _site_toml(
         name=name,
         server=server,
@@ -72,25 +75,17 @@ def init(  # noqa: PLR0917 - the options of a command line
         labels=labels.resolve(),
         key=key,
         max_runs=max_runs,
-        min_cohort=max(agreed.aggregation.min_cohort, agreed.aggregation.threshold),
+        min_cohort=min_cohort,
     )
     parse_toml(text, SiteFile, origin=f"{config}, which was not made")
     private_folder(folder)
     shutil.copyfile(ca, folder / "ca.pem")
     shutil.copyfile(root, folder / "root.pub")
-    shutil.copyfile(study, folder / "study.toml")
     config.write_text(text, encoding="utf-8")
     path, request = make_keys(folder, name)
+    site = read_site(config)
+    make_journal(site, own_key(site))
     out.print(f"Made {config}. Read it; its policy is this hospital's own decision.")
-    out.print(f"Study: {agreed.title} (hash {agreed.hash[:16]})")
-    out.print("The server opens sums over hospitals only. In a round with")
-    for sentence in Terms.of(agreed.aggregation).explain():
-        out.print(f"  {sentence}")
-    if agreed.aggregation.num_colluding == 0:
-        out.print(
-            "num_colluding = 0: nothing is promised about these sums once a single hospital works together with the "
-            "server; and in a sum of two hospitals, each learns the other's update by subtracting its own"
-        )
     out.print(
         f"Root key of the consortium: {fingerprint(root_key)}; compare it with the coordinator by telephone"
     )
@@ -169,6 +164,9 @@ def status(
 app.command()(index)
 app.command()(ledger)
 app.command()(doctor)
+app.command()(withdraw)
+app.command()(patient)
+app.add_typer(journal_app, name="journal")
 
 
 def main() -> None:
@@ -180,7 +178,7 @@ def main() -> None:
     except (ConfigurationError, MembershipError) as error:
         err.print(str(error), style="red", markup=False)
         sys.exit(USAGE)
-    except (SiteError, OSError) as error:
+    except (JournalError, LedgerError, SiteError, OSError) as error:
         err.print(str(error), style="red", markup=False)
         sys.exit(FAILURE)
 
@@ -245,8 +243,7 @@ def _site_toml(
 # This hospital's own file; nobody else ever sees it. Relative paths count from this file's folder.
 
 name = {json.dumps(name)}
-study = "study.toml"     # the study that this hospital agreed to; anything else is refused
-state = "state"          # ledger, journal, logs; private to this user
+state = "state"          # journal, approved studies, logs; private to this user
 
 [images]
 folder = {json.dumps(str(images), ensure_ascii=False)}
@@ -258,9 +255,13 @@ key = {json.dumps(key)}
 
 [policy]
 # What this hospital refuses, whatever the server asks. Review every line.
-min_cohort = {min_cohort:<18}# no study that lets sums of fewer sites be opened; this one: {min_cohort}
+min_cohort = {min_cohort:<18}# no study that lets sums of fewer hospitals be opened
+min_threshold = 2              # no study in which fewer hospitals can open a sum
 min_patients = 20              # fewer training patients than this: no training
 max_unusable_share = 0.2       # more unusable files than this share: no training
+allowed_tasks = ["binary-classification"]
+allowed_architectures = ["small-cnn"]
+ask_each_run = false           # true: somebody here approves each run, not only each study
 max_runs_per_study = {max_runs:<10}# each run of a study costs its epsilon again
 # lifetime_epsilon = 8.0       # what all studies together may cost one patient
 # lifetime_delta = 1e-5

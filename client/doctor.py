@@ -15,6 +15,8 @@ from client.doctor_server import ServerChecks
 from client.membership import MembershipError, check_node_key, read_membership
 from client.secret import SECRET_NAME, SecretError, SiteSecret
 from client.site_file import Server, SiteFile, read_site
+from client.site_journal import open_journal
+from privacy.journal import JournalError
 from shared_models.checkup import Check, NotChecked, Outcome, Wrong, needed, ok, warning
 from shared_models.configuration import ConfigurationError
 from shared_models.file_checks import MIB, check_disk, check_own_folder, check_state_folder, read_private_file
@@ -29,7 +31,6 @@ DEFAULT_PAYLOAD_BYTES = 4 * MIB
 NEED_BYTES, LEAST_BYTES = 1024 * MIB, 64 * MIB
 MODELS_ON_DISK = 10
 AGENT_SECONDS = 3.0
-LEDGER = "ledger.sqlite"
 NO_SITE, NO_SERVER, NO_KEY = (
     "site.toml cannot be used",
     "site.toml names no server",
@@ -98,6 +99,7 @@ class SiteDoctor:
             ("identity key", self._identity_key),
             ("state folder", self._state_folder),
             ("site secret", self._site_secret),
+            ("journal", self._journal),
             ("disk", self._disk),
             ("site", self._running),
             ("images", lambda: check_images(self._site().images)),
@@ -173,18 +175,18 @@ class SiteDoctor:
     def _site_secret(self) -> Outcome:
         state = self._site().state
         path = state / SECRET_NAME
-        if not path.exists():
-            if (state / LEDGER).exists():
-                raise Wrong(
-                    f"{path} is not there, but a ledger is: put the secret back from a backup. With a new one nobody "
-                    "knows any more what each patient has spent"
-                )
-            return ok("not made yet; `collegium-client index` makes it")
         try:
-            SiteSecret.load_or_create(state)
+            SiteSecret.load(state)
         except SecretError as error:
             raise Wrong(str(error)) from error
         return ok(f"{path} is there and private; keep a backup")
+
+    def _journal(self) -> Outcome:
+        try:
+            entries = open_journal(self._site()).verify()
+        except (JournalError, MembershipError) as error:
+            raise Wrong(str(error)) from error
+        return ok(f"{len(entries)} entries, each signed, none changed, none missing")
 
     def _disk(self) -> Outcome:
         size = self._payload_bytes

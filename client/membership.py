@@ -56,7 +56,7 @@ def read_membership(file: SiteFile) -> tuple[Ed25519PrivateKey, Roster]:
     Raises:
         MembershipError: a key cannot be used, the site has joined no roster, or the roster does not have it.
     """
-    identity, root = _own_key(file), _root(file)
+    identity, root = own_key(file), root_key(file)
     if not file.consortium.roster.exists():
         raise MembershipError(
             f"{file.consortium.roster} is not there: this site has not joined yet. Send {file.name}.request.toml to "
@@ -99,7 +99,7 @@ def join(file: SiteFile, given: Path) -> Roster:
         MembershipError: it is not the consortium's, does not have this site's keys under its name, or is older
             than the roster that the site has; that one stays as it is.
     """
-    identity, root = _own_key(file), _root(file)
+    identity, root = own_key(file), root_key(file)
     try:
         raw = given.read_bytes()
         roster = parse_roster(raw.decode("utf-8"), root, origin=str(given))
@@ -116,14 +116,16 @@ def join(file: SiteFile, given: Path) -> Roster:
     return roster
 
 
-def _own_key(file: SiteFile) -> Ed25519PrivateKey:
+def own_key(file: SiteFile) -> Ed25519PrivateKey:
+    """The site's private identity key. Raises MembershipError."""
     try:
         return read_identity_key(file.consortium.identity_key)
     except IdentityKeyError as error:
         raise MembershipError(f"consortium.identity_key: {error}") from error
 
 
-def _root(file: SiteFile) -> str:
+def root_key(file: SiteFile) -> str:
+    """The consortium's root public key, one OpenSSH line, as this site pinned it. Raises MembershipError."""
     try:
         return read_public_key(file.consortium.root)
     except IdentityKeyError as error:

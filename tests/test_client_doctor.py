@@ -22,6 +22,9 @@ from client.doctor import SiteDoctor, payload_bytes
 from client.doctor_network import Answer, Route, connect
 from client.doctor_proxy import proxy_for
 from client.doctor_server import judge_clock, judge_speed
+from client.membership import own_key
+from client.site_file import read_site
+from client.site_journal import make_journal
 from server.certificates import Authority
 from server.gate_doctor import DoctorRefused
 from server.server_file import read_sites
@@ -49,7 +52,8 @@ class Hospital:
         (self.folder / "labels.csv").write_text("PatientID;finding\nJane;yes\n")
         self.state = self.folder / "state"
         self.state.mkdir(mode=0o700)
-        write_private(self.state / "site.secret", bytes(32))
+        file = read_site(self.config)
+        make_journal(file, own_key(file))
         write_private(self.state / "index.json", b"{}")
         self.port = self.server.listen.port
         self.environment: dict[str, str] = {}
@@ -206,11 +210,17 @@ def test_keys_that_are_gone_or_none_are_told(north: Hospital) -> None:
     not_checked(findings, "registration")
 
 
-def test_a_secret_that_is_gone_while_there_is_a_ledger_has_to_come_from_a_backup(north: Hospital) -> None:
+def test_a_secret_that_is_gone_has_to_come_from_a_backup(north: Hospital) -> None:
     (north.state / "site.secret").unlink()
-    says(north.findings(), "site secret", "ok", "collegium-client index")
-    (north.state / "ledger.sqlite").touch()
     says(north.findings(), "site secret", "wrong", "from a backup")
+
+
+def test_a_journal_that_is_gone_or_was_edited_is_found(north: Hospital) -> None:
+    says(north.findings(), "journal", "ok", "1 entries, each signed")
+    (north.state / "journal.anchor").unlink()
+    says(north.findings(), "journal", "wrong", "put the newest backup")
+    (north.state / "journal.sqlite").unlink()
+    says(north.findings(), "journal", "wrong", "is not there")
 
 
 def test_a_full_disk_is_found_by_writing_to_it(north: Hospital) -> None:

@@ -83,7 +83,6 @@ def make_site(folder: Path, name: str, server: ServerFile, key: bytes, *, ca: Pa
     config.write_text(
         f"""
 name = "{name}"
-study = "study.toml"
 state = "state"
 [images]
 folder = "images"
@@ -95,6 +94,9 @@ min_cohort = 2
 min_patients = 1
 max_unusable_share = 1.0
 max_runs_per_study = 100
+min_threshold = 1
+allowed_tasks = ["binary-classification"]
+allowed_architectures = ["small-cnn"]
 [consortium]
 root = "{server.root}"
 roster = "{server.roster}"
