@@ -183,7 +183,7 @@ class SiteDoctor:
 
     def _journal(self) -> Outcome:
         try:
-            entries = open_journal(self._site()).verify()
+            entries = open_journal(self._site(), to_append=False).verify()
         except (JournalError, MembershipError) as error:
             raise Wrong(str(error)) from error
         return ok(f"{len(entries)} entries, each signed, none changed, none missing")

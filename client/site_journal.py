@@ -36,15 +36,21 @@ def make_journal(file: SiteFile, identity: Ed25519PrivateKey, *, after_loss: str
     return create_journal(file.state, identity, site=file.name, after_loss=after_loss)
 
 
-def open_journal(file: SiteFile, identity: Ed25519PrivateKey | None = None) -> Journal:
-    """Open and check the site's journal.
+def open_journal(
+    file: SiteFile, identity: Ed25519PrivateKey | None = None, *, to_append: bool = True
+) -> Journal:
+    """Open and check the site's journal; without *to_append* nothing is written, not even the anchor.
 
     Raises:
         JournalError: it is missing, older than it should be, or not what the site wrote.
         MembershipError: the identity key cannot be read.
     """
     identity = identity or own_key(file)
-    return Journal(file.state, public_key=identity.public_key().public_bytes_raw(), identity=identity)
+    return Journal(
+        file.state,
+        public_key=identity.public_key().public_bytes_raw(),
+        identity=identity if to_append else None,
+    )
 
 
 class Record:
