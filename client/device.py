@@ -38,6 +38,8 @@ def prepare_torch(compute: Compute) -> None:
     if compute.num_threads:
         torch.set_num_threads(compute.num_threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # Else each new tensor would be filled first, which only helps to find code that reads it unwritten.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 

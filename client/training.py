@@ -158,7 +158,7 @@ def train(
 
         divisor = training.sample_rate * num_patients
         for weight, part in zip(model.parameters(), gradient.take(), strict=True):
-            weight.grad = (part / divisor).to(weight.dtype)
+            weight.grad = part.div_(divisor).to(weight.dtype)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

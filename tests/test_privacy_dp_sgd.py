@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from privacy.clipping import ClippedGradientSum, UnsupportedModelError, check_supported
-from privacy.noise import noised_counts, noised_sum
+from privacy.noise import _add_on_device, noised_counts, noised_sum
 from privacy.randomness import CryptographicGenerator
 from privacy.sampling import pick_images, sample_patients
 from shared_models.architectures import build_model
@@ -57,7 +57,17 @@ def test_noise_has_the_claimed_variance_and_the_test_rejects_others(actual: floa
     samples = np.concatenate([part.numpy().ravel() for part in noised])
     assert _fits_variance(samples, 2.0) is accepted
     assert abs(samples.mean()) < 5 * 2.2 / math.sqrt(samples.size)
-    assert float(parts[0].abs().sum()) == 0.0
+
+
+def test_bits_sent_to_a_device_become_the_same_noise_and_parts_do_not_matter() -> None:
+    sizes = (5, 40_000, 1, 3)
+    parts = [torch.ones(size, dtype=torch.float64) for size in sizes]
+    here = torch.cat(noised_sum(parts, standard_deviation=2.0, generator=generator(8)))
+    whole = torch.from_numpy(generator(8).normal(sum(sizes)))
+    assert torch.equal(here, torch.ones(sum(sizes), dtype=torch.float64).add_(whole, alpha=2.0))
+    there = [torch.ones(size, dtype=torch.float64) for size in sizes]
+    _add_on_device(there, 2.0, generator(8))
+    assert torch.allclose(here, torch.cat(there), rtol=1e-14, atol=1e-14)
 
 
 def test_normal_numbers_pass_a_kolmogorov_smirnov_test() -> None:
