@@ -263,7 +263,8 @@ class Site:
         if Manifest.of(model).hash != request.manifest_hash:
             raise RequestRefused("model-differs", "the server's model has other weights; versions differ")
         if study.privacy.mode != "none":
-            check_supported(model)
+            image = study.image
+            check_supported(model, image_shape=(image.channels, image.rows, image.columns))
         try:
             check_study(self._file, study)
             check_runs(self._ledger, self._file.policy, study, run_id=request.run_id)

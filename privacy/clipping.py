@@ -1,36 +1,76 @@
 """Per-patient gradients, clipped to a bound and summed."""
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
-from opacus import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
+from privacy.ghost.errors import UnsupportedModelError
+from privacy.ghost.matrices import Norms
+from privacy.ghost.patients import Rows
+from privacy.ghost.sums import GhostClipping
+
+__all__ = ["ClippedGradientSum", "LossPerPatient", "Norms", "UnsupportedModelError", "check_supported"]
+
 LossPerPatient: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+_INSTANCE_NORMS = nn.modules.instancenorm._InstanceNorm
 
 
-class UnsupportedModelError(ValueError):
-    """A layer of the model mixes patients or cannot give per-patient gradients."""
+def check_supported(model: nn.Module, *, image_shape: Sequence[int] | None = None) -> None:
+    """Put *model* into training mode and check that each patient's gradient depends on that patient alone.
 
+    Args:
+        model: on any device.
+        image_shape: (channels, ...) of an image. If it is given two made-up images are tried, which finds what the
+            list of layers does not tell: layers that are called twice, weights used elsewhere, rows that mix.
 
-def check_supported(model: nn.Module) -> None:
-    """Put *model* into training mode and raise UnsupportedModelError if it mixes patients."""
+    Raises:
+        UnsupportedModelError: the model mixes patients, or a weight's per-patient gradient is not to be had.
+    """
     model.train()
+    for name, module in model.named_modules():
+        # Frozen ones too: their statistics are those of the batch.
+        if isinstance(module, _BATCH_NORMS) and not isinstance(module, _INSTANCE_NORMS):
+            raise _refused(f"{name} is a {type(module).__name__}, which mixes the patients of a batch")
+        if isinstance(module, _INSTANCE_NORMS) and module.track_running_stats:
+            raise _refused(f"{name} is an {type(module).__name__} that keeps statistics over patients")
     if problems := ModuleValidator.validate(model, strict=False):
+        raise _refused(str(problems[0]))
+    clipping = GhostClipping(model)
+    if image_shape is not None:
+        _try_out(model, clipping, image_shape)
+
+
+def _refused(problem: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the model cannot be trained with differential privacy: {problem}; use GroupNorm instead of batch "
+        "normalisation"
+    )
+
+
+def _try_out(model: nn.Module, clipping: GhostClipping, image_shape: Sequence[int]) -> None:
+    device = clipping.parameters[0].device
+    with torch.random.fork_rng(devices=[]):
+        made_up = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+        clipping.clipped(lambda: model(made_up).flatten(1).sum(1), Rows.of(2, None), max_grad_norm=1.0)
+        made_up.requires_grad_()
+        (gradient,) = torch.autograd.grad(model(made_up)[0].sum(), made_up)
+    if bool(gradient[1].count_nonzero()):
         raise UnsupportedModelError(
-            f"the model cannot be trained with differential privacy: {problems[0]}; use GroupNorm instead of "
-            "batch normalisation"
+            "the model cannot be trained with differential privacy: what it says of one image depends on another "
+            "image of the batch; use layers that treat each image by itself"
         )
 
 
 class ClippedGradientSum:
     """Sums gradients of patients, each clipped to ``max_grad_norm``.
 
-    *Guarantee*: adding or removing one patient changes the sum by at most ``max_grad_norm`` in L2 norm, up to
-    rounding in float64. A patient whose gradient is not finite contributes zero.
+    *Guarantee*: a patient contributes at most ``max_grad_norm`` in L2 norm, rounding included; `privacy.ghost.rounding`
+    says what of that is proved. Besides, the rounding of the others' sum, which is float32 within a physical batch, is
+    another with that patient than without. A patient whose gradient is not finite contributes zero.
 
     ===========================  ==========================================
     case                         contribution
@@ -41,59 +81,68 @@ class ClippedGradientSum:
     no patient at all            the sum stays as it is
     ===========================  ==========================================
 
-    Per-sample gradients are Opacus' (`GradSampleModule`); clipping and summing are here, because Opacus'
-    optimizer multiplies non-finite gradients by zero (which is NaN) and sums in the gradients' own precision.
+    Clipping is to 2⁻¹⁸ less than ``max_grad_norm``, which is the margin for rounding.
 
     Args:
-        model: the model to differentiate; hooks are attached to it until `close`.
+        model: the model to differentiate; between calls it is as it was.
         max_grad_norm: the bound C.
+        norms: how norms are computed; anything but the default is for tests.
 
     Raises:
         UnsupportedModelError: the model mixes patients, for instance by batch normalisation.
     """
 
-    def __init__(self, model: nn.Module, *, max_grad_norm: float) -> None:
+    def __init__(self, model: nn.Module, *, max_grad_norm: float, norms: Norms = Norms.CHEAPEST) -> None:
         check_supported(model)
-        self._model = GradSampleModule(model, loss_reduction="sum")
+        self._model = model
+        self._clipping = GhostClipping(model, norms=norms)
         self._max_grad_norm = max_grad_norm
-        self._parameters = [weight for weight in self._model.parameters() if weight.requires_grad]
-        self.sum = [torch.zeros_like(weight, dtype=torch.float64) for weight in self._parameters]
+        self._sum: list[Tensor | None] = [None] * len(self._clipping.parameters)
 
     def add(
-        self, images: Tensor, labels: Tensor, *, loss: LossPerPatient, mixed_precision: bool = False
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        loss: LossPerPatient,
+        mixed_precision: bool = False,
+        patient: Tensor | None = None,
     ) -> None:
-        """Add the patients of one physical batch, one image each.
+        """Add the patients of one physical batch.
 
         Args:
-            images: shape (patients, channels, rows, columns), at least one.
-            labels: shape (patients,).
-            loss: maps logits and labels to one loss per patient, shape (patients,).
-            mixed_precision: forward and backward in bfloat16 where the device has it; norms and sums are
-                float32 and float64 in any case.
+            images: shape (rows, channels, ...), at least one.
+            labels: shape (rows, ...).
+            loss: maps logits and labels to one loss per row, shape (rows,).
+            mixed_precision: forward and backward in bfloat16 where the device has it; norms are float32 and sums
+                float64 in any case.
+            patient: int64, shape (rows,), the patient of each row, numbered from 0; None if each row is a patient. All
+                images of a patient must be in one batch: it is their summed gradient that is clipped.
+
+        Raises:
+            UnsupportedModelError: the model does something in this pass that `check_supported` has not seen.
         """
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
-            logits = self._model(images)
-        with warnings.catch_warnings():
-            # The images need no gradient, which torch remarks for the first layer's full backward hook.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            loss(logits.float(), labels).sum().backward()  # type: ignore[no-untyped-call]
-        samples = [weight.grad_sample.detach().float().flatten(1) for weight in self._parameters]
-        parts = [torch.linalg.vector_norm(sample, dim=1, dtype=torch.float64) for sample in samples]
-        norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)
-        finite = norms.isfinite()
-        factors = torch.where(finite, self._max_grad_norm / norms.clamp(min=self._max_grad_norm), 0.0)
-        all_finite = bool(finite.all())
-        for total, sample in zip(self.sum, samples, strict=True):
-            rows = sample.double() if all_finite else torch.where(finite[:, None], sample.double(), 0.0)
-            total.add_((factors @ rows).view_as(total))
-        self._model.zero_grad(set_to_none=True)
+
+        def losses() -> Tensor:
+            with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
+                logits = self._model(images)
+            return loss(logits.float(), labels)
+
+        rows = Rows.of(len(images), patient)
+        clipped = self._clipping.clipped(losses, rows, max_grad_norm=self._max_grad_norm)
+        for number, part in enumerate(clipped.parts):
+            total = self._sum[number]
+            if part is not None:
+                self._sum[number] = part.double().contiguous() if total is None else total.add_(part)
 
     def take(self) -> list[Tensor]:
         """Return the sum, float64, one tensor a parameter, and begin anew."""
-        taken = self.sum
-        self.sum = [torch.zeros_like(part) for part in taken]
-        return taken
+        weights = self._clipping.parameters
+        taken, self._sum = self._sum, [None] * len(weights)
+        return [
+            torch.zeros_like(weight, dtype=torch.float64) if part is None else part
+            for part, weight in zip(taken, weights, strict=True)
+        ]
 
     def close(self) -> None:
-        """Take the hooks off the model again."""
-        self._model.to_standard_module()
+        """Nothing stays attached to the model between calls."""

@@ -3,6 +3,7 @@
 Without such a device all of it is skipped. Gradients are compared with plain autograd in float64 on the processor.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from exact_gradients import TASK, exact_sum, norm_of, random_images
+from ghost_models import LAYERS, MODELS, clipped, exact, images_of, made
 from studies import make_study
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ from client.roles import Role
 from client.site_file import Compute
 from client.training import GradientSum, Machine, PlainGradientSum, PrivateGradientSum, train
 from privacy.accounting import TrainingCost
-from privacy.clipping import ClippedGradientSum
+from privacy.clipping import ClippedGradientSum, Norms
 from privacy.noise import noised_sum
 from privacy.randomness import CryptographicGenerator
 from shared_models.architectures import build_model
@@ -42,8 +44,8 @@ STUDY = make_study(
     private=True,
 )
 
-ROUNDING = 1e-6
-"""Of a patient's clipped gradient in float32, relative to it. On an H200 3e-7 at most; with TF32 2e-4 at least."""
+ROUNDING = 1e-5
+"""Of a patient's clipped gradient in float32, relative to it, 4e-6 of it margin. With TF32 2e-4 at least."""
 ROUNDING_BFLOAT16 = 0.03
 """Of a clipped sum in mixed precision, in units of the bound and a patient. On an H200 0.007."""
 
@@ -170,6 +172,21 @@ def test_the_clipped_sum_of_a_batch_equals_exact_autograd() -> None:
     assert error <= ROUNDING * 0.3 * len(images)
 
 
+@pytest.mark.parametrize("norms", Norms)
+@pytest.mark.parametrize("name", [*LAYERS, *MODELS])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_each_layers_and_models_clipped_sum_equals_exact_autograd(name: str, norms: Norms) -> None:
+    make, shape = {**LAYERS, **MODELS}[name]
+    model, images = made(make), images_of((4, *shape))
+    images[1], images[2] = 0.0, images[2] * 1e6
+    bound = norm_of(exact(model, images[:1], 1e30)) / 2
+    for patient in (None, torch.tensor([0, 1, 1, 2])):
+        owner = None if patient is None else patient.to(CUDA)
+        want = exact(model, images, bound, patient=patient)
+        got = clipped(copy.deepcopy(model).to(CUDA), images.to(CUDA), bound, norms=norms, patient=owner)
+        assert distance(got, want) <= ROUNDING * bound * len(images)
+
+
 @pytest.mark.skipif(not has_bfloat16(CUDA), reason="devices without bfloat16 have no TF32 either")
 def test_with_tf32_the_clipped_sum_would_be_found_out() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -188,7 +205,7 @@ def test_no_patient_moves_the_sum_by_more_than_the_bound(scale: float, mixed_pre
         images, labels = random_images(seed, 1, scale, study=STUDY)
         summed = clipped_on_cuda(images, labels, bound, mixed_precision=mixed_precision)
         assert all(part.dtype == torch.float64 and part.device.type == "cuda" for part in summed)
-        assert 0.999 * bound < norm_of(summed) <= bound * (1 + 1e-14)
+        assert 0.999 * bound < norm_of(summed) <= bound
 
 
 @pytest.mark.parametrize("mixed_precision", [False, True])
@@ -243,12 +260,16 @@ def test_small_gradients_survive_bfloat16_without_a_gradient_scaler() -> None:
 # Noise
 
 
-def test_noise_on_the_device_is_the_generators_to_the_bit_and_stays_float64() -> None:
+def test_noise_on_the_device_is_the_processors_but_for_the_last_bits_and_stays_float64() -> None:
     parts = [torch.ones(300, 100, dtype=torch.float64), torch.ones(20_000, dtype=torch.float64)]
+    sent = [part.to(CUDA) for part in parts]
     here = noised_sum(parts, standard_deviation=2.0, generator=generator(1))
-    there = noised_sum([part.to(CUDA) for part in parts], standard_deviation=2.0, generator=generator(1))
+    there = noised_sum(sent, standard_deviation=2.0, generator=generator(1))
     assert all(part.device.type == "cuda" and part.dtype == torch.float64 for part in there)
-    assert all(torch.equal(one, other.cpu()) for one, other in zip(here, there, strict=True))
+    assert all(
+        torch.allclose(one, other.cpu(), rtol=1e-14, atol=1e-14)
+        for one, other in zip(here, there, strict=True)
+    )
 
 
 def test_a_steps_noise_has_the_claimed_variance_and_no_seed_of_torch_fixes_it() -> None:
