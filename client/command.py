@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 
 from client.inspect_command import index, ledger
-from client.membership import MembershipError, check_node_key, make_keys, read_membership
+from client.membership import MembershipError, check_node_key, make_keys, read_joined
 from client.membership import join as join_consortium
+from client.renew_command import renew
+from client.renewed_keys import renewed_keys
 from client.site_file import LabelKey, SiteFile, read_site
 from privacy.secure_aggregation.terms import Terms
 from shared_models.configuration import ConfigurationError, parse_toml
@@ -113,6 +115,11 @@ def join(
     out.print(f"  roster {roster.fingerprint}")
     for entry in roster.site:
         out.print(f"  site {entry.name}: keys {entry.fingerprint}", markup=False)
+    for past in roster.revoked:
+        what = "replaced" if past.replaced else "taken out"
+        out.print(f"  {what} in version {past.version}: {past.name}, keys {past.fingerprint}", markup=False)
+    if renewed_keys(site) is not None:
+        out.print("This site's new keys are not in this version; the old ones stay in use.")
     out.print(f"Wrote {site.consortium.roster}. A running site learns of it at its next start.")
 
 
@@ -126,8 +133,7 @@ def start(config: ConfigOption = Path("site.toml"), end_with_parent: WithParent 
 
     site = read_site(config)
     _check_key(site)
-    _, roster = read_membership(site)
-    check_node_key(site, roster)
+    check_node_key(site, read_joined(site))
     try:
         with signals_end():
             out.print(f'Site "{site.name}" starts; logs are in {site.state / "logs"}. Ctrl-C ends it.')
@@ -167,6 +173,7 @@ def status(
 
 app.command()(index)
 app.command()(ledger)
+app.command("renew-keys")(renew)
 
 
 def main() -> None:
@@ -206,7 +213,7 @@ def _num_sites(roster: Roster) -> str:
 def _roster_status(site: SiteFile) -> tuple[str, Roster | None]:
     """In words, and the roster itself where the site joined one."""
     try:
-        _, roster = read_membership(site)
+        roster = read_joined(site)
     except MembershipError as error:
         return str(error), None
     return f"version {roster.version}, {_num_sites(roster)}", roster

@@ -11,24 +11,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from server.certificates import Authority
+from server.roster_command import admit, num_sites, revoke
 from server.server_file import ServerFile, read_server, read_sites
 from shared_models.configuration import ConfigurationError
-from shared_models.identity_keys import (
-    IdentityKeyError,
-    fingerprint,
-    identity_line,
-    new_identity_key,
-    read_identity_key,
-    read_public_key,
-)
+from shared_models.identity_keys import fingerprint, identity_line, new_identity_key, read_identity_key
 from shared_models.processes import follow_parent, private_folder, signals_end, write_private
 from shared_models.roster import Roster, write_roster
-from shared_models.site_request import read_request
 from shared_models.study import Study, read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -95,29 +87,6 @@ def init(
 
 
 @app.command()
-def admit(
-    request_file: Annotated[Path, typer.Argument(help="The hospital's NAME.request.toml.", dir_okay=False)],
-    config: ConfigOption = Path("server.toml"),
-    root_key: Annotated[
-        Path | None, typer.Option(help="The root's private key; root.key beside server.toml if not given.")
-    ] = None,
-) -> None:
-    """Put a hospital into the roster and sign it, after comparing the keys' fingerprint with it by telephone."""
-    server = read_server(config)
-    root = _root_private(server, root_key or config.resolve().parent / "root.key")
-    request = read_request(request_file)
-    roster = read_sites(server).with_site(request.site)
-    write_roster(server.roster, roster, root)
-    out.print(f'"{request.name}" is admitted; the roster has {_num_sites(roster)}.')
-    out.print(f"Fingerprint of its keys: {request.fingerprint}")
-    out.print("Compare it with what the hospital reads out before you give the roster to anybody.")
-    out.print(
-        f"Then give {server.roster} (version {roster.version}) to every hospital:  collegium-client join roster.toml"
-    )
-    out.print("A running server learns of it at its next start.")
-
-
-@app.command()
 def run(
     config: ConfigOption = Path("server.toml"),
     resume: Annotated[
@@ -179,12 +148,16 @@ def status(
         typer.echo(json.dumps(values, indent=2))
         return
     out.print(f"Running: {now[0]['run_id']}" if now else "Not running.")
-    out.print(f"Roster: version {roster.version}, {_num_sites(roster)}")
+    out.print(f"Roster: version {roster.version}, {num_sites(roster)}")
     for site in roster.site:
         state = "connected" if site.name in online else "not connected"
         out.print(f"  site {site.name}: {state if now else 'unknown'}  keys {site.fingerprint}")
     for name, state in runs.items():
         out.print(f"  run {name}: {state}")
+
+
+app.command()(admit)
+app.command()(revoke)
 
 
 def main() -> None:
@@ -217,26 +190,6 @@ def _make_root(folder: Path) -> str:
     if not (folder / "roster.toml").exists():
         write_roster(folder / "roster.toml", Roster(version=0), private)
     return line
-
-
-def _root_private(server: ServerFile, path: Path) -> Ed25519PrivateKey:
-    """The private key that belongs to the server's root.pub."""
-    try:
-        private = read_identity_key(path)
-    except IdentityKeyError as error:
-        raise ConfigurationError(
-            f"the root key: {error}. If you keep it elsewhere, say where with --root-key"
-        ) from error
-    if identity_line(private) != read_public_key(server.root):
-        raise ConfigurationError(
-            f"{path} is not the private key of {server.root}; say with --root-key where the consortium's is"
-        )
-    return private
-
-
-def _num_sites(roster: Roster) -> str:
-    num = len(roster.site)
-    return f"{num} site{'s' * (num != 1)}"
 
 
 def _chosen_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
