@@ -19,6 +19,7 @@ from privacy.secure_aggregation.terms import Terms
 from shared_models.configuration import ConfigurationError, parse_toml
 from shared_models.identity_keys import fingerprint, read_public_key
 from shared_models.node_keys import NodeKeyError, public_line
+from shared_models.passphrase import asked_passphrase, new_passphrase
 from shared_models.processes import follow_parent, private_folder, signals_end
 from shared_models.roster import Roster
 from shared_models.study import read_study
@@ -38,6 +39,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 WithParent = Annotated[
     bool, typer.Option("--end-with-parent", hidden=True, help="End when standard input is closed.")
 ]
+PassphraseOption = Annotated[
+    bool, typer.Option("--passphrase", help="Encrypt the private keys under a passphrase.")
+]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
 
 
@@ -55,6 +59,7 @@ def init(  # noqa: PLR0917 - the options of a command line
     max_runs: Annotated[
         int, typer.Option(min=1, help="How often the study may be run; each costs again.")
     ] = 1,
+    passphrase: PassphraseOption = False,
 ) -> None:
     """Make a site: its keys, the request for the coordinator, and site.toml with a policy to be reviewed."""
     config = folder / "site.toml"
@@ -76,12 +81,13 @@ def init(  # noqa: PLR0917 - the options of a command line
         min_cohort=max(agreed.aggregation.min_cohort, agreed.aggregation.threshold),
     )
     parse_toml(text, SiteFile, origin=f"{config}, which was not made")
+    secret = new_passphrase() if passphrase else None
     private_folder(folder)
     shutil.copyfile(ca, folder / "ca.pem")
     shutil.copyfile(root, folder / "root.pub")
     shutil.copyfile(study, folder / "study.toml")
     config.write_text(text, encoding="utf-8")
-    path, request = make_keys(folder, name)
+    path, request = make_keys(folder, name, secret)
     out.print(f"Made {config}. Read it; its policy is this hospital's own decision.")
     out.print(f"Study: {agreed.title} (hash {agreed.hash[:16]})")
     out.print("The server opens sums over hospitals only. In a round with")
@@ -137,7 +143,13 @@ def start(config: ConfigOption = Path("site.toml"), end_with_parent: WithParent 
     try:
         with signals_end():
             out.print(f'Site "{site.name}" starts; logs are in {site.state / "logs"}. Ctrl-C ends it.')
-            run_site(site, config, tell=lambda line: out.print(line, markup=False), ended=lambda: False)
+            run_site(
+                site,
+                config,
+                tell=lambda line: out.print(line, markup=False),
+                ended=lambda: False,
+                passphrase=asked_passphrase(),
+            )
     except KeyboardInterrupt:
         err.print("Stopped.")
         raise typer.Exit(INTERRUPTED) from None

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from shared_models.key_files import key_file
+
 CA_DAYS = 3650
 SERVER_DAYS = 825
 CLOCK_SLACK = timedelta(hours=1)
@@ -49,6 +51,10 @@ class Authority:
     def issued(self) -> Issued:
         """The authority's own certificate and key."""
         return Issued(certificate=self._certificate.public_bytes(Encoding.PEM), key=_key_pem(self._key))
+
+    def key_file(self, passphrase: str | None) -> bytes:
+        """The authority's key as a file: under the passphrase, plain where there is none."""
+        return key_file(self._key, passphrase)
 
     def server(self, hosts: Sequence[str], *, days: int = SERVER_DAYS) -> Issued:
         """Issue a server certificate.

@@ -19,6 +19,7 @@ from server.roster_command import admit, num_sites, revoke
 from server.server_file import ServerFile, read_server, read_sites
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import fingerprint, identity_line, new_identity_key, read_identity_key
+from shared_models.passphrase import asked_passphrase, new_passphrase
 from shared_models.processes import follow_parent, private_folder, signals_end, write_private
 from shared_models.roster import Roster, write_roster
 from shared_models.study import Study, read_study
@@ -47,6 +48,9 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder to make; must not hold a server yet.")],
     host: Annotated[list[str], typer.Option(help="Name or address by which sites reach this server.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on which they reach it.")] = 9443,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Encrypt root.key and ca.key under a passphrase.")
+    ] = False,
 ) -> None:
     """Make a consortium and its server: certificates, root key, server.toml, a roster without sites."""
     if (folder / "server.toml").exists():
@@ -61,10 +65,11 @@ def init(
         issued = authority.server(host)
     except ValueError as error:
         raise ConfigurationError(f"--host: {error}") from error
+    secret = new_passphrase() if passphrase else None
     folder.mkdir(parents=True, exist_ok=True)
-    root = _make_root(folder)
+    root = _make_root(folder, secret)
     tls = private_folder(folder / "tls")
-    write_private(tls / "ca.key", authority.issued.key)
+    write_private(tls / "ca.key", authority.key_file(secret))
     write_private(tls / "server.key", issued.key)
     (tls / "ca.pem").write_bytes(authority.issued.certificate)
     (tls / "server.pem").write_bytes(issued.certificate)
@@ -176,15 +181,15 @@ def main() -> None:
         sys.exit(FAILURE)
 
 
-def _make_root(folder: Path) -> str:
+def _make_root(folder: Path, passphrase: str | None) -> str:
     """Make root key and empty roster, unless the folder has them. Returns the public key's line."""
     if not (folder / "root.key").exists():
         if (folder / "roster.toml").exists():
             raise ConfigurationError(
                 f"{folder / 'roster.toml'} exists without its root.key; bring that key, or remove the roster"
             )
-        write_private(folder / "root.key", new_identity_key()[0])
-    private = read_identity_key(folder / "root.key")
+        write_private(folder / "root.key", new_identity_key(passphrase)[0])
+    private = read_identity_key(folder / "root.key", lambda key: passphrase or asked_passphrase()(key))
     line = identity_line(private)
     (folder / "root.pub").write_text(line + "\n", encoding="ascii")
     if not (folder / "roster.toml").exists():
