@@ -19,6 +19,7 @@ from pathlib import Path
 
 from client.agent import DRAINED, UNUSABLE
 from client.agent_channel import socket_path
+from client.certificate_words import certificate_words
 from client.key_handover import HandedKeys, handed_keys
 from client.site_file import Server, SiteFile
 from shared_models.passphrase import PassphraseOf, passphrase_of
@@ -69,7 +70,7 @@ def check_server(server: Server) -> None:
         SiteError: the certificate is not what the site was given to expect, or a file is missing.
         ServerNotReached: nobody answers there at the moment.
     """
-    host, port = server.address.rsplit(":", 1)
+    host, port = server.host, server.port
     ca = server.ca_certificate
     try:
         context = ssl.create_default_context(cafile=str(ca))
@@ -83,12 +84,12 @@ def check_server(server: Server) -> None:
         ) from error
     try:
         with (
-            socket.create_connection((host, int(port)), CONNECT_SECONDS) as plain,
+            socket.create_connection((host, port), CONNECT_SECONDS) as plain,
             context.wrap_socket(plain, server_hostname=host),
         ):
             return
     except ssl.SSLCertVerificationError as error:
-        raise SiteError(_certificate_words(server, host, error)) from error
+        raise SiteError(certificate_words(server, error)) from error
     except ssl.SSLError as error:
         raise SiteError(
             f"{server.address} answers, but not with TLS ({error.reason}); check server.address and any proxy"
@@ -235,23 +236,6 @@ def _supernode_words(child: Child, file: SiteFile) -> str:
     if NOT_AUTHENTICATED in said:
         return "the server refuses this site's signature: check that this machine's clock is right"
     return f"the SuperNode ended; see {child.log}"
-
-
-def _certificate_words(server: Server, host: str, error: ssl.SSLCertVerificationError) -> str:
-    if error.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-        return (
-            f"the certificate of {server.address} is not for the name {host}; use a name that it holds, or ask "
-            "the coordinator to make it again with --host " + host
-        )
-    if error.verify_code in (9, 10):  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
-        return (
-            f"the certificate of {server.address} is not valid now; check the clock, then ask the coordinator"
-        )
-    return (
-        f"{server.address} is not the consortium's server: its certificate was not issued by "
-        f"{server.ca_certificate} ({error.verify_message}). Compare that file with the coordinator's ca.pem; "
-        "nothing was sent"
-    )
 
 
 def _write_running(parts: dict[str, _Part], state: Path) -> None:

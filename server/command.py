@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from server.certificate_check import check_tls
+from server.certificate_command import certificate
 from server.certificates import Authority
 from server.roster_command import admit, num_sites, revoke
 from server.server_file import ServerFile, read_server, read_sites
@@ -73,9 +75,7 @@ def init(
     write_private(tls / "server.key", issued.key)
     (tls / "ca.pem").write_bytes(authority.issued.certificate)
     (tls / "server.pem").write_bytes(issued.certificate)
-    local = all(name in ("localhost", "127.0.0.1", "::1") for name in host)
-    listen = "127.0.0.1" if local else "0.0.0.0"  # noqa: S104 - a server is there to be reached
-    (folder / "server.toml").write_text(_server_toml(listen, port), encoding="utf-8")
+    (folder / "server.toml").write_text(_server_toml(_interface(host), port), encoding="utf-8")
     out.print(f"Made {folder / 'server.toml'}. Next:")
     out.print(f"  1. put the agreed study at {folder / 'study.toml'}")
     out.print(
@@ -108,6 +108,8 @@ def run(
     roster = read_sites(server)
     run_id, study = _chosen_run(server, resume)
     _check_cohort(server, roster, study)
+    for sentence in check_tls(server.tls):
+        err.print(sentence, style="yellow", markup=False)
     folder = server.state / "runs" / run_id
     try:
         with signals_end(), open_server(server, roster) as running:
@@ -163,6 +165,7 @@ def status(
 
 app.command()(admit)
 app.command()(revoke)
+app.command()(certificate)
 
 
 def main() -> None:
@@ -276,6 +279,13 @@ def _rounds(folder: Path) -> int:
         return int(json.loads((folder / "progress.json").read_text(encoding="utf-8"))["round"])
     except (OSError, ValueError, KeyError):
         return 0
+
+
+def _interface(hosts: Sequence[str]) -> str:
+    """Where to listen so that all *hosts* are reached, and no more than this machine where they are its own."""
+    if all(name in ("localhost", "127.0.0.1", "::1") for name in hosts):
+        return ("::1" if "127.0.0.1" not in hosts else "localhost") if "::1" in hosts else "127.0.0.1"
+    return "::" if any(":" in name for name in hosts) else "0.0.0.0"  # noqa: S104 - it is there to be reached
 
 
 def _server_toml(host: str, port: int) -> str:

@@ -179,7 +179,7 @@ def serve(*, host: str, port: int, certificate: Path, key: Path, upstream: str, 
     """Serve the gate until SIGINT or SIGTERM.
 
     Args:
-        host: interface to listen on.
+        host: interface to listen on; ``::`` means all, by IPv6 and IPv4 alike.
         port: port to listen on.
         certificate: the server's certificate, PEM.
         key: its private key, PEM.
@@ -198,7 +198,7 @@ def serve(*, host: str, port: int, certificate: Path, key: Path, upstream: str, 
     )
     uvicorn.run(
         Gate(client),
-        host=host,
+        host="" if host == "::" else host,  # empty: asyncio listens by IPv6 and IPv4; "::" would be IPv6 only
         port=port,
         http=_ImpatientProtocol,
         ws="none",
