@@ -101,6 +101,9 @@ def make_site(
     """Write a site's files below *folder*. Returns the path of its ``site.toml``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_private(folder / "node.key", key)
+    identity = server.root.parent / f"{name}.identity.key"
+    if not identity.exists():
+        write_private(identity, new_identity_key()[0])
     config = folder / "site.toml"
     config.write_text(
         f"""
@@ -120,7 +123,7 @@ max_runs_per_study = 100
 [consortium]
 root = "{server.root}"
 roster = "{server.roster}"
-identity_key = "{server.root.parent / f"{name}.identity.key"}"
+identity_key = "{identity}"
 [server]
 address = "{reached}:{server.listen.port}"
 ca_certificate = "{ca or server.tls.ca_certificate}"
