@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client import init_questions as questions
+from client.init_questions import asked
 from client.inspect_command import index, ledger
 from client.membership import MembershipError, check_node_key, make_keys, read_joined
 from client.membership import join as join_consortium
@@ -48,20 +50,88 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.",
 @app.command()
 def init(  # noqa: PLR0917 - the options of a command line
     folder: Annotated[Path, typer.Argument(help="Folder to make; must not hold a site yet.")],
-    name: Annotated[str, typer.Option(help="The hospital's name: small letters, digits, hyphens.")],
-    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the consortium's server answers.")],
-    ca: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The coordinator's ca.pem.")],
-    root: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The coordinator's root.pub.")],
-    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of DICOM files.")],
-    labels: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Labels, as CSV.")],
-    key: Annotated[LabelKey, typer.Option(help="DICOM attribute in the labels' first column.")],
+    name: Annotated[
+        str,
+        typer.Option(
+            default_factory=asked("--name", "The hospital's name", questions.a_name),
+            show_default=False,
+            help="The hospital's name: small letters, digits, hyphens.",
+        ),
+    ],
+    server: Annotated[
+        str,
+        typer.Option(
+            default_factory=asked(
+                "--server", "Where the consortium's server answers (HOST:PORT)", questions.an_address
+            ),
+            show_default=False,
+            metavar="HOST:PORT",
+            help="Where the consortium's server answers.",
+        ),
+    ],
+    ca: Annotated[
+        Path,
+        typer.Option(
+            default_factory=asked("--ca", "The coordinator's ca.pem", questions.a_certificate),
+            show_default=False,
+            exists=True,
+            dir_okay=False,
+            help="The coordinator's ca.pem.",
+        ),
+    ],
+    root: Annotated[
+        Path,
+        typer.Option(
+            default_factory=asked("--root", "The coordinator's root.pub", questions.a_root_key),
+            show_default=False,
+            exists=True,
+            dir_okay=False,
+            help="The coordinator's root.pub.",
+        ),
+    ],
+    images: Annotated[
+        Path,
+        typer.Option(
+            default_factory=asked("--images", "Folder of DICOM files", questions.a_folder),
+            show_default=False,
+            exists=True,
+            file_okay=False,
+            help="Folder of DICOM files.",
+        ),
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            default_factory=asked("--labels", "Labels file (CSV)", questions.a_file),
+            show_default=False,
+            exists=True,
+            dir_okay=False,
+            help="Labels, as CSV.",
+        ),
+    ],
+    key: Annotated[
+        LabelKey,
+        typer.Option(
+            default_factory=asked(
+                "--key",
+                "DICOM attribute in the labels' first column (PatientID, StudyInstanceUID, "
+                "AccessionNumber, SOPInstanceUID)",
+                questions.a_label_key,
+            ),
+            show_default=False,
+            help="DICOM attribute in the labels' first column.",
+        ),
+    ],
     study: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The agreed study.toml.")],
     max_runs: Annotated[
         int, typer.Option(min=1, help="How often the study may be run; each costs again.")
     ] = 1,
     passphrase: PassphraseOption = False,
 ) -> None:
-    """Make a site: its keys, the request for the coordinator, and site.toml with a policy to be reviewed."""
+    """Make a site: its keys, the request for the coordinator, and site.toml with a policy to be reviewed.
+
+    What is not given is asked for on a terminal.
+    """
     config = folder / "site.toml"
     if config.exists():
         raise ConfigurationError(f"{config} exists; choose another folder")

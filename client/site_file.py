@@ -31,8 +31,8 @@ class Labels(Frozen):
     column: str | None = None
 
 
-def _address(text: str) -> str:
-    """``HOST:PORT``, with brackets around an IPv6 address."""
+def server_address(text: str) -> str:
+    """``HOST:PORT``, with brackets around an IPv6 address. Raises ValueError where the text is none."""
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):(\d{1,5})", text)
     if not found or not 1 <= int(found.group(2)) <= 65535:
         raise ValueError("is not HOST:PORT (an IPv6 address as [2001:db8::1]:9443)")
@@ -47,7 +47,7 @@ def _address(text: str) -> str:
 class Server(Frozen):
     """Where the consortium's server answers, and the certificate that it must prove itself against."""
 
-    address: Annotated[str, AfterValidator(_address)]
+    address: Annotated[str, AfterValidator(server_address)]
     ca_certificate: FilePath
     node_key: FilePath
 
