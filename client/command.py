@@ -171,6 +171,8 @@ def init(  # noqa: PLR0917 - the options of a command line
     out.print(
         f"Root key of the consortium: {fingerprint(root_key)}; compare it with the coordinator by telephone"
     )
+    if secret is not None:
+        out.print("The private keys are under the passphrase; keep it: without it they are lost.")
     out.print(f"Send to the coordinator: {path}")
     out.print(f"and read out this fingerprint of your keys to them by telephone: {request.fingerprint}")
     out.print("When the coordinator's roster.toml comes back:")

@@ -139,9 +139,9 @@ def join(file: SiteFile, given: Path) -> Roster:
         check_entry(file, roster, identity)
         check_node_key(file, roster)
     _check_newer(file, roster, given, root)
+    replace_private_file(file.consortium.roster, raw)
     if renewed is not None and renewed.are_in(roster):
         renewed.put_in_place()
-    replace_private_file(file.consortium.roster, raw)
     return roster
 
 
@@ -200,8 +200,8 @@ def _revoked_words(file: SiteFile, roster: Roster, past: RevokedSite) -> str:
     if roster.entry(file.name) is not None:
         return (
             f'version {past.version} of the roster put other keys for "{file.name}" in place of this site\'s '
-            f"({past.fingerprint}), which can never be used again: put the new keys there. If this hospital did not "
-            "ask for that, tell the coordinator and the other hospitals by telephone"
+            f"({past.fingerprint}), which can never be used again: join again, which puts the new keys there. If this "
+            "hospital did not ask for that, tell the coordinator and the other hospitals by telephone"
         )
     latest = max(entry.version for entry in roster.revoked if entry.name == file.name)
     return (

@@ -33,7 +33,7 @@ class Labels(Frozen):
 
 def server_address(text: str) -> str:
     """``HOST:PORT``, with brackets around an IPv6 address. Raises ValueError where the text is none."""
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):(\d{1,5})", text)
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):([0-9]{1,5})", text)
     if not found or not 1 <= int(found.group(2)) <= 65535:
         raise ValueError("is not HOST:PORT (an IPv6 address as [2001:db8::1]:9443)")
     if found.group(1).startswith("["):

@@ -85,6 +85,8 @@ def init(
     out.print("  3. admit each hospital:  collegium-server admit NAME.request.toml --config …/server.toml")
     out.print(f"  4. give every hospital {folder / 'roster.toml'}")
     out.print("  5. start:  collegium-server run --config …/server.toml")
+    if secret is not None:
+        out.print("Both keys are under the passphrase; keep it: without it they are lost.")
     out.print(
         f"Keep {tls / 'ca.key'} and {folder / 'root.key'} to yourself: who has root.key decides who is a site. "
         "Best take both off this machine; root.key is needed for each admission only."
@@ -105,11 +107,11 @@ def run(
     if end_with_parent:
         follow_parent(PARENT_SECONDS)
     server = read_server(config)
+    for sentence in check_tls(server.tls):
+        err.print(sentence, style="yellow", markup=False)
     roster = read_sites(server)
     run_id, study = _chosen_run(server, resume)
     _check_cohort(server, roster, study)
-    for sentence in check_tls(server.tls):
-        err.print(sentence, style="yellow", markup=False)
     folder = server.state / "runs" / run_id
     try:
         with signals_end(), open_server(server, roster) as running:
@@ -284,7 +286,7 @@ def _rounds(folder: Path) -> int:
 def _interface(hosts: Sequence[str]) -> str:
     """Where to listen so that all *hosts* are reached, and no more than this machine where they are its own."""
     if all(name in ("localhost", "127.0.0.1", "::1") for name in hosts):
-        return ("::1" if "127.0.0.1" not in hosts else "localhost") if "::1" in hosts else "127.0.0.1"
+        return "127.0.0.1" if "::1" not in hosts else "::1" if set(hosts) == {"::1"} else "localhost"
     return "::" if any(":" in name for name in hosts) else "0.0.0.0"  # noqa: S104 - it is there to be reached
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from client.command import app
 from client.key_handover import handed_keys
+from client.launch import SiteError
 from client.membership import read_joined, read_membership
 from client.site_file import Server
 from shared_models import key_files
@@ -83,6 +84,28 @@ def test_joining_and_looking_need_no_passphrase_and_taking_part_does(
     assert "the passphrase does not open it" in str(done.exception)
     monkeypatch.setenv("COLLEGIUM_PASSPHRASE", WORDS)
     assert read_membership(member.file)[1] == roster
+
+
+def test_start_asks_for_one_passphrase_on_a_terminal_and_opens_both_keys(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def types(prompt: str) -> str:
+        asked.append(prompt)
+        return WORDS
+
+    def reached(_: Server) -> None:
+        raise SiteError("the keys are open")
+
+    monkeypatch.setattr("shared_models.passphrase.on_terminal", lambda: True)
+    monkeypatch.setattr("getpass.getpass", types)
+    monkeypatch.setattr("client.launch.check_server", reached)
+    member.give()
+    member.join()
+    done = member.run("start")
+    assert str(done.exception) == "the keys are open"
+    assert asked == [f"Passphrase of {member.file.consortium.identity_key}: "]
 
 
 def test_children_read_the_opened_keys_from_memory_and_nothing_is_on_disk(

@@ -208,6 +208,15 @@ def test_what_ends_within_thirty_days_is_told(coordinator: Coordinator) -> None:
     assert "every hospital needs a new ca.pem" in both[1]
 
 
+def test_run_warns_of_what_ends_soon_and_refuses_what_has_ended(coordinator: Coordinator) -> None:
+    take(coordinator, Authority("Ours"), days=20)
+    done = run("run", "--config", str(coordinator.config))
+    assert "server.pem ends in 20 days: make a new one with `collegium-server certificate`" in done.output
+    refused(done, "study.toml")  # which this server does not have
+    take(coordinator, Authority("Ours", now=NOW - timedelta(days=50)), days=20)
+    refused(run("run", "--config", str(coordinator.config)), "server.pem ended 30 days ago")
+
+
 # Names
 
 
@@ -217,6 +226,7 @@ def test_what_ends_within_thirty_days_is_told(coordinator: Coordinator) -> None:
         (["localhost"], "127.0.0.1"),
         (["::1"], "::1"),
         (["::1", "127.0.0.1"], "localhost"),
+        (["localhost", "::1"], "localhost"),
         (["fl.example.org", "192.0.2.7"], "0.0.0.0"),
         (["fl.example.org", "192.0.2.7", "2001:db8::1"], "::"),
     ],
