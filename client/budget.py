@@ -6,6 +6,7 @@ from client.site_file import Policy
 from privacy.accounting import (
     COUNT_STANDARD_DEVIATION,
     EvaluationCost,
+    RunCost,
     TrainingCost,
     gaussian_standard_deviation,
 )
@@ -45,7 +46,10 @@ def check_lifetime(ledger: Ledger, policy: Policy, study: Study, *, run_id: str)
     """Raise BudgetExceeded if run *run_id* of the study, in full, would pass the site's lifetime cap."""
     if policy.lifetime_epsilon is None or policy.lifetime_delta is None:
         return
-    planned = tuple(part for part in (training_cost(study), evaluation_cost(study)) if part is not None)
+    training, evaluation = training_cost(study), evaluation_cost(study)
+    if training is None or evaluation is None:
+        raise BudgetExceeded("the study promises some patients nothing, which no lifetime budget can pay for")
+    planned = RunCost(training=training, evaluation=evaluation)
     cap, delta = policy.lifetime_epsilon, policy.lifetime_delta
     total = ledger.lifetime_epsilon(cap=cap, delta=delta, planned=planned, without=run_id)
     if total > cap:

@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -10,21 +12,26 @@ import typer
 from rich.console import Console
 
 from client import init_questions as questions
+from client.doctor_command import doctor
 from client.init_questions import asked
 from client.inspect_command import index, ledger
-from client.membership import MembershipError, check_node_key, make_keys, read_joined
+from client.journal_command import app as journal_app
+from client.key_change import take_new_keys
+from client.membership import MembershipError, check_node_key, make_keys, own_key, read_joined
 from client.membership import join as join_consortium
 from client.renew_command import renew
 from client.renewed_keys import renewed_keys
 from client.site_file import LabelKey, SiteFile, read_site
-from privacy.secure_aggregation.terms import Terms
+from client.site_journal import make_journal
+from client.withdraw_command import patient, withdraw
+from privacy.journal import JournalError
+from privacy.ledger import LedgerError
 from shared_models.configuration import ConfigurationError, parse_toml
 from shared_models.identity_keys import fingerprint, read_public_key
 from shared_models.node_keys import NodeKeyError, public_line
 from shared_models.passphrase import asked_passphrase, new_passphrase
 from shared_models.processes import follow_parent, private_folder, signals_end
 from shared_models.roster import Roster
-from shared_models.study import read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 PARENT_SECONDS = 40.0
@@ -122,10 +129,10 @@ def init(  # noqa: PLR0917 - the options of a command line
             help="DICOM attribute in the labels' first column.",
         ),
     ],
-    study: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The agreed study.toml.")],
     max_runs: Annotated[
         int, typer.Option(min=1, help="How often the study may be run; each costs again.")
     ] = 1,
+    min_cohort: Annotated[int, typer.Option(min=2, help="Fewest hospitals in a sum that may be opened.")] = 2,
     passphrase: PassphraseOption = False,
 ) -> None:
     """Make a site: its keys, the request for the coordinator, and site.toml with a policy to be reviewed.
@@ -140,7 +147,7 @@ def init(  # noqa: PLR0917 - the options of a command line
             f"{folder} holds keys already ({', '.join(keys)}); choose another folder, or move them away. Keys that the "
             "coordinator admitted cannot be made again: without them this hospital is no site"
         )
-    agreed, root_key = read_study(study), read_public_key(root)
+    root_key = read_public_key(root)
     text = _site_toml(
         name=name,
         server=server,
@@ -148,26 +155,18 @@ def init(  # noqa: PLR0917 - the options of a command line
         labels=labels.resolve(),
         key=key,
         max_runs=max_runs,
-        min_cohort=max(agreed.aggregation.min_cohort, agreed.aggregation.threshold),
+        min_cohort=min_cohort,
     )
     parse_toml(text, SiteFile, origin=f"{config}, which was not made")
     secret = new_passphrase() if passphrase else None
     private_folder(folder)
     shutil.copyfile(ca, folder / "ca.pem")
     shutil.copyfile(root, folder / "root.pub")
-    shutil.copyfile(study, folder / "study.toml")
     config.write_text(text, encoding="utf-8")
     path, request = make_keys(folder, name, secret)
+    site = read_site(config)
+    make_journal(site, own_key(site, lambda _: secret or ""))
     out.print(f"Made {config}. Read it; its policy is this hospital's own decision.")
-    out.print(f"Study: {agreed.title} (hash {agreed.hash[:16]})")
-    out.print("The server opens sums over hospitals only. In a round with")
-    for sentence in Terms.of(agreed.aggregation).explain():
-        out.print(f"  {sentence}")
-    if agreed.aggregation.num_colluding == 0:
-        out.print(
-            "num_colluding = 0: nothing is promised about these sums once a single hospital works together with the "
-            "server; and in a sum of two hospitals, each learns the other's update by subtracting its own"
-        )
     out.print(
         f"Root key of the consortium: {fingerprint(root_key)}; compare it with the coordinator by telephone"
     )
@@ -187,7 +186,16 @@ def join(
 ) -> None:
     """Take the coordinator's roster, after checking that the consortium's root key signed it with this site in it."""
     site = read_site(config)
-    roster = join_consortium(site, roster_file)
+    renewed = renewed_keys(site)
+    with _at_rest(site) if renewed else nullcontext():
+        roster = join_consortium(site, roster_file)
+        if renewed and renewed.are_in(roster):
+            vouched = take_new_keys(site, renewed, roster)
+            out.print(
+                "The new keys are in the old ones' place, which are gone; the journal goes on under the new key"
+            )
+            if not vouched:
+                out.print("and says that the old key could not sign that.", style="yellow")
     out.print(f'"{site.name}" has joined: version {roster.version} of the roster, {_num_sites(roster)}')
     out.print("Compare with another hospital by telephone, so that nobody was given a roster of their own:")
     out.print(f"  roster {roster.fingerprint}")
@@ -258,6 +266,10 @@ def status(
 app.command()(index)
 app.command()(ledger)
 app.command("renew-keys")(renew)
+app.command()(doctor)
+app.command()(withdraw)
+app.command()(patient)
+app.add_typer(journal_app, name="journal")
 
 
 def main() -> None:
@@ -269,7 +281,7 @@ def main() -> None:
     except (ConfigurationError, MembershipError) as error:
         err.print(str(error), style="red", markup=False)
         sys.exit(USAGE)
-    except (SiteError, OSError) as error:
+    except (JournalError, LedgerError, SiteError, OSError) as error:
         err.print(str(error), style="red", markup=False)
         sys.exit(FAILURE)
 
@@ -287,6 +299,15 @@ def _check_key(site: SiteFile) -> None:
         raise ConfigurationError(f"server.node_key: {path} {error}") from error
     if path.stat().st_mode & 0o077:
         raise ConfigurationError(f"server.node_key: others may read {path}; mend it with: chmod 600 {path}")
+
+
+@contextmanager
+def _at_rest(site: SiteFile) -> Iterator[None]:
+    """Keep the site from running meanwhile: its processes would go on under keys that are gone. Raises SiteError."""
+    from client.launch import only_one
+
+    with only_one(private_folder(site.state)):
+        yield
 
 
 def _num_sites(roster: Roster) -> str:
@@ -334,8 +355,7 @@ def _site_toml(
 # This hospital's own file; nobody else ever sees it. Relative paths count from this file's folder.
 
 name = {json.dumps(name)}
-study = "study.toml"     # the study that this hospital agreed to; anything else is refused
-state = "state"          # ledger, journal, logs; private to this user
+state = "state"          # journal, approved studies, logs; private to this user
 
 [images]
 folder = {json.dumps(str(images), ensure_ascii=False)}
@@ -347,9 +367,13 @@ key = {json.dumps(key)}
 
 [policy]
 # What this hospital refuses, whatever the server asks. Review every line.
-min_cohort = {min_cohort:<18}# no study that lets sums of fewer sites be opened; this one: {min_cohort}
+min_cohort = {min_cohort:<18}# no study that lets sums of fewer hospitals be opened
+min_threshold = 2              # no study in which fewer hospitals can open a sum
 min_patients = 20              # fewer training patients than this: no training
 max_unusable_share = 0.2       # more unusable files than this share: no training
+allowed_tasks = ["binary-classification"]
+allowed_architectures = ["small-cnn"]
+ask_each_run = false           # true: somebody here approves each run, not only each study
 max_runs_per_study = {max_runs:<10}# each run of a study costs its epsilon again
 # lifetime_epsilon = 8.0       # what all studies together may cost one patient
 # lifetime_delta = 1e-5

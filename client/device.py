@@ -20,10 +20,17 @@ def choose_device(compute: Compute) -> torch.device:
     device = torch.device(compute.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
-            f"compute.device = {compute.device}: torch sees {torch.cuda.device_count()} CUDA devices; "
-            'check the driver, or set device = "cpu"'
+            f'compute.device = {compute.device}: {_devices_seen()}; check the driver, or set device = "cpu"'
         )
     return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether *device* is a CUDA device that computes in bfloat16 itself; older ones only imitate it, slowly."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def prepare_torch(compute: Compute) -> None:
@@ -33,3 +40,10 @@ def prepare_torch(compute: Compute) -> None:
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def _devices_seen() -> str:
+    count = torch.cuda.device_count()
+    if count == 0:
+        return "torch sees no CUDA device"
+    return f"torch sees {count} CUDA device{'s' if count > 1 else ''}, numbered from 0"

@@ -1,7 +1,7 @@
 """The index of a hospital's images folder: each file gives one usable image or one reason why not."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,12 +70,14 @@ class Index:
 
     @property
     def unusable_share(self) -> float:
-        """Files left out over all files, 1 for an empty folder.
+        """Files left out over all files, 1 for an empty folder; files of patients who withdrew count in neither.
 
         Every file that is left out counts, for whatever reason: a folder full of text files or RT plans is as much
         a sign of a wrong folder as one full of truncated images. Only the labels file itself is not counted.
         """
-        return len(self.left_out) / self.num_files if self.num_files else 1.0
+        withdrawn = sum(file.reason is Reason.WITHDRAWN for file in self.left_out)
+        counted = self.num_files - withdrawn
+        return (len(self.left_out) - withdrawn) / counted if counted else 1.0
 
     @property
     def left_out_counts(self) -> dict[str, int]:
@@ -116,6 +118,7 @@ def build_index(
     *,
     key: LabelKey,
     exclude: Path | None = None,
+    withdrawn: Collection[str] = (),
     keep: Keep = lambda path, array: None,
     progress: Progress = lambda done, total: None,
 ) -> Index:
@@ -132,6 +135,7 @@ def build_index(
         secret: makes pseudonyms and roles.
         key: the DICOM attribute that the labels file is keyed by.
         exclude: a file that is not counted if it lies in the folder: the labels file.
+        withdrawn: pseudonyms of patients whose images are left out.
         keep: gets each prepared image by its path in the index. An image that is left out at the end, because its
             patient's role is unclear, was given to it too.
         progress: called with files done and files in all.
@@ -140,7 +144,7 @@ def build_index(
         OSError: the folder itself cannot be listed.
     """
     paths = [path for path in _files(folder) if exclude is None or path.resolve() != exclude.resolve()]
-    walk = _Walk(labels=labels, study=study, secret=secret, key=key)
+    walk = _Walk(labels=labels, study=study, secret=secret, key=key, withdrawn=withdrawn)
     left_out: list[LeftOut] = []
     for number, path in enumerate(paths, start=1):
         name = path.relative_to(folder).as_posix()
@@ -195,6 +199,7 @@ class _Walk:
     study: Study
     secret: SiteSecret
     key: LabelKey
+    withdrawn: Collection[str]
     found: list[_Found] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     patients: set[str] = field(default_factory=set)
@@ -211,6 +216,8 @@ class _Walk:
             self.keys.add(key)
             if identifiers.PatientID:
                 self.patients.add(identifiers.PatientID)
+                if self.secret.pseudonym("patient", identifiers.PatientID) in self.withdrawn:
+                    raise Unusable(Reason.WITHDRAWN)
             check_image(header, file, image)
             identifiers.require("PatientID", "StudyInstanceUID", "SOPInstanceUID", self.key)
             label = self.labels.label_of(key)

@@ -1,5 +1,6 @@
 """From a hospital's folder to tensors in one pass: index, decode, prepare, and put together by patient."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from client.dicom_index import Index, Progress, build_index
@@ -33,6 +34,7 @@ def ingest(
     study: Study,
     secret: SiteSecret,
     *,
+    withdrawn: Collection[str] = (),
     progress: Progress = lambda done, total: None,
 ) -> Ingested:
     """Read the hospital's images and labels and write the index to the state folder.
@@ -43,6 +45,7 @@ def ingest(
         site: where images, labels and state are.
         study: what is wanted of them.
         secret: makes pseudonyms and roles.
+        withdrawn: pseudonyms of patients who are left out.
         progress: called with files done and files in all.
 
     Returns:
@@ -62,6 +65,7 @@ def ingest(
             secret,
             key=site.labels.key,
             exclude=site.labels.file,
+            withdrawn=withdrawn,
             keep=prepared.__setitem__,
             progress=progress,
         )

@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from client.approvals import Approvals
+from client.chosen_study import chosen_study
 from client.site_file import SiteFile, read_site
+from client.site_journal import read_journal
 from shared_models.configuration import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ def index(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 where the site would refuse to train.")
     ] = False,
+    study: Annotated[
+        Path | None, typer.Option(help="A study or proposal; without it the approved one.", dir_okay=False)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read all images and labels as a run would, and say what can be used and why the rest cannot."""
@@ -35,19 +41,20 @@ def index(
     from client.ingestion import DataRefused, check_policy, ingest
     from client.labels import LabelsError
     from client.secret import SecretError, SiteSecret
-    from shared_models.study import read_study
+    from client.withdrawal import withdrawn
 
     site = read_site(config)
-    study = read_study(site.study)
-    site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    journal = read_journal(site)
+    agreed = chosen_study(site, Approvals(journal, site.state), study)
     columns = (TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=err, transient=True) as bar:
             task = bar.add_task("files", total=None)
             ingested = ingest(
                 site,
-                study,
-                SiteSecret.load_or_create(site.state),
+                agreed,
+                SiteSecret.load(site.state),
+                withdrawn=withdrawn(journal),
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     except (DataRefused, LabelsError, SecretError) as error:
@@ -70,18 +77,11 @@ def index(
 
 def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False) -> None:
     """Show what each run has cost the patients of this site, and what is left of the lifetime budget."""
-
-    from privacy.ledger import Ledger, LedgerError
+    from privacy.ledger import Ledger
 
     site = read_site(config)
-    path = site.state / "ledger.sqlite"
-    if not path.exists():
-        raise ConfigurationError(f"{path}: there is no ledger yet; it is made when the site first starts")
-    try:
-        entries = _entries(Ledger(path))
-        lifetime = _lifetime(Ledger(path), site)
-    except LedgerError as error:
-        raise ConfigurationError(str(error)) from error
+    book = Ledger(read_journal(site))
+    entries, lifetime = _entries(book), _lifetime(book, site)
     if as_json:
         typer.echo(json.dumps({"runs": entries, "lifetime": lifetime}, indent=2))
         return
@@ -95,7 +95,8 @@ def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False
         out.print("No lifetime budget is set (policy.lifetime_epsilon in site.toml).")
     elif lifetime["spent"] is None:
         out.print(
-            "Lifetime: without limit: at least one run had no differential privacy, or exact evaluation.",
+            "Lifetime: without limit: at least one run had no differential privacy, or exact evaluation, or an earlier "
+            "journal was lost.",
             style="red",
         )
     else:

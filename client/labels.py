@@ -98,6 +98,20 @@ def read_labels(file: Labels, study: Study) -> LabelTable:
     )
 
 
+def check_columns(file: Labels) -> None:
+    """Check what can be checked without a study: the file is such a CSV and has the columns that site.toml names.
+
+    Raises:
+        LabelsError: as of `read_labels`.
+    """
+    header, _ = _read_rows(file.file)
+    wanted = [file.key, *([file.column] if file.column else [])]
+    if missing := [name for name in wanted if name not in header]:
+        raise LabelsError(
+            f"{file.file}: column {', '.join(missing)} is missing. {_shown(header, file.column or '')}"
+        )
+
+
 def _add_label(said: set[int | Reason], cell: str, task: Task, problems: Counter[LabelProblem]) -> None:
     """Add what one row says to what earlier rows of its key said."""
     if not cell:

@@ -134,7 +134,7 @@ def run_site(
     if file.server is None:
         raise SiteError(f"{config}: [server] is missing; add it with address, ca_certificate and node_key")
     private_folder(file.state)
-    with _only_one(file.state), handed_keys(file, file.server, passphrase) as keys:
+    with only_one(file.state), handed_keys(file, file.server, passphrase) as keys:
         try:
             check_server(file.server)
         except ServerNotReached as error:
@@ -244,7 +244,8 @@ def _write_running(parts: dict[str, _Part], state: Path) -> None:
 
 
 @contextmanager
-def _only_one(state: Path) -> Iterator[None]:
+def only_one(state: Path) -> Iterator[None]:
+    """Keep the site with this state folder from running, but for here. Raises SiteError where it runs already."""
     with (state / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,7 +20,7 @@ from shared_models.identity_keys import (
     read_public_key,
 )
 from shared_models.node_keys import NodeKeyError, new_node_key, public_line
-from shared_models.passphrase import PassphraseOf, passphrase_of
+from shared_models.passphrase import PassphraseOf, asked_passphrase, passphrase_of
 from shared_models.processes import write_private
 from shared_models.roster import RevokedSite, Roster, parse_roster, read_roster
 from shared_models.site_request import SiteRequest, write_request
@@ -66,11 +66,7 @@ def read_membership(
         MembershipError: a key cannot be used, the site has joined no roster, or the roster does not have it.
         PassphraseError: the key is encrypted, and there is no passphrase.
     """
-    try:
-        identity = read_identity_key(file.consortium.identity_key, passphrase)
-    except IdentityKeyError as error:
-        raise MembershipError(f"consortium.identity_key: {error}") from error
-    return identity, read_joined(file)
+    return own_key(file, passphrase), read_joined(file)
 
 
 def read_joined(file: SiteFile) -> Roster:
@@ -113,8 +109,8 @@ def check_node_key(file: SiteFile, roster: Roster) -> None:
 def join(file: SiteFile, given: Path) -> Roster:
     """Check the roster in the file *given* and make it the site's own.
 
-    Where it has the new keys that `client.key_renewal` made, they take the place of the old ones. Where it says that
-    this site was taken out, it becomes the site's own too, so that the site knows.
+    It may have the site's new keys in place of those in use: then `client.key_change` is to put them there. Where it
+    says that this site was taken out, it becomes the site's own too, so that the site knows.
 
     Raises:
         MembershipError: it is not the consortium's, does not have this site's keys under its name, or is older
@@ -140,9 +136,20 @@ def join(file: SiteFile, given: Path) -> Roster:
         check_node_key(file, roster)
     _check_newer(file, roster, given, root)
     replace_private_file(file.consortium.roster, raw)
-    if renewed is not None and renewed.are_in(roster):
-        renewed.put_in_place()
     return roster
+
+
+def own_key(file: SiteFile, passphrase: PassphraseOf | None = None) -> Ed25519PrivateKey:
+    """The site's private identity key; unless *passphrase* gives it, a person at the terminal is asked for one.
+
+    Raises:
+        MembershipError: it cannot be used.
+        PassphraseError: it is encrypted, and there is no passphrase.
+    """
+    try:
+        return read_identity_key(file.consortium.identity_key, passphrase or asked_passphrase())
+    except IdentityKeyError as error:
+        raise MembershipError(f"consortium.identity_key: {error}") from error
 
 
 def own_identity(file: SiteFile) -> str:

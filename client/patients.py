@@ -1,6 +1,6 @@
 """The patients of one role as tensors, ready to be sampled and trained on."""
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -35,6 +35,20 @@ class PatientSet:
     def __len__(self) -> int:
         """Return the number of patients."""
         return len(self.pseudonyms)
+
+    def without(self, pseudonyms: Collection[str]) -> "PatientSet":
+        """The same without these patients."""
+        stay = [number for number, name in enumerate(self.pseudonyms) if name not in pseudonyms]
+        if len(stay) == len(self):
+            return self
+        images = [position for number in stay for position in self.images_of(number)]
+        sizes = [len(self.images_of(number)) for number in stay]
+        return PatientSet(
+            pseudonyms=tuple(self.pseudonyms[number] for number in stay),
+            images=self.images[images],
+            labels=self.labels[images],
+            first_image=np.cumsum([0, *sizes], dtype=np.int64),
+        )
 
     def images_of(self, patient: int) -> range:
         """Return the positions of the images of the patient at position *patient*."""

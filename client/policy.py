@@ -9,7 +9,7 @@ class PolicyRefused(Exception):
 
 
 def check_study(site: SiteFile, study: Study) -> None:
-    """Raise PolicyRefused where the site's policy does not allow the study's privacy."""
+    """Raise PolicyRefused where the site's policy does not allow the study. No image is opened for it."""
     policy = site.policy
     if study.privacy.mode == "none" and not policy.allow_no_privacy:
         raise PolicyRefused(
@@ -20,6 +20,20 @@ def check_study(site: SiteFile, study: Study) -> None:
         raise PolicyRefused(
             f"policy.lifetime_epsilon = {policy.lifetime_epsilon:g} covers all patients, and the study has "
             'privacy.mode = "none" or evaluation.unnoised = true, which promise some of them nothing'
+        )
+    if study.task.kind not in policy.allowed_tasks:
+        raise PolicyRefused(
+            f'task.kind = "{study.task.kind}" is not one of policy.allowed_tasks = {list(policy.allowed_tasks)}'
+        )
+    if study.model.architecture not in policy.allowed_architectures:
+        raise PolicyRefused(
+            f'model.architecture = "{study.model.architecture}" is not one of policy.allowed_architectures = '
+            f"{list(policy.allowed_architectures)}"
+        )
+    if study.aggregation.threshold < policy.min_threshold:
+        raise PolicyRefused(
+            f"policy.min_threshold = {policy.min_threshold}, and in the study {study.aggregation.threshold} sites open "
+            "a sum (aggregation.threshold)"
         )
     smallest = study.aggregation.min_sites_in_sum
     if policy.min_cohort > smallest:

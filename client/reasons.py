@@ -35,6 +35,11 @@ class Reason(Enum):
         "Its sequences are nested too deeply to be parsed.",
         "Do not trust the file; export it again from its source.",
     )
+    WITHDRAWN = (
+        "withdrawn",
+        "Its patient withdrew.",
+        "Nothing to do; it does not count as unusable.",
+    )
     NOT_AN_IMAGE = (
         "not-an-image",
         "It is DICOM but no image, such as an RT plan, a structured report or a DICOMDIR.",

@@ -40,6 +40,10 @@ class RenewedKeys:
             self.identity_key,
         )
 
+    def place_of(self, current: Path) -> Path:
+        """Where the key lies that is to be at *current*."""
+        return next((new for new, target in self.moves if target == current), current)
+
     def put_in_place(self) -> None:
         """Put them in the old keys' place; the old ones are gone. Done again, it ends what was broken off."""
         for new, current in self.moves:
@@ -58,7 +62,7 @@ def renewed_keys(file: SiteFile) -> RenewedKeys | None:
     moves = tuple((_new(path), path) for path in (node, identity) if _new(path).exists())
     if not moves:
         return None
-    present = {current: new for new, current in moves}  # one alone where putting them in place was broken off
+    present = {current: new for new, current in moves}  # one alone where this was broken off
     node_path = present.get(node, node)
     try:
         node_key = public_line(read_key_file(node_path))

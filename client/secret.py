@@ -13,6 +13,11 @@ NUM_SECRET_BYTES = 32
 NUM_PSEUDONYM_DIGITS = 32
 SECRET_NAME = "site.secret"  # noqa: S105 - the file's name, not its content
 
+_LOST = (
+    "Put it back from a backup: with a new secret every patient gets another pseudonym and role, who withdrew is in "
+    "again, and what patients have spent is no longer known"
+)
+
 
 class SecretError(Exception):
     """The site's secret cannot be used. The message says why and what to do; it never holds the secret."""
@@ -51,21 +56,31 @@ class SiteSecret:
         return (int.from_bytes(self._digest("uniform", kind, identifier)[:8], "big") >> 11) * 2.0**-53
 
     @classmethod
-    def load_or_create(
+    def create(
         cls, state: Path, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes
     ) -> "SiteSecret":
-        """Return the secret in the site's state folder; make it on first use.
+        """Make the secret of a new site, unless it is there already, and return it.
 
         Args:
             state: the site's state folder; created (0700) where it is missing.
             random_bytes: source of a new secret; the operating system's unless a test says otherwise.
 
         Raises:
-            SecretError: the file has the wrong size or others may read it.
+            SecretError: as `load`.
+        """
+        create_private_file(state / SECRET_NAME, random_bytes(NUM_SECRET_BYTES))
+        return cls.load(state)
+
+    @classmethod
+    def load(cls, state: Path) -> "SiteSecret":
+        """Return the secret in the site's state folder.
+
+        Raises:
+            SecretError: it is not there, has the wrong size, or others may read it.
         """
         path = state / SECRET_NAME
         if not path.exists():
-            create_private_file(path, random_bytes(NUM_SECRET_BYTES))
+            raise SecretError(f"{path}: is not there. {_LOST}")
         if mode := path.stat().st_mode & 0o077:
             raise SecretError(
                 f"{path}: may be read or written by other users (mode bits {mode:03o}). Whoever has it can undo "
@@ -73,10 +88,7 @@ class SiteSecret:
             )
         key = path.read_bytes()
         if len(key) != NUM_SECRET_BYTES:
-            raise SecretError(
-                f"{path}: holds {len(key)} bytes, must be {NUM_SECRET_BYTES}. Put it back from a backup: with a "
-                "new secret every patient gets a new pseudonym and role, and what they have spent is no longer known"
-            )
+            raise SecretError(f"{path}: holds {len(key)} bytes, must be {NUM_SECRET_BYTES}. {_LOST}")
         return cls(key=key)
 
     def _digest(self, purpose: str, kind: str, identifier: str) -> bytes:

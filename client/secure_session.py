@@ -14,6 +14,7 @@ from privacy.secure_aggregation.messages import (
     ShareRequest,
     UnmaskRequest,
 )
+from privacy.secure_aggregation.receipts import Receipt
 from privacy.secure_aggregation.site_round import Begun, Unmasked, Uploaded
 from privacy.secure_aggregation.site_setup import Advertised, History, Membership, Ready, Shared
 from shared_models.vector import IntVector
@@ -93,19 +94,19 @@ class SecureSession:
         self._round, reply = site_round.mask(self._round, vector)
         return reply.to_bytes()
 
-    def confirm(self, number: int, message: bytes) -> bytes:
-        """Sign whose vectors are in the sum."""
+    def confirm(self, number: int, message: bytes, *, journal_head: bytes) -> bytes:
+        """Sign whose vectors are in the sum, and the head of this site's journal, 32 bytes."""
         state = self._uploaded(number)
         request = ConfirmRequest.from_bytes(message, num_sites=len(state.begun.seat.context.cohort))
-        self._round, reply = site_round.confirm(state, request)
+        self._round, reply = site_round.confirm(state, request, journal_head=journal_head)
         return reply.to_bytes()
 
-    def unmask(self, number: int, message: bytes) -> bytes:
-        """Give the shares that open the sum."""
+    def unmask(self, number: int, message: bytes) -> tuple[bytes, tuple[Receipt, ...]]:
+        """Give the shares that open the sum; return also what the other sites have signed, to be kept."""
         state = self._uploaded(number)
         request = UnmaskRequest.from_bytes(message, num_sites=len(state.begun.seat.context.cohort))
-        self._round, reply = site_round.unmask(state, request)
-        return reply.to_bytes()
+        self._round, reply, receipts = site_round.unmask(state, request)
+        return reply.to_bytes(), receipts
 
     def _uploaded(self, number: int) -> Uploaded:
         if not isinstance(self._round, Uploaded) or self._round.begun.number != number:

@@ -3,28 +3,33 @@
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.approvals import Approvals
 from client.budget import BudgetExceeded, check_lifetime, check_runs, open_in_ledger
 from client.device import prepare_torch
 from client.dicom_index import Index
-from client.ingestion import DataRefused, Ingested, check_policy, ingest
+from client.ingestion import DataRefused
 from client.labels import LabelsError
 from client.local_round import OpenRun, local_round, local_test
 from client.membership import read_membership
-from client.patients import PatientSet
+from client.own_receipt import check_own_receipt
 from client.policy import PolicyRefused, check_study
 from client.roles import Role
 from client.secret import SiteSecret
 from client.secure_session import NoBatch, SecureSession
+from client.site_data import SiteData
 from client.site_file import SiteFile
+from client.site_journal import Record, open_journal
 from client.site_result import SiteResult, SiteRound
 from client.training import Machine
+from client.withdrawal import remember_patients, withdrawn
 from privacy.clipping import check_supported
+from privacy.journal import Journal, JournalError, JournalOlder
 from privacy.ledger import AlreadySpentError, Ledger
 from privacy.randomness import CryptographicGenerator
 from privacy.secure_aggregation.context import Federation
@@ -52,7 +57,7 @@ from shared_models.messages import (
     encode,
 )
 from shared_models.roster import Roster
-from shared_models.study import Study, read_study
+from shared_models.study import Study
 from shared_models.tasks import task_of
 
 log = logging.getLogger("collegium.site")
@@ -75,24 +80,25 @@ class Site:
 
     Args:
         site_file: the hospital's own configuration.
-        study: the study that the hospital agreed to; requests for any other are refused.
         identity: the site's private identity key.
         roster: the sites of the consortium, as this hospital pinned it.
+        journal: the site's; it knows which studies somebody at the hospital approved.
     """
 
     def __init__(
-        self, site_file: SiteFile, study: Study, *, identity: Ed25519PrivateKey, roster: Roster
+        self, site_file: SiteFile, *, identity: Ed25519PrivateKey, roster: Roster, journal: Journal
     ) -> None:
-        site_file.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         prepare_torch(site_file.compute)
         self._file = site_file
-        self._study = study
         self._identity = identity
         self._roster = roster
-        self._secret = SiteSecret.load_or_create(site_file.state)
-        self._ledger = Ledger(site_file.state / "ledger.sqlite")
+        self._secret = SiteSecret.load(site_file.state)
+        self._journal = journal
+        self._record = Record(journal)
+        self._approvals = Approvals(journal, site_file.state)
+        self._ledger = Ledger(journal)
         self._machine = Machine.of(site_file.compute)
-        self._ingested: Ingested | None = None
+        self._data = SiteData(site_file, self._secret)
         self._run: OpenRun | None = None
         self._session: SecureSession | None = None
         self._replies: dict[str, tuple[bytes, bytes]] = {}
@@ -102,59 +108,72 @@ class Site:
     def status(self) -> dict[str, str]:
         """What the local command line shows."""
         run = self._run  # once: a request in another thread may end it meanwhile
-        run_id = run.run_id if run else "none"
-        return {"site": self._file.name, "study": self._study.name, "run": run_id, "doing": self._doing}
+        about = {"study": run.study.name, "run": run.run_id} if run else {"study": "none", "run": "none"}
+        return {"site": self._file.name, **about, "doing": self._doing}
 
     def handle(self, message: bytes) -> bytes:
         """Return the encoded reply to an encoded request. Never raises: a refusal is a reply.
 
         Steps of secure aggregation run once: the identical request gets the identical reply, as long as its batch
-        and round last, and any other request is refused.
+        and round last, and any other request is refused. Request, decision and reply stand in the journal before the
+        reply is returned; where that cannot be, the site does nothing more for the run.
         """
-        try:
-            request, payload = decode_request(message)
-        except MessageError as error:
-            log.warning("a message was refused: %s", error)
-            return encode(Refusal(run_id="unknown", reason="failed"))
         digest = hashlib.sha256(message).digest()
+        decoded, unreadable = _decoded(message)
+        request = decoded[0] if decoded else None
+        try:
+            number = self._record.request(request, digest=digest, num_bytes=len(message))
+            if decoded is None:
+                return self._refuse(number, None, RequestRefused("failed", unreadable))
+            return self._reply(number, *decoded, digest)
+        except (JournalError, OSError):
+            log.exception("the journal cannot be used; nothing is done for any run until it can")
+            self._forget_run()
+            return encode(Refusal(run_id=request.run_id if request else "unknown", reason="journal"))
+
+    def _reply(self, number: int, request: Request, payload: bytes, digest: bytes) -> bytes:
+        """Decide on request *number* of the journal, record what leaves, and return the encoded reply."""
         stored = self._replies.get(request.kind)
-        if stored is not None and stored[0] == digest:
-            return stored[1]
-        reply, answered = self._answer(request, payload, digest)
-        if answered and request.kind not in ("open", "close"):
+        again = stored is not None and stored[0] == digest
+        if stored is not None and again:
+            reply = stored[1]
+        else:
+            try:
+                reply = self._answer(request, payload, digest)
+            except RequestRefused as refusal:
+                return self._refuse(number, request, refusal)
+        released = hashlib.sha256(reply).digest()
+        self._record.released(number, request, digest=released, num_bytes=len(reply), again=again)
+        if request.kind not in ("open", "close"):
             for ended in ENDED_BY.get(request.kind, ()):
                 self._replies.pop(ended, None)
             self._replies[request.kind] = digest, reply
         return reply
 
-    def _answer(self, request: Request, payload: bytes, digest: bytes) -> tuple[bytes, bool]:
-        """Return the encoded reply, and whether it is an answer."""
+    def _refuse(self, number: int, request: Request | None, refusal: RequestRefused) -> bytes:
+        asked, run_id = (request.kind, request.run_id) if request else ("a message", "unknown")
+        log.warning("%s of run %s refused (%s): %s", asked, run_id, refusal.reason, refusal)
+        self._record.refused(number, request, reason=refusal.reason, detail=str(refusal))
+        return encode(Refusal.model_validate({"run_id": run_id, "reason": refusal.reason}))
+
+    def _answer(self, request: Request, payload: bytes, digest: bytes) -> bytes:
+        """Return the encoded answer. Raises RequestRefused, JournalError or OSError."""
         self._doing = request.kind
         try:
-            header, body = self._decide(request, payload, digest)
-        except RequestRefused as refusal:
-            log.warning(
-                "%s of run %s refused (%s): %s", request.kind, request.run_id, refusal.reason, refusal
-            )
-            refused = Refusal.model_validate({"run_id": request.run_id, "reason": refusal.reason})
-            return encode(refused), False
-        except Exception:  # the reply always goes; what went wrong stays at the site
+            return encode(*self._decide(request, payload, digest))
+        except (RequestRefused, JournalError):
+            raise
+        except Exception as error:  # what went wrong stays at the site
             log.exception("%s of run %s failed", request.kind, request.run_id)
             self._forget_run()  # the server asks to open the run again, which builds everything anew
-            return encode(Refusal(run_id=request.run_id, reason="failed")), False
+            raise RequestRefused("failed", f"{type(error).__name__}; see the agent's log") from error
         finally:
             self._doing = "waiting"
-        return encode(header, body), True
 
     def _decide(self, request: Request, payload: bytes, digest: bytes) -> tuple[Reply, bytes]:
-        if request.study_hash != self._study.hash:
-            raise RequestRefused(
-                "study-not-approved",
-                f"the server asks for study {request.study_hash[:12]}, this site agreed to {self._study.hash[:12]} "
-                f"({self._file.study}); ask the coordinator for the study file and review it",
-            )
+        study = self._approved(request.study_hash)
         if isinstance(request, Open):
-            self._open(request)
+            self._open(request, study, payload)
             return _answer_to(request), b""
         run, session = self._opened(request)
         try:
@@ -186,9 +205,11 @@ class Site:
             case Evaluate():
                 return self._evaluate(run, session, request, payload, digest)
             case Confirm():
-                return session.confirm(request.round, payload)
+                return session.confirm(request.round, payload, journal_head=self._journal.head)
             case Unmask():
-                return session.unmask(request.round, payload)
+                body, receipts = session.unmask(request.round, payload)
+                self._record.receipts(receipts)
+                return body
             case Close():
                 return self._close(run)
             case Open():
@@ -199,6 +220,21 @@ class Site:
             raise RequestRefused("not-open", "the run is not open here (the agent may have been restarted)")
         return self._run, self._session
 
+    def _approved(self, study_hash: str) -> Study:
+        """The study of that hash, if it is approved now. Raises RequestRefused."""
+        last = self._approvals.last(study_hash)
+        if last is not None and last.verdict == "refused":
+            raise RequestRefused(
+                "study-not-approved", f"study {study_hash[:12]} was refused here on {last.time} by {last.by}"
+            )
+        if last is None:
+            raise RequestRefused(
+                "study-not-approved",
+                f"the server asks for study {study_hash[:12]}, which nobody at this site has approved; ask the "
+                "coordinator for its proposal, and review it: collegium-client review",
+            )
+        return self._approvals.study(study_hash)
+
     def _forget_run(self) -> None:
         """Leave the run as after a restart: nothing of its secure aggregation stays in memory."""
         if self._session is not None:
@@ -208,72 +244,68 @@ class Site:
 
     # Opening: every refusal that concerns data, policy or budget happens here, before anything is trained.
 
-    def _open(self, request: Open) -> None:
+    def _open(self, request: Open, study: Study, payload: bytes) -> None:
         if self._run is not None and self._run.run_id == request.run_id:
+            if self._run.study.hash != study.hash:
+                raise RequestRefused("budget", f"run {request.run_id} is open for another study")
             return
-        model = build_model(self._study)
+        try:
+            check_own_receipt(payload, self._journal)
+        except JournalOlder as error:
+            raise RequestRefused("journal", str(error)) from error
+        model = build_model(study)
         if Manifest.of(model).hash != request.manifest_hash:
             raise RequestRefused("model-differs", "the server's model has other weights; versions differ")
-        if self._study.privacy.mode != "none":
+        if study.privacy.mode != "none":
             check_supported(model)
         try:
-            check_study(self._file, self._study)
-            check_runs(self._ledger, self._file.policy, self._study, run_id=request.run_id)
-            check_lifetime(self._ledger, self._file.policy, self._study, run_id=request.run_id)
+            check_study(self._file, study)
+            check_runs(self._ledger, self._file.policy, study, run_id=request.run_id)
+            check_lifetime(self._ledger, self._file.policy, study, run_id=request.run_id)
         except PolicyRefused as error:
             raise RequestRefused("policy", str(error)) from error
         except BudgetExceeded as error:
             raise RequestRefused("budget", str(error)) from error
+        if self._file.policy.ask_each_run and not self._approvals.is_approved(study.hash, request.run_id):
+            raise RequestRefused(
+                "awaiting-approval",
+                f"policy.ask_each_run: approve this run with collegium-client review --run {request.run_id}",
+            )
 
         begun = time.perf_counter()
-        index, patients = self._data()
+        try:
+            index, patients = self._data.read(study, withdrawn(self._journal))
+        except (DataRefused, LabelsError) as error:
+            raise RequestRefused("data", str(error)) from error
         seconds = time.perf_counter() - begun
 
         entry = open_in_ledger(
-            self._ledger, self._study, run_id=request.run_id, exact_count=len(patients[Role.TRAIN])
+            self._ledger, study, run_id=request.run_id, exact_count=len(patients[Role.TRAIN])
         )
+        remember_patients(result_path(self._file.state, request.run_id).parent, patients)
         self._forget_run()
-        self._session = self._session_of(request.run_id)
+        self._session = self._session_of(study, request.run_id)
         self._run = OpenRun(
             run_id=request.run_id,
-            study=self._study,
-            task=task_of(self._study),
+            study=study,
+            task=task_of(study),
             model=model.to(self._machine.device),
             patients=patients,
             num_patients=entry.noised_count,
-            cost=self._ledger.planned_cost(request.run_id, num_steps=self._study.num_steps),
+            cost=self._ledger.planned_cost(request.run_id, num_steps=study.num_steps),
             evaluation_deviation=entry.evaluation_deviation,
             machine=self._machine,
         )
-        self._result = self._result_of(request.run_id, index, patients, seconds)
+        self._result = self._result_of(self._run, index, seconds)
         self._write_result()
         log.info("run %s opened with %d training patients", request.run_id, len(patients[Role.TRAIN]))
 
-    def _data(self) -> tuple[Index, Mapping[Role, PatientSet]]:
-        """The index and the patients, read once; raises RequestRefused where they are not fit for the study."""
-        try:
-            if self._ingested is None:
-                self._ingested = ingest(self._file, self._study, self._secret)
-            index, patients = self._ingested.index, self._ingested.patients
-            check_policy(index, self._file.policy)
-        except (DataRefused, LabelsError) as error:
-            self._ingested = None
-            raise RequestRefused("data", str(error)) from error
-        needed = self._study.patients.min_training
-        if len(patients[Role.TRAIN]) < needed:
-            self._ingested = None
-            raise RequestRefused(
-                "data",
-                f"{index.num_patients(Role.TRAIN)} training patients, the study asks for at least {needed}",
-            )
-        return index, patients
-
-    def _session_of(self, run_id: str) -> SecureSession:
+    def _session_of(self, study: Study, run_id: str) -> SecureSession:
         federation = Federation.of(
-            study_hash=self._study.hash,
+            study_hash=study.hash,
             run_id=run_id,
             roster=self._roster,
-            constants=self._study.aggregation,
+            constants=study.aggregation,
         )
         membership = Membership(
             federation=federation,
@@ -289,20 +321,18 @@ class Site:
     def _train(
         self, run: OpenRun, session: SecureSession, request: Train, payload: bytes, digest: bytes
     ) -> bytes:
-        number = request.round
-        if number > self._study.training.num_rounds:
-            raise RequestRefused(
-                "budget", f"round {number} is beyond the study's {self._study.training.num_rounds} rounds"
-            )
-        weights = _weights(payload, run)
-        layout = training_layout(self._study, number, num_weights=len(weights))
+        number, last = request.round, run.study.training.num_rounds
+        if number > last:
+            raise RequestRefused("budget", f"round {number} is beyond the study's {last} rounds")
+        weights, run = _weights(payload, run), self._without_withdrawn(run)
+        layout = training_layout(run.study, number, num_weights=len(weights))
         session.begin(number, request.round_set, request_hash=digest, length=layout.length)
         done = local_round(
             run,
             number,
             weights,
             ledger=self._ledger,
-            generator=self._generator(number),
+            generator=self._generator(run, number),
             mask=session.mask,
         )
         if self._result is not None:
@@ -318,17 +348,17 @@ class Site:
         self, run: OpenRun, session: SecureSession, request: Evaluate, payload: bytes, digest: bytes
     ) -> bytes:
         """Final test, and the validation of the last round where the study names it."""
-        number, layout = self._study.test_round, final_layout(self._study)
+        number, layout = run.study.test_round, final_layout(run.study)
         if request.round != number:
             raise RequestRefused("budget", f"the final test is round {number}, not {request.round}")
-        weights = _weights(payload, run)
+        weights, run = _weights(payload, run), self._without_withdrawn(run)
         session.begin(number, request.round_set, request_hash=digest, length=layout.length)
         done = local_test(
-            run, weights, ledger=self._ledger, generator=self._generator(number), mask=session.mask
+            run, weights, ledger=self._ledger, generator=self._generator(run, number), mask=session.mask
         )
         if self._result is not None:
             if done.validation is not None:
-                self._result.validation[self._study.training.num_rounds] = done.validation
+                self._result.validation[run.study.training.num_rounds] = done.validation
             self._result.test = done.tested.metrics
             self._result.test_statistics = tuple(done.tested.exact.tolist())
             self._write_result()
@@ -341,29 +371,36 @@ class Site:
         log.info("run %s closed", run.run_id)
         return b""
 
-    def _generator(self, number: int) -> CryptographicGenerator:
+    def _generator(self, run: OpenRun, number: int) -> CryptographicGenerator:
         """A fresh one each round; repeatable only in simulations without privacy."""
         if self._file.testing is None:
             return CryptographicGenerator.from_operating_system()
-        text = f"{self._file.testing.sampling_seed}|{self._file.name}|{self._study.hash}|{number}"
+        text = f"{self._file.testing.sampling_seed}|{self._file.name}|{run.study.hash}|{number}"
         return CryptographicGenerator(hashlib.sha256(text.encode()).digest())
 
     def _epsilon(self, run: OpenRun) -> float | None:
-        cost, delta = self._ledger.training_cost(run.run_id), self._study.privacy.delta
+        cost, delta = self._ledger.training_cost(run.run_id), run.study.privacy.delta
         return None if cost is None or delta is None else cost.epsilon(delta)
 
-    def _result_of(
-        self, run_id: str, index: Index, patients: Mapping[Role, PatientSet], seconds: float
-    ) -> SiteResult:
+    def _without_withdrawn(self, run: OpenRun) -> OpenRun:
+        """The run without the patients who withdrew since it was opened; its noised count stays."""
+        gone = withdrawn(self._journal)
+        patients = {role: part.without(gone) for role, part in run.patients.items()}
+        if any(len(patients[role]) < len(run.patients[role]) for role in patients):
+            run = self._run = replace(run, patients=patients)
+        return run
+
+    def _result_of(self, run: OpenRun, index: Index, seconds: float) -> SiteResult:
         """The run's result so far, or a new one: opening a run again loses nothing."""
-        earlier = SiteResult.read(result_path(self._file.state, run_id))
-        if earlier is not None and earlier.study_hash == self._study.hash:
+        earlier = SiteResult.read(result_path(self._file.state, run.run_id))
+        if earlier is not None and earlier.study_hash == run.study.hash:
             return earlier
+        patients = run.patients
         return SiteResult(
             site=self._file.name,
-            run_id=run_id,
-            study_hash=self._study.hash,
-            privacy=self._study.privacy.mode,
+            run_id=run.run_id,
+            study_hash=run.study.hash,
+            privacy=run.study.privacy.mode,
             epsilon=None,
             patients_found=index.num_patients_found,
             patients_used=sum(len(part) for part in patients.values()),
@@ -388,6 +425,14 @@ def result_path(state: Path, run_id: str) -> Path:
     return state / "runs" / run_id / "site_result.json"
 
 
+def _decoded(message: bytes) -> tuple[tuple[Request, bytes] | None, str]:
+    """Header and payload of a request; None, and why, where it is none."""
+    try:
+        return decode_request(message), ""
+    except MessageError as error:
+        return None, f"not a request: {error}"
+
+
 def _answer_to(request: Request) -> Answer:
     number = request.round if isinstance(request, Train | Evaluate | Confirm | Unmask) else 0
     return Answer(to=request.kind, run_id=request.run_id, round=number)
@@ -407,8 +452,9 @@ def open_site(site_file: SiteFile) -> Site:
     """Return the site of ``site.toml``.
 
     Raises:
-        ConfigurationError: its study file or roster is wrong.
         MembershipError: the site is not in the roster, or its keys are not there.
+        JournalError: its journal is missing, older than it should be, or not what the site wrote.
+        SecretError: its secret cannot be used.
     """
     identity, roster = read_membership(site_file)
-    return Site(site_file, read_study(site_file.study), identity=identity, roster=roster)
+    return Site(site_file, identity=identity, roster=roster, journal=open_journal(site_file, identity))

@@ -85,13 +85,18 @@ class Compute(Frozen):
 class Policy(Frozen):
     """What the hospital refuses, before any training. Nothing here can be changed by a message.
 
-    ``min_cohort``: sites in a sum, at the least.
+    ``min_cohort``: sites in a sum, at the least; ``min_threshold``: sites that it takes to open one. With
+    ``ask_each_run`` somebody at the hospital approves each run of an approved study, not only the study.
     """
 
     min_cohort: int = Field(ge=2)
+    min_threshold: int = Field(ge=1)
     min_patients: int = Field(ge=1)
     max_unusable_share: float = Field(ge=0.0, le=1.0)
     max_runs_per_study: int = Field(ge=1)
+    allowed_tasks: tuple[str, ...] = Field(min_length=1, strict=False)
+    allowed_architectures: tuple[str, ...] = Field(min_length=1, strict=False)
+    ask_each_run: bool = False
     lifetime_epsilon: float | None = Field(default=None, gt=0.0)
     lifetime_delta: float | None = Field(default=None, gt=0.0, lt=0.1)
     allow_no_privacy: bool = False
@@ -113,7 +118,6 @@ class SiteFile(Frozen):
     """One hospital's installation: its data, device, state, consortium, server and policy."""
 
     name: Slug
-    study: FilePath
     state: FilePath
     images: Images
     labels: Labels
@@ -135,7 +139,6 @@ def read_site(path: Path) -> SiteFile:
         )
     return site.model_copy(
         update={
-            "study": root / site.study,
             "state": root / site.state,
             "images": site.images.model_copy(update={"folder": root / site.images.folder}),
             "labels": site.labels.model_copy(update={"file": root / site.labels.file}),

@@ -6,7 +6,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from client.device import choose_device
+from client.device import choose_device, has_bfloat16
 from client.patients import PatientSet
 from client.site_file import Compute
 from privacy.clipping import ClippedGradientSum
@@ -110,11 +110,10 @@ class Machine:
             DeviceError: the device is not there.
         """
         device = choose_device(compute)
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return cls(
             device=device,
             physical_batch=compute.physical_batch,
-            mixed_precision=compute.mixed_precision and has_bfloat16,
+            mixed_precision=compute.mixed_precision and has_bfloat16(device),
         )
 
 

@@ -138,6 +138,14 @@ class EvaluationCost:
         return dp.SelfComposedDpEvent(dp.GaussianDpEvent(self.standard_deviation), self.num_releases)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCost:
+    """What one run costs: a training patient, and a patient that it evaluates."""
+
+    training: TrainingCost
+    evaluation: EvaluationCost
+
+
 def filter_order(*, cap: float, delta: float) -> int:
     """The one Rényi order of the filter, fixed by the cap alone, never by what was spent.
 
@@ -148,11 +156,11 @@ def filter_order(*, cap: float, delta: float) -> int:
     return max(2, math.ceil(1.0 + math.sqrt(slack) / root))
 
 
-def lifetime_epsilon(costs: tuple[TrainingCost | EvaluationCost, ...], *, cap: float, delta: float) -> float:
+def lifetime_epsilon(costs: tuple[RunCost, ...], *, cap: float, delta: float) -> float:
     """Epsilon of several runs together at *delta*, by Rényi composition at one order; 0 where there are none.
 
-    A patient trains in one study and may be evaluated in another: passing both costs of each run is an upper
-    bound for every patient.
+    In a run a patient either trains or is evaluated. Whatever role a patient has in which run, the larger of both
+    Rényi divergences, run by run, is an upper bound for that patient.
 
     Fully adaptive: later runs may be chosen after seeing earlier results, as long as the sum is kept below *cap*,
     fixed beforehand, which also fixes the order (Rényi filter).
@@ -161,7 +169,16 @@ def lifetime_epsilon(costs: tuple[TrainingCost | EvaluationCost, ...], *, cap: f
     """
     if not costs:
         return 0.0
-    accountant = rdp.RdpAccountant(orders=[filter_order(cap=cap, delta=delta)])
-    for cost in costs:
-        accountant.compose(cost.event)
-    return float(accountant.get_epsilon(delta))
+    order = filter_order(cap=cap, delta=delta)
+    divergence = sum(
+        max(_divergence(cost.training.event, order), _divergence(cost.evaluation.event, order))
+        for cost in costs
+    )
+    return float(rdp.compute_epsilon([order], [divergence], delta)[0])
+
+
+def _divergence(event: dp.DpEvent, order: int) -> float:
+    """Rényi divergence of *event* at *order*."""
+    accountant = rdp.RdpAccountant(orders=[order])
+    accountant.compose(event)
+    return float(accountant.rdp[0])

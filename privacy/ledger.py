@@ -1,25 +1,13 @@
-"""The site's durable record of what was spent: written before training, never taken back."""
+"""The privacy view of a site's journal: what was spent, written before training, never taken back."""
 
 import math
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+import threading
+from dataclasses import asdict, dataclass
 
-from privacy.accounting import EvaluationCost, TrainingCost, lifetime_epsilon
+from privacy.accounting import EvaluationCost, RunCost, TrainingCost, lifetime_epsilon
+from privacy.journal import CREATED, Entry, Journal
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS run (
-    run_id TEXT PRIMARY KEY, study_hash TEXT NOT NULL, sample_rate REAL NOT NULL,
-    noise_multiplier REAL, delta REAL, noised_count INTEGER NOT NULL,
-    evaluation_deviation REAL, num_evaluations INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS round (
-    run_id TEXT NOT NULL REFERENCES run (run_id), round INTEGER NOT NULL, num_steps INTEGER NOT NULL,
-    PRIMARY KEY (run_id, round)
-) STRICT;
-"""
+RUN, SPENT = "run", "spent"
 
 
 class LedgerError(RuntimeError):
@@ -51,87 +39,70 @@ class LedgerRun:
     num_evaluations: int
 
 
-_RUN_COLUMNS = tuple(field.name for field in fields(LedgerRun))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRound:
     """One attempted round and the steps it was charged for; the final test is a round without steps."""
 
     round: int
     num_steps: int
+    time: str
 
 
 class Ledger:
-    """Runs and the rounds that were begun, in one SQLite file.
+    """Runs and the rounds that were begun, as the journal holds them.
 
     *Guarantee*: when `begin_round` returns, the charge is on disk; no method removes or lowers one.
+
+    Args:
+        journal: where charges are written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            with self._transaction() as connection:
-                connection.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(
-                f"{path}: is not a usable ledger ({error}); restore it from a backup"
-            ) from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(self._path, isolation_level="IMMEDIATE", timeout=10.0)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            with connection:
-                yield connection
-        finally:
-            connection.close()
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._turn = threading.RLock()
+        self._seen = 0
+        self._runs: dict[str, LedgerRun] = {}
+        self._rounds: dict[str, list[LedgerRound]] = {}
+        self._unknown_past = False
+        self._refresh()
 
     def run(self, run_id: str) -> LedgerRun | None:
         """Return the run, or None where it was never opened."""
-        found = [run for run in self.runs() if run.run_id == run_id]
-        return found[0] if found else None
+        return next((run for run in self.runs() if run.run_id == run_id), None)
 
     def runs(self) -> tuple[LedgerRun, ...]:
         """Return all runs in the order of their opening."""
-        with self._transaction() as connection:
-            rows = connection.execute("SELECT * FROM run ORDER BY rowid").fetchall()
-        return tuple(LedgerRun(**dict(zip(_RUN_COLUMNS, row, strict=True))) for row in rows)
+        self._refresh()
+        return tuple(self._runs.values())
 
     def rounds(self, run_id: str) -> tuple[LedgerRound, ...]:
         """Return the rounds of a run that were begun, in order."""
-        with self._transaction() as connection:
-            rows = connection.execute(
-                "SELECT round, num_steps FROM round WHERE run_id = ? ORDER BY round", (run_id,)
-            ).fetchall()
-        return tuple(LedgerRound(round=number, num_steps=steps) for number, steps in rows)
+        self._refresh()
+        return tuple(self._rounds.get(run_id, ()))
 
     def open_run(self, run: LedgerRun) -> None:
         """Record a run and its noised count, durably. Raises LedgerError where the run is there already."""
-        try:
-            with self._transaction() as connection:
-                connection.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(run))
-        except sqlite3.IntegrityError as error:
-            raise LedgerError(f"run {run.run_id} is in the ledger already") from error
+        with self._journal.exclusive():
+            if self.run(run.run_id) is not None:
+                raise LedgerError(f"run {run.run_id} is in the ledger already")
+            self._journal.append(RUN, asdict(run))
 
     def begin_round(self, run_id: str, number: int, *, num_steps: int) -> None:
         """Charge a round, durably, before its training.
 
         Raises:
             AlreadySpentError: a round with this or a later number was begun before.
+            LedgerError: the run is unknown.
         """
-        with self._transaction() as connection:
-            (last,) = connection.execute(
-                "SELECT max(round) FROM round WHERE run_id = ?", (run_id,)
-            ).fetchone()
-            if last is not None and number <= last:
+        with self._journal.exclusive():
+            if self.run(run_id) is None:
+                raise LedgerError(f"run {run_id} is not in the ledger")
+            begun = self.rounds(run_id)
+            if begun and number <= begun[-1].round:
                 raise AlreadySpentError(
-                    f"round {number} of {run_id}: round {last} was begun already; take a later one"
+                    f"round {number} of {run_id}: round {begun[-1].round} was begun already; take a later one"
                 )
-            connection.execute("INSERT INTO round VALUES (?, ?, ?)", (run_id, number, num_steps))
+            self._journal.append(SPENT, {"run_id": run_id, "round": number, "num_steps": num_steps})
 
     def training_cost(self, run_id: str) -> TrainingCost | None:
         """Return what a run has cost a training patient so far; None where it has no differential privacy.
@@ -155,26 +126,47 @@ class Ledger:
         return None if cost is None else cost.after(num_steps)
 
     def lifetime_epsilon(
-        self,
-        *,
-        cap: float,
-        delta: float,
-        planned: tuple[TrainingCost | EvaluationCost, ...] = (),
-        without: str | None = None,
+        self, *, cap: float, delta: float, planned: RunCost | None = None, without: str | None = None
     ) -> float:
         """Return what all runs, evaluations in full, and *planned* cost together at *delta*; *without* is left out.
 
-        Infinite where any run had no differential privacy, or released evaluations exactly.
+        Infinite where any run had no differential privacy, or released evaluations exactly, and where an earlier
+        journal was lost: what it held is not known.
         """
-        costs: list[TrainingCost | EvaluationCost] = list(planned)
+        costs = [] if planned is None else [planned]
         for run in self.runs():
             if run.run_id == without:
                 continue
-            cost = self.training_cost(run.run_id)
-            if cost is None or run.evaluation_deviation is None:
+            training = self.training_cost(run.run_id)
+            if training is None or run.evaluation_deviation is None:
                 return math.inf
-            costs.append(cost)
-            costs.append(
-                EvaluationCost(standard_deviation=run.evaluation_deviation, num_releases=run.num_evaluations)
+            evaluation = EvaluationCost(
+                standard_deviation=run.evaluation_deviation, num_releases=run.num_evaluations
             )
+            costs.append(RunCost(training=training, evaluation=evaluation))
+        if self._unknown_past:
+            return math.inf
         return lifetime_epsilon(tuple(costs), cap=cap, delta=delta)
+
+    def _refresh(self) -> None:
+        """Take in what the journal holds by now."""
+        with self._turn:
+            for entry in self._journal.entries(CREATED, RUN, SPENT, after=self._seen):
+                self._take(entry)
+                self._seen = entry.sequence
+
+    def _take(self, entry: Entry) -> None:
+        body = dict(entry.body)
+        try:
+            if entry.kind == CREATED:
+                self._unknown_past = body["after_loss"] is not None
+            elif entry.kind == RUN:
+                run = LedgerRun(**body)  # type: ignore[arg-type]
+                self._runs[run.run_id] = run
+            else:
+                spent = LedgerRound(round=body["round"], num_steps=body["num_steps"], time=entry.time)  # type: ignore[arg-type]
+                self._rounds.setdefault(str(body["run_id"]), []).append(spent)
+        except (KeyError, TypeError) as error:
+            raise LedgerError(
+                f"entry {entry.sequence} of the journal is of another version of Collegium"
+            ) from error

@@ -11,7 +11,7 @@ from server.run_state import RunContext, RunState, TooFewSitesError, situation, 
 from server.secure_rounds import set_up_batch
 from shared_models.architectures import build_model
 from shared_models.manifest import Manifest
-from shared_models.messages import Open
+from shared_models.messages import Open, encode
 
 log = logging.getLogger("collegium.server")
 
@@ -20,7 +20,7 @@ AGAIN_SECONDS = 2.0
 """Pause before a site that did not open the run is asked again."""
 OPEN_SECONDS = 600.0
 """Least time that sites get to read their images when a run starts."""
-LATER = ("not-open", "failed", "no-batch", "protocol", "no-answer", "bad-reply")
+LATER = ("awaiting-approval", "not-open", "failed", "no-batch", "protocol", "no-answer", "bad-reply")
 """Reasons after which a site may be asked again; all others are final."""
 REOPEN = ("not-open", "failed")
 """Reasons after which a site has to open the run again."""
@@ -59,7 +59,8 @@ def _open(
         return state
     manifest = Manifest.of(build_model(context.study))
     request = Open(run_id=context.run_id, study_hash=context.study.hash, manifest_hash=manifest.hash)
-    for reply in context.talk.ask_all(asked, request, timeout_seconds=timeout_seconds):
+    requests = {site: encode(request, context.receipts.of(site)) for site in asked}
+    for reply in context.talk.ask(requests, request, timeout_seconds=timeout_seconds):
         if reply.refusal is None:
             attendance = attendance.with_opened(reply.site)
         elif reply.refusal in LATER:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from server.certificate_check import check_tls
 from server.certificate_command import certificate
 from server.certificates import Authority
+from server.doctor_command import doctor
 from server.roster_command import admit, num_sites, revoke
 from server.server_file import ServerFile, read_server, read_sites
 from shared_models.configuration import ConfigurationError
@@ -168,6 +169,7 @@ def status(
 app.command()(admit)
 app.command()(revoke)
 app.command()(certificate)
+app.command()(doctor)
 
 
 def main() -> None:

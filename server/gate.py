@@ -1,13 +1,14 @@
 """The gate: the only part of the server that is reachable from outside.
 
 It ends TLS and passes ten calls of Flower's Fleet interface on to the SuperLink, which listens on the loopback
-interface only. Everything else (starting runs, taking tasks, registering nodes, documentation pages) does not
-exist from outside: the answer is 404.
+interface only. One more call, by which a site examines its connection, it answers itself (`server.gate_doctor`).
+Everything else (starting runs, taking tasks, registering nodes, documentation pages) does not exist from outside: the
+answer is 404.
 
 Guarantees:
     * A request passes only if its target, byte for byte as received, is one of `PASSED` and its method is POST.
       Nothing is decoded or normalised first, so ``..``, ``%2e``, ``//``, a full URL as target, a query or an
-      encoded slash cannot turn into another path.
+      encoded slash cannot turn into another path. The doctor's target is compared in the same way.
     * Only the headers in `HEADERS_IN` are handed on; the request towards the SuperLink is built anew, so no
       header, length or connection trick reaches it. Contradicting lengths are refused.
     * Bodies stream through in pieces; a body above `MAX_BODY_BYTES` is cut off.
@@ -27,6 +28,7 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from server.gate_doctor import TARGET, DoctorRefused, GateDoctor
 from shared_models.processes import follow_parent
 
 PASSED = frozenset(
@@ -56,6 +58,7 @@ HEADERS_IN = frozenset(
         b"flwr-component-name",
     }
 )
+LENGTH_AND_HEADERS_IN = HEADERS_IN | {b"content-length"}
 HEADERS_OUT = frozenset({b"content-type", b"flwr-version-incompatibility-message"})
 MAX_HEADER_BYTES = 16 * 1024
 MAX_BODY_BYTES = 256 * 1024 * 1024  # one object; Flower sends a model in pieces of 5 MB
@@ -79,10 +82,12 @@ class Gate:
 
     Args:
         upstream: client whose base URL is the SuperLink on loopback.
+        doctor: answers the one call that is not passed on.
     """
 
-    def __init__(self, upstream: httpx.AsyncClient) -> None:
+    def __init__(self, upstream: httpx.AsyncClient, doctor: GateDoctor) -> None:
         self._upstream = upstream
+        self._doctor = doctor
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -96,20 +101,25 @@ class Gate:
             await _answer(send, 400, b"contradicting lengths\n")
             return
         target: bytes = scope["raw_path"]
-        if target not in PASSED or scope["method"] != "POST" or scope["query_string"]:
+        if target not in {*PASSED, TARGET} or scope["method"] != "POST" or scope["query_string"]:
             await _answer(send, 404, b"not found\n")
             return
-        await self._pass(scope, receive, send)
+        if int(dict(scope["headers"]).get(b"content-length", b"0")) > MAX_BODY_BYTES:
+            await _answer(send, 413, b"too large\n")
+            return
+        await (self._examine if target == TARGET else self._pass)(scope, receive, send)
+
+    async def _examine(self, scope: Message, receive: Receive, send: Send) -> None:
+        try:
+            await self._doctor.answer(scope["headers"], _body(receive), send)
+        except DoctorRefused as error:
+            await _answer(send, error.status, error.text)
+        except BodyRefused as error:
+            await _answer(send, 413, f"{error}\n".encode())
 
     async def _pass(self, scope: Message, receive: Receive, send: Send) -> None:
         path = scope["raw_path"].decode("ascii")
-        given = dict(scope["headers"])
-        headers = [(name, value) for name, value in scope["headers"] if name in HEADERS_IN]
-        if b"content-length" in given:
-            if int(given[b"content-length"]) > MAX_BODY_BYTES:
-                await _answer(send, 413, b"too large\n")
-                return
-            headers.append((b"content-length", given[b"content-length"]))
+        headers = [(name, value) for name, value in scope["headers"] if name in LENGTH_AND_HEADERS_IN]
         started = False
         try:
             request = self._upstream.build_request("POST", path, headers=headers, content=_body(receive))
@@ -175,7 +185,32 @@ class _ImpatientProtocol(H11Protocol):
             self.transport.close()
 
 
-def serve(*, host: str, port: int, certificate: Path, key: Path, upstream: str, upstream_ca: Path) -> None:
+SERVED: dict[str, Any] = {
+    "http": _ImpatientProtocol,
+    "ws": "none",
+    "lifespan": "off",
+    "h11_max_incomplete_event_size": MAX_HEADER_BYTES,
+    "limit_concurrency": MAX_CONNECTIONS,
+    "timeout_keep_alive": 75,
+    "timeout_graceful_shutdown": 2,
+    "server_header": False,
+    "proxy_headers": False,
+    "access_log": False,
+    "log_level": "warning",
+}
+"""How uvicorn serves the gate."""
+
+
+def serve(
+    *,
+    host: str,
+    port: int,
+    certificate: Path,
+    key: Path,
+    upstream: str,
+    upstream_ca: Path,
+    roster_version: int,
+) -> None:
     """Serve the gate until SIGINT or SIGTERM.
 
     Args:
@@ -185,6 +220,7 @@ def serve(*, host: str, port: int, certificate: Path, key: Path, upstream: str, 
         key: its private key, PEM.
         upstream: base URL of the SuperLink on loopback.
         upstream_ca: the CA certificate that the SuperLink must prove itself against.
+        roster_version: of the roster whose sites the SuperLink knows.
     """
     context = ssl.create_default_context(cafile=str(upstream_ca))
     client = httpx.AsyncClient(
@@ -197,22 +233,12 @@ def serve(*, host: str, port: int, certificate: Path, key: Path, upstream: str, 
         headers={"accept-encoding": "identity", "user-agent": "collegium-gate"},
     )
     uvicorn.run(
-        Gate(client),
+        Gate(client, GateDoctor(roster_version)),
         host="" if host == "::" else host,  # empty: asyncio listens by IPv6 and IPv4; "::" would be IPv6 only
         port=port,
-        http=_ImpatientProtocol,
-        ws="none",
-        lifespan="off",
         ssl_certfile=str(certificate),
         ssl_keyfile=str(key),
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=2,
-        server_header=False,
-        proxy_headers=False,
-        access_log=False,
-        log_level="warning",
+        **SERVED,
     )
 
 
@@ -226,6 +252,7 @@ def main() -> None:
     parser.add_argument("--key", required=True, type=Path)
     parser.add_argument("--upstream", required=True)
     parser.add_argument("--upstream-ca", required=True, type=Path)
+    parser.add_argument("--roster-version", required=True, type=int)
     given = parser.parse_args()
     serve(
         host=given.host,
@@ -234,6 +261,7 @@ def main() -> None:
         key=given.key,
         upstream=given.upstream,
         upstream_ca=given.upstream_ca,
+        roster_version=given.roster_version,
     )
 
 

@@ -126,7 +126,7 @@ def open_server(file: ServerFile, roster: Roster) -> Iterator[Server]:
         stack.callback(superlink.child.stop)
         superlink.wait_until_ready()
         superlink.register(roster)
-        gate = _start_gate(file, superlink.access, logs / "gate.log")
+        gate = _start_gate(file, superlink.access, roster, logs / "gate.log")
         stack.callback(gate.stop)
         _wait_for_gate(file, gate)
         yield Server(file, superlink, gate)
@@ -152,11 +152,12 @@ def connected(state: Path, roster: Roster) -> tuple[Running, list[str]] | None:
         return running, []  # it is starting or ending; who only looks is not to fail for it
 
 
-def _start_gate(file: ServerFile, access: Access, log: Path) -> Child:
+def _start_gate(file: ServerFile, access: Access, roster: Roster, log: Path) -> Child:
     arguments: Sequence[str] = (
         *("--host", file.listen.host, "--port", str(file.listen.port)),
         *("--certificate", str(file.tls.certificate), "--key", str(file.tls.key)),
         *("--upstream", f"https://{access.address}", "--upstream-ca", str(access.ca_certificate)),
+        *("--roster-version", str(roster.version)),
     )
     return Child("gate", python_module("server.gate", *arguments), log=log, environment={})
 

@@ -91,7 +91,7 @@ class PendingRound:
 
     def confirmed(self, attempt: Attempt, confirmations: Mapping[int, Confirmation]) -> Attempt:
         """Record whose confirmations are shown, before anybody is asked to unmask."""
-        entries = {position: entry.signature.hex() for position, entry in confirmations.items()}
+        entries = {position: entry.to_bytes().hex() for position, entry in confirmations.items()}
         return self._changed(attempt, {"confirmations": entries})
 
     def _changed(self, attempt: Attempt, values: dict[str, object]) -> Attempt:
@@ -136,6 +136,6 @@ def confirmations_of(attempt: Attempt) -> dict[int, Confirmation] | None:
     if attempt.confirmations is None:
         return None
     return {
-        position: Confirmation(signature=bytes.fromhex(signature))
-        for position, signature in sorted(attempt.confirmations.items())
+        position: Confirmation.from_bytes(bytes.fromhex(message))
+        for position, message in sorted(attempt.confirmations.items())
     }

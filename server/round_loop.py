@@ -200,6 +200,8 @@ def _masked(
         attempt=attempt,
     )
 
+    for receipt in outcome.receipts:
+        context.receipts.keep(receipt)
     reasons = outcome.refusals
     final = {site: reason for site, reason in reasons.items() if reason in ("budget", "study-not-approved")}
     final |= dict.fromkeys(outcome.named, MISBEHAVED)

@@ -9,6 +9,7 @@ from privacy.secure_aggregation.context import Federation
 from server.checkpoint import Progress, read_checkpoint, write_atomically
 from server.exchange import Exchange, ExchangeError
 from server.model_file import write_model
+from server.receipts import Receipts
 from server.result import Result, build_result, metrics
 from server.round_loop import close_run, run_rounds
 from server.run_state import RunContext, TooFewSitesError
@@ -72,6 +73,7 @@ def run_in_flower(exchange: Exchange, roster: Roster, state: Path, run_id: str) 
         exchange=exchange,
         federation=federation_of(study, run_id, roster),
         checkpoint=checkpoint,
+        receipts=Receipts(state / "receipts"),
         tell=lambda progress: write_progress(checkpoint.with_name("progress.json"), study, progress),
     )
     run_study(context, engine="deployed", resume=checkpoint.exists())

@@ -12,6 +12,7 @@ from server.checkpoint import Progress
 from server.conversation import Conversation
 from server.exchange import Exchange
 from server.pending import Attempt, PendingRound
+from server.receipts import Receipts
 from shared_models.study import Study
 
 
@@ -27,6 +28,7 @@ class RunContext:
         federation: study, run, roster and terms, as secure aggregation binds them.
         checkpoint: where the state of the run is kept.
         patience_seconds: how long all known sites are waited for before enough of them will do.
+        receipts: what sites have confirmed last.
         start_seconds: how long until enough sites have opened the run.
         tell: called after each step, for progress displays.
     """
@@ -38,6 +40,7 @@ class RunContext:
     checkpoint: Path
     patience_seconds: float = 60.0
     start_seconds: float = 1800.0
+    receipts: Receipts = field(default_factory=Receipts)
     tell: Callable[[Progress], None] = field(default=lambda progress: None)
 
     @property

@@ -22,6 +22,7 @@ from privacy.secure_aggregation.messages import (
     ShareReply,
     UnmaskReply,
 )
+from privacy.secure_aggregation.receipts import Receipt
 from privacy.secure_aggregation.refusals import BadHolder, RoundFailed, SecureAggregationError
 from privacy.secure_aggregation.server_round import MaskedSum, Round
 from privacy.secure_aggregation.server_setup import Advertising, Batch
@@ -53,6 +54,7 @@ class Outcome:
         survivors: names of the sites whose vectors arrived.
         refusals: reason by site that was asked and sent no vector.
         failure: why there is no sum; None where there is.
+        receipts: what the survivors have signed.
         named: sites that caused a failure, as what they sent shows.
         seconds: by phase.
     """
@@ -62,6 +64,7 @@ class Outcome:
     refusals: dict[str, str] = field(default_factory=dict)
     failure: str | None = None
     named: tuple[str, ...] = ()
+    receipts: tuple[Receipt, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -212,6 +215,7 @@ def run_masked_round(
                 confirmations = _confirmations(talk, total, request.round, deadlines.step)
             total.unmask_request(confirmations)
             pending.confirmed(attempt, confirmations)
+        outcome.receipts = tuple(total.receipt(site, signed) for site, signed in confirmations.items())
 
         with _timed(outcome, "unmask"):
             shares, bad = _shares(talk, total, confirmations, request.round, deadlines.step)

@@ -135,6 +135,11 @@ def public_bytes(line: str) -> bytes:
     return _load(line).public_bytes_raw()
 
 
+def line_of_public_bytes(raw: bytes) -> str:
+    """The one line of a public key given as its 32 bytes."""
+    return _line(Ed25519PublicKey.from_public_bytes(raw))
+
+
 def fingerprint(*lines: str) -> str:
     """Eighty bits of the keys' SHA-256 in groups of four hexadecimal digits, for reading aloud.
 

@@ -31,7 +31,11 @@ class MessageError(ValueError):
 
 
 class Open(Frozen):
-    """The site is asked to take part in a run: check the study, policy and budget, and make its data ready."""
+    """The site is asked to take part in a run: check the study, policy and budget, and make its data ready.
+
+    The payload is the site's own last confirmation as the server knows it (`privacy.secure_aggregation.receipts`), or
+    nothing.
+    """
 
     kind: Literal["open"] = "open"
     run_id: RunId
@@ -131,6 +135,7 @@ class Refusal(Frozen):
     run_id: RunId
     reason: Literal[
         "study-not-approved",
+        "awaiting-approval",
         "model-differs",
         "policy",
         "data",
@@ -140,6 +145,7 @@ class Refusal(Frozen):
         "roster-differs",
         "no-batch",
         "protocol",
+        "journal",
         "failed",
     ]
 

@@ -67,6 +67,13 @@ def write_private(path: Path, content: bytes, *, replace: bool = False) -> None:
         file.write(content)
 
 
+def with_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables, with no proxy for the loopback interface: as every child process gets them."""
+    before = environment.get("NO_PROXY", environment.get("no_proxy", ""))
+    no_proxy = ",".join(dict.fromkeys([*filter(None, before.split(",")), "127.0.0.1", "localhost"]))
+    return {**environment, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
+
+
 class Child:
     """One running child process, with its log and the pipe that ties its life to ours.
 
@@ -181,13 +188,8 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     }
     packages = str(Path(__file__).resolve().parent.parent)
     paths = [packages, *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
-    loopback = {"NO_PROXY": _with_loopback(inherited.get("NO_PROXY", inherited.get("no_proxy", "")))}
-    loopback["no_proxy"] = loopback["NO_PROXY"]
-    return {**inherited, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **loopback, **extra}
-
-
-def _with_loopback(no_proxy: str) -> str:
-    return ",".join(dict.fromkeys([*filter(None, no_proxy.split(",")), "127.0.0.1", "localhost"]))
+    quiet = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    return {**with_loopback(inherited), **quiet, **extra}
 
 
 def _open_log(log: Path) -> int:

@@ -88,8 +88,8 @@ def _load(site_files: tuple[Path, ...]) -> tuple[Study, Machine, dict[str, dict[
     patients = {}
     for path in site_files:
         site = read_site(path)
-        study = read_study(site.study)
-        patients[site.name] = dict(ingest(site, study, SiteSecret.load_or_create(site.state)).patients)
+        study = read_study(path.with_name("study.toml"))
+        patients[site.name] = dict(ingest(site, study, SiteSecret.load(site.state)).patients)
     prepare_torch(site.compute)
     machine = Machine.of(site.compute)
     return study, machine, patients

@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from client.membership import NODE_KEY, make_keys
+from client.approvals import Approvals
+from client.membership import NODE_KEY, make_keys, own_key
+from client.site_file import read_site
+from client.site_journal import make_journal
 from server.exchange import ExchangeError
 from shared_models.processes import Child, free_port, python_module
 from simulations.preparation.hospitals import Hospital
@@ -47,6 +50,10 @@ def run_deployed(
     site_files = tuple(_make_site(work, hospital, scenario, port) for hospital in hospitals)
     for path in site_files:
         _command("client.command", "join", str(server / "roster.toml"), "--config", str(path))
+        file = read_site(path)
+        Approvals(make_journal(file, own_key(file)), file.state).decide(
+            scenario.study, "approved", by="simulation"
+        )
     sites: list[Child] = []
     with ExitStack() as stack:
         for path in site_files:

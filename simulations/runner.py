@@ -15,6 +15,7 @@ import numpy as np
 from client.site import result_path
 from client.site_file import read_site
 from server.checkpoint import write_atomically
+from server.receipts import Receipts
 from server.result import Baselines, Result, RoundEntry, SiteEntry
 from server.run import checkpoint_path, federation_of, run_study
 from server.run_state import RunContext
@@ -157,7 +158,7 @@ def _run_local(
         write_site(work / "sites" / hospital.name, hospital, study, seed=scenario.seed)
         for hospital in hospitals
     )
-    roster = enrol(work / "server", paths)
+    roster = enrol(work / "server", paths, study)
     checkpoint = checkpoint_path(work / "server" / "state", run_id)
     with LocalExchange([read_site(path) for path in paths], num_workers=options.num_workers) as exchange:
         context = RunContext(
@@ -166,6 +167,7 @@ def _run_local(
             exchange=FaultyExchange(exchange, scenario.faults) if scenario.faults else exchange,
             federation=federation_of(study, run_id, roster),
             checkpoint=checkpoint,
+            receipts=Receipts(work / "server" / "state" / "receipts"),
             tell=lambda progress: display.rounds(len(progress.rounds)),
         )
         run_study(context, engine="local")

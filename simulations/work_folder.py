@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from client.membership import IDENTITY_KEY, join, make_keys
+from client.approvals import Approvals
+from client.membership import IDENTITY_KEY, join, make_keys, own_key
 from client.site_file import read_site
+from client.site_journal import make_journal
 from shared_models.configuration import Frozen
 from shared_models.identity_keys import identity_line, new_identity_key, read_identity_key
 from shared_models.processes import private_folder, write_private
@@ -76,9 +78,12 @@ def write_site(
         },
         "policy": {
             "min_cohort": study.aggregation.min_cohort,
+            "min_threshold": study.aggregation.threshold,
             "min_patients": 1,
             "max_unusable_share": 1.0,
             "max_runs_per_study": 1,
+            "allowed_tasks": [study.task.kind],
+            "allowed_architectures": [study.model.architecture],
             "allow_no_privacy": not private,
         },
         "consortium": {"root": "root.pub", "roster": "roster.toml", "identity_key": IDENTITY_KEY},
@@ -88,7 +93,7 @@ def write_site(
         tables["server"] = server
     if not private:
         tables["testing"] = {"sampling_seed": seed}
-    lines = [f"name = {toml_value(hospital.name)}", 'study = "study.toml"', 'state = "state"']
+    lines = [f"name = {toml_value(hospital.name)}", 'state = "state"']
     for name, values in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {toml_value(value)}" for key, value in values.items())]
     path = folder / "site.toml"
@@ -96,12 +101,13 @@ def write_site(
     return path
 
 
-def enrol(server: Path, site_files: Sequence[Path]) -> Roster:
-    """Make the consortium of a simulation: root key, the sites' keys, and the roster that each site joins.
+def enrol(server: Path, site_files: Sequence[Path], study: Study) -> Roster:
+    """Make the consortium of a simulation: root key, the sites' keys and journals, and the roster that each site joins.
 
     Args:
         server: folder for ``root.key``, ``root.pub`` and ``roster.toml``; made where it is missing.
         site_files: each site's ``site.toml``; keys, ``root.pub`` and ``roster.toml`` are put beside it.
+        study: which each site approves.
 
     Returns:
         The roster, as each site has it.
@@ -114,7 +120,9 @@ def enrol(server: Path, site_files: Sequence[Path]) -> Roster:
     write_roster(server / "roster.toml", roster, root)
     for path in site_files:
         shutil.copyfile(server / "root.pub", path.parent / "root.pub")
-        join(read_site(path), server / "roster.toml")
+        file = read_site(path)
+        join(file, server / "roster.toml")
+        Approvals(make_journal(file, own_key(file)), file.state).decide(study, "approved", by="simulation")
     return roster
 
 

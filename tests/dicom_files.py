@@ -198,7 +198,6 @@ class Hospital:
         """The hospital's site file."""
         return SiteFile(
             name="test-site",
-            study=self.root / "study.toml",
             state=self.root / "state",
             images=Images(folder=self.images),
             labels=Labels(file=self.labels, key=key),  # type: ignore[arg-type]
@@ -207,6 +206,9 @@ class Hospital:
                 min_patients=min_patients,
                 max_unusable_share=max_unusable_share,
                 max_runs_per_study=1,
+                min_threshold=1,
+                allowed_tasks=("binary-classification",),
+                allowed_architectures=("small-cnn",),
             ),
             consortium=Consortium(
                 root=self.root / "root.pub",

@@ -134,9 +134,9 @@ class FakeExchange:
                 self.begun[site] = request.round
                 return session.mask(vector)
             case Confirm():
-                return session.confirm(request.round, payload)
+                return session.confirm(request.round, payload, journal_head=bytes(32))
             case Unmask():
-                return session.unmask(request.round, payload)
+                return session.unmask(request.round, payload)[0]
             case Close():
                 session.erase()
         return b""

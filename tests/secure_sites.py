@@ -34,6 +34,7 @@ from privacy.secure_aggregation.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
+from privacy.secure_aggregation.receipts import Receipt
 from privacy.secure_aggregation.refusals import SecureAggregationError
 from privacy.secure_aggregation.sealing import SealingKey, seal
 from privacy.secure_aggregation.secret import Secret
@@ -50,6 +51,11 @@ NOBODY: frozenset[int] = frozenset()
 
 Seen = Callable[[int, str, bytes], None]
 """Called with position, stage and bytes of every message that the server gets."""
+
+
+def head_of(position: int) -> bytes:
+    """What stands for the journal of the site at this position."""
+    return hashlib.sha256(b"journal of %d" % position).digest()
 
 
 @dataclass
@@ -69,6 +75,7 @@ class Consortium:
     identities: list[Ed25519PrivateKey] = field(default_factory=list)
     states: dict[int, Any] = field(default_factory=dict)
     rounds: dict[int, Any] = field(default_factory=dict)
+    receipts: dict[int, tuple[Receipt, ...]] = field(default_factory=dict)
     histories: dict[int, History] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -193,13 +200,17 @@ class Consortium:
 
     def confirm_of(self, position: int, request: ConfirmRequest) -> Confirmation:
         received = ConfirmRequest.from_bytes(request.to_bytes(), num_sites=self.num_sites)
-        self.rounds[position], reply = site_round.confirm(self.rounds[position], received)
+        self.rounds[position], reply = site_round.confirm(
+            self.rounds[position], received, journal_head=head_of(position)
+        )
         return Confirmation.from_bytes(self._sent(position, "confirm", reply.to_bytes()))
 
     def unmask_of(self, position: int, request: UnmaskRequest) -> UnmaskReply:
         round_set = self.rounds[position].begun.round_set
         received = UnmaskRequest.from_bytes(request.to_bytes(), num_sites=self.num_sites)
-        self.rounds[position], reply = site_round.unmask(self.rounds[position], received)
+        self.rounds[position], reply, self.receipts[position] = site_round.unmask(
+            self.rounds[position], received
+        )
         return UnmaskReply.from_bytes(
             self._sent(position, "unmask", reply.to_bytes()), num_shares=len(round_set)
         )

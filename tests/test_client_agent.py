@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from studies import write_study_file
 
 from client.agent import DRAINED, UNUSABLE, Agent
 from client.agent_channel import AgentClient, AgentFailed, AgentUnreachable, socket_path
@@ -155,12 +154,13 @@ def test_a_folder_that_others_can_write_never_holds_the_socket(tmp_path: Path, m
 
 
 def test_an_agent_whose_site_has_not_joined_says_what_to_do_and_is_not_started_again(tmp_path: Path) -> None:
-    write_study_file(tmp_path / "study.toml")
     config = tmp_path / "site.toml"
     config.write_text(
-        'name = "north"\nstudy = "study.toml"\nstate = "state"\n[images]\nfolder = "images"\n[labels]\n'
+        'name = "north"\nstate = "state"\n[images]\nfolder = "images"\n[labels]\n'
         'file = "labels.csv"\nkey = "PatientID"\n[policy]\nmin_cohort = 2\nmin_patients = 1\n'
-        'max_unusable_share = 0.2\nmax_runs_per_study = 1\n[consortium]\nroot = "root.pub"\n'
+        "max_unusable_share = 0.2\nmax_runs_per_study = 1\n"
+        'min_threshold = 1\nallowed_tasks = ["binary-classification"]\nallowed_architectures = ["small-cnn"]\n'
+        '[consortium]\nroot = "root.pub"\n'
         'roster = "roster.toml"\nidentity_key = "identity.key"\n',
         encoding="utf-8",
     )

@@ -23,44 +23,6 @@ from shared_models.processes import free_port, write_private
 from shared_models.roster import Roster, RosterSite, write_roster
 from shared_models.site_request import read_request
 
-STUDY = """
-name = "toy"
-title = "A toy study"
-[task]
-kind = "binary-classification"
-label = "finding"
-positive = ["yes"]
-negative = ["no"]
-[patients]
-roles = "hash"
-min_training = 10
-[image]
-modalities = ["DX"]
-channels = 1
-rows = 32
-columns = 32
-[model]
-architecture = "small-cnn"
-[training]
-num_rounds = 1
-local_steps = 1
-sample_rate = 0.1
-learning_rate = 0.1
-[privacy]
-mode = "none"
-[evaluation]
-num_bins = 10
-unnoised = true
-[aggregation]
-weights = "equal"
-num_sites_max = 3
-min_cohort = 2
-threshold = 2
-num_colluding = 0
-round_timeout_seconds = 60.0
-"""
-
-
 ROOT = Ed25519PrivateKey.generate()
 SOUTH = RosterSite(name="south", node_key=new_node_key()[1], identity_key=new_identity_key()[1])
 
@@ -73,14 +35,13 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def options(tmp_path: Path) -> list[str]:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels.csv").write_text("PatientID,finding\n")
-    (tmp_path / "study.toml").write_text(STUDY)
     (tmp_path / "ca.pem").write_bytes(Authority("Test").issued.certificate)
     (tmp_path / "root.pub").write_text(identity_line(ROOT) + "\n")
     return [
         *("--name", "north", "--server", "localhost:9443", "--ca", str(tmp_path / "ca.pem")),
         *("--root", str(tmp_path / "root.pub")),
         *("--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels.csv")),
-        *("--key", "PatientID", "--study", str(tmp_path / "study.toml")),
+        *("--key", "PatientID"),
     ]
 
 
@@ -132,16 +93,6 @@ def test_a_private_file_is_replaced_only_where_that_is_said(tmp_path: Path) -> N
     write_private(tmp_path / "a.key", b"second", replace=True)
     assert (tmp_path / "a.key").read_bytes() == b"second"
     assert stat.S_IMODE((tmp_path / "a.key").stat().st_mode) == 0o600
-
-
-def test_init_says_what_no_colluding_hospital_means(tmp_path: Path, options: list[str]) -> None:
-    told = "num_colluding = 0: nothing is promised"
-    assert told in CliRunner().invoke(app, ["init", str(tmp_path / "site"), *options]).output
-    text = STUDY.replace("num_colluding = 0", "num_colluding = 1").replace("threshold = 2", "threshold = 3")
-    (tmp_path / "study.toml").write_text(text)
-    done = CliRunner().invoke(app, ["init", str(tmp_path / "another"), *options])
-    assert done.exit_code == 0, done.output
-    assert told not in done.output
 
 
 def test_init_refuses_a_root_key_that_is_none(tmp_path: Path, options: list[str]) -> None:

@@ -18,6 +18,7 @@ from client.key_handover import handed_keys
 from client.launch import SiteError
 from client.membership import read_joined, read_membership
 from client.site_file import Server
+from client.site_journal import read_journal
 from shared_models import key_files
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import identity_line, read_identity_key, read_identity_line
@@ -157,9 +158,12 @@ def test_new_keys_are_under_the_passphrase_of_the_old_ones(
     assert request.previous_identity_key == member.entry.identity_key
     for name in ("node.key.new", "identity.key.new"):
         assert is_encrypted((member.folder / name).read_bytes())
-    monkeypatch.delenv("COLLEGIUM_PASSPHRASE")
     member.give(2, request.site)
+    monkeypatch.delenv("COLLEGIUM_PASSPHRASE")
+    assert isinstance(member.join().exception, PassphraseError)  # the journal goes on under the new key
+    monkeypatch.setenv("COLLEGIUM_PASSPHRASE", WORDS)
     assert member.join().exit_code == 0
+    assert read_journal(member.file).verify()[-1].body["endorsed"] is True
     key = read_identity_key(member.file.consortium.identity_key, lambda _: WORDS)
     assert identity_line(key) == request.identity_key
 

@@ -10,19 +10,20 @@ from typer.testing import CliRunner
 
 import client.command
 import server.command
-from client.membership import MembershipError, read_joined, read_membership
+from client.launch import SiteError, only_one
+from client.membership import MembershipError, make_keys, own_key, read_joined, read_membership
 from client.site_file import SiteFile, read_site
+from client.site_journal import make_journal, open_journal
 from server.server_file import read_server, read_sites
 from shared_models import terminal
 from shared_models.configuration import ConfigurationError
-from shared_models.identity_keys import identity_line, read_identity_line
+from shared_models.identity_keys import identity_line, read_identity_key, read_identity_line
 from shared_models.node_keys import public_line
 from shared_models.roster import Roster
 from shared_models.site_request import read_request, write_request
 
 SITE = """
 name = "{name}"
-study = "study.toml"
 state = "state"
 [images]
 folder = "images"
@@ -31,6 +32,9 @@ file = "labels.csv"
 key = "PatientID"
 [policy]
 min_cohort = 2
+min_threshold = 2
+allowed_tasks = ["binary-classification"]
+allowed_architectures = ["small-cnn"]
 min_patients = 1
 max_unusable_share = 1.0
 max_runs_per_study = 1
@@ -49,8 +53,6 @@ class World:
     """A coordinator and the hospitals "north" and "south", which were admitted and have joined."""
 
     def __init__(self, folder: Path) -> None:
-        from client.membership import make_keys
-
         self.folder = folder
         self.config = folder / "server" / "server.toml"
         self.roster_file = folder / "server" / "roster.toml"
@@ -59,6 +61,7 @@ class World:
             (folder / name).mkdir()
             (folder / name / "site.toml").write_text(SITE.format(name=name))
             request, _ = make_keys(folder / name, name)
+            make_journal(self.file(name), own_key(self.file(name)))
             self.ok(self.coordinator("admit", str(request)))
         for name in ("north", "south"):
             self.ok(self.join(name))
@@ -170,6 +173,47 @@ def test_new_keys_that_wait_are_not_replaced_unasked(world: World) -> None:
     second = read_request(world.renewal("north"))
     assert second.identity_key != first.identity_key
     assert read_identity_line(world.folder / "north" / "identity.key.new") == second.identity_key
+
+
+def test_the_journal_goes_on_under_the_new_key_and_the_old_one_vouches_for_it(world: World) -> None:
+    world.ok(world.hospital("north", "renew-keys"))
+    world.ok(world.coordinator("admit", str(world.renewal("north")), "--replace"))
+    said = world.ok(world.join("north"))
+    assert "the journal goes on under the new key" in said
+    assert "could not sign" not in said
+    entries = open_journal(world.file("north")).verify()
+    assert [entry.kind for entry in entries] == ["created", "new-key"]
+    assert entries[-1].body["endorsed"] is True
+    open_journal(world.file("north")).append("request", {})
+    assert len(open_journal(world.file("north")).verify()) == 3
+
+
+def test_the_journal_of_a_hospital_that_lost_its_key_says_so(world: World) -> None:
+    read_out = without_the_old_key(world)
+    admitted = ("admit", str(world.renewal("north")), "--replace", "--fingerprint", read_out)
+    world.ok(world.coordinator(*admitted))
+    assert "the old key could not sign that" in world.ok(world.join("north"))
+    entries = open_journal(world.file("north")).verify()
+    assert entries[-1].body["endorsed"] is False
+
+
+def test_new_keys_are_not_put_in_place_below_a_site_that_runs(world: World) -> None:
+    world.ok(world.hospital("north", "renew-keys"))
+    world.ok(world.coordinator("admit", str(world.renewal("north")), "--replace"))
+    old, before = world.keys("north"), world.file("north").consortium.roster.read_bytes()
+    with only_one(world.file("north").state):
+        refused(world.join("north"), "is running already", "end it first", error=SiteError)
+    assert (world.keys("north"), world.file("north").consortium.roster.read_bytes()) == (old, before)
+    world.ok(world.join("north"))
+
+
+def test_a_change_that_was_broken_off_behind_the_journal_is_ended_by_joining_again(world: World) -> None:
+    world.ok(world.hospital("north", "renew-keys"))
+    world.ok(world.coordinator("admit", str(world.renewal("north")), "--replace"))
+    new = read_identity_key(world.folder / "north" / "identity.key.new")
+    open_journal(world.file("north")).renew_key(new, endorsed=True)  # and then the power went out
+    world.ok(world.join("north"))
+    assert [entry.kind for entry in open_journal(world.file("north")).verify()] == ["created", "new-key"]
 
 
 # … where the old key is lost

@@ -14,8 +14,8 @@ identifiers = st.text(max_size=64)
 
 
 def test_a_secret_is_made_once_and_only_its_user_may_read_it(tmp_path: Path) -> None:
-    first = SiteSecret.load_or_create(tmp_path / "state")
-    again = SiteSecret.load_or_create(tmp_path / "state")
+    first = SiteSecret.create(tmp_path / "state")
+    again = SiteSecret.load(tmp_path / "state")
     path = tmp_path / "state" / SECRET_NAME
     assert first == again
     assert len(path.read_bytes()) == 32
@@ -24,14 +24,14 @@ def test_a_secret_is_made_once_and_only_its_user_may_read_it(tmp_path: Path) -> 
 
 
 def test_two_sites_have_different_secrets(tmp_path: Path) -> None:
-    assert SiteSecret.load_or_create(tmp_path / "a") != SiteSecret.load_or_create(tmp_path / "b")
+    assert SiteSecret.create(tmp_path / "a") != SiteSecret.create(tmp_path / "b")
 
 
 def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
-    SiteSecret.load_or_create(tmp_path)
+    SiteSecret.create(tmp_path)
     (tmp_path / SECRET_NAME).chmod(0o640)
     with pytest.raises(SecretError, match="chmod 600"):
-        SiteSecret.load_or_create(tmp_path)
+        SiteSecret.create(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 31, 33])
@@ -40,7 +40,7 @@ def test_a_secret_of_the_wrong_size_is_refused_and_left_as_it_is(tmp_path: Path,
     path.write_bytes(b"s" * size)
     path.chmod(0o600)
     with pytest.raises(SecretError, match=f"holds {size} bytes"):
-        SiteSecret.load_or_create(tmp_path)
+        SiteSecret.create(tmp_path)
     assert path.read_bytes() == b"s" * size
 
 

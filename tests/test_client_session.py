@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from journals import ledger_in
 from secure_sites import REQUEST_HASH, Consortium, make_terms, random_vectors, secrets_in
 
 from client.secure_session import NoBatch, SecureSession
-from privacy.ledger import Ledger, LedgerRun
+from privacy.ledger import LedgerRun
 from privacy.secure_aggregation import server_setup
 from privacy.secure_aggregation.messages import (
     Advertisement,
@@ -43,6 +44,7 @@ ALL = (0, 1, 2)
 LENGTH = 5
 VECTORS = random_vectors(len(ALL), LENGTH)
 TERMS = make_terms(len(ALL), threshold=2, rounds_per_batch=3)
+HEAD = bytes(range(32))
 
 
 class WithSession(Consortium):
@@ -83,12 +85,14 @@ class WithSession(Consortium):
     def confirm_of(self, position: int, request: ConfirmRequest) -> Confirmation:
         if position:
             return super().confirm_of(position, request)
-        return Confirmation.from_bytes(self.session.confirm(self.number, request.to_bytes()))
+        return Confirmation.from_bytes(
+            self.session.confirm(self.number, request.to_bytes(), journal_head=HEAD)
+        )
 
     def unmask_of(self, position: int, request: UnmaskRequest) -> UnmaskReply:
         if position:
             return super().unmask_of(position, request)
-        reply = self.session.unmask(self.number, request.to_bytes())
+        reply, _ = self.session.unmask(self.number, request.to_bytes())
         return UnmaskReply.from_bytes(reply, num_shares=len(ALL))
 
     # One step of all sites after the other: the attributes are what the server knows by then.
@@ -145,7 +149,7 @@ STEPS: dict[str, tuple[Callable[[SecureSession], object], set[str]]] = {
         lambda session: session.begin(1, ALL, request_hash=REQUEST_HASH, length=LENGTH),
         {"escrowed", "begun", "masked", "confirmed", "unmasked"},
     ),
-    "confirm": (lambda session: session.confirm(1, b"anything"), {"masked", "confirmed"}),
+    "confirm": (lambda session: session.confirm(1, b"anything", journal_head=HEAD), {"masked", "confirmed"}),
     "unmask": (lambda session: session.unmask(1, b"anything"), {"masked", "confirmed"}),
 }
 """A call of each step, and where it is legal: there it is refused for what it says, not for its time."""
@@ -307,7 +311,7 @@ def test_confirm_and_unmask_of_another_round_are_refused_and_the_right_ones_answ
     request = sites.total.confirm_request().to_bytes()
     for other in (0, 2, 3):
         with refusing(sites.session, NoBatch):
-            sites.session.confirm(other, request)
+            sites.session.confirm(other, request, journal_head=HEAD)
     sites.confirmed()
     shown = sites.total.unmask_request(sites.confirmations).to_bytes()
     for other in (0, 2, 3):
@@ -322,11 +326,13 @@ def test_nothing_is_unmasked_before_it_was_confirmed_and_nothing_else_confirmed_
     peers = {site: sites.confirm_of(site, all_three) for site in (1, 2)}
     with refusing(sites.session, SurvivorsRefused):
         sites.session.unmask(1, sites.total.unmask_request(peers).to_bytes())
-    confirmation = sites.session.confirm(1, all_three.to_bytes())
+    confirmation = sites.session.confirm(1, all_three.to_bytes(), journal_head=HEAD)
     fewer = ConfirmRequest(survivors={site: all_three.survivors[site] for site in (0, 1)})
     with refusing(sites.session, OtherSurvivorsConfirmed):
-        sites.session.confirm(1, fewer.to_bytes())
-    assert sites.session.confirm(1, all_three.to_bytes()) == confirmation, "the same may be signed again"
+        sites.session.confirm(1, fewer.to_bytes(), journal_head=HEAD)
+    assert sites.session.confirm(1, all_three.to_bytes(), journal_head=HEAD) == confirmation, (
+        "the same may be signed again"
+    )
     sites.confirmations = {0: Confirmation.from_bytes(confirmation), **peers}
     sites.unmasked()
 
@@ -337,7 +343,7 @@ def test_erasing_ends_the_batch_and_a_dropped_round_only_itself() -> None:
     sites.session.drop_round()
     assert not any(value is not None for value in held(round_1).values())
     with refusing(sites.session, NoBatch):
-        sites.session.confirm(1, sites.total.confirm_request().to_bytes())
+        sites.session.confirm(1, sites.total.confirm_request().to_bytes(), journal_head=HEAD)
     sites.begun()
     states = states_of(sites.session)[:2]
     sites.session.erase()
@@ -351,7 +357,7 @@ def test_erasing_ends_the_batch_and_a_dropped_round_only_itself() -> None:
 
 
 def test_a_restarted_site_knows_from_its_ledger_which_rounds_are_over(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = ledger_in(tmp_path)
     ledger.open_run(
         LedgerRun(
             run_id="run-1",
@@ -366,7 +372,7 @@ def test_a_restarted_site_knows_from_its_ledger_which_rounds_are_over(tmp_path: 
     )
     for number in (1, 2, 7):
         ledger.begin_round("run-1", number, num_steps=1)
-    last = max(entry.round for entry in Ledger(tmp_path / "ledger.sqlite").rounds("run-1"))
+    last = max(entry.round for entry in ledger_in(tmp_path).rounds("run-1"))
     sites = WithSession(last_round=last)
     for first_round in (1, 6, 7):
         request = server_setup.advertise_request(sites.context(number=9, first_round=first_round))

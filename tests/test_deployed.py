@@ -11,11 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    UnregisterNodeRequest,
+)
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.proto.node_pb2 import Node
@@ -28,13 +35,18 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from toy_consortium import Consortium, ToySite, make_server, make_site
 from toy_processes import processes_below
 
+from client.doctor import SiteDoctor
 from client.launch import ServerNotReached, SiteError, check_server
+from client.node_probe import ask_for_node
 from client.site_file import Server as ServerEntry
 from client.site_file import read_site
 from server.certificates import Authority
+from server.doctor import ServerDoctor
 from server.launch import connected
-from server.superlink import BUNDLE, bundle, registered_nodes, start_run
-from shared_models.node_keys import new_node_key
+from server.superlink import BUNDLE, Access, bundle, list_nodes, registered_nodes, start_run
+from server.superlink import _command as command
+from shared_models.checkup import Finding, run_checks
+from shared_models.node_keys import new_node_key, pem_bytes
 from shared_models.processes import Child, flower_environment, python_module
 
 pytestmark = [pytest.mark.deployed, pytest.mark.slow]
@@ -182,6 +194,11 @@ def test_an_unknown_node_key_cannot_register_itself_nor_pull_messages(consortium
         "/openapi.json",
         "/health",
         "/v1/runtime/acquire-task",
+        "/v1/collegium/doctor/",
+        "/v1/collegium/doctor?x=1",
+        "/v1/collegium/doctor/../../fleet/register-node",
+        "/v1/fleet/../collegium/doctor",
+        "/v1/collegium/%64octor",
     ],
 )
 def test_no_spelling_of_a_path_gets_through_the_gate(consortium: Consortium, target: str) -> None:
@@ -318,6 +335,76 @@ def test_a_name_that_the_certificate_does_not_hold_is_told_in_words(consortium: 
         check_server(_entry(consortium, f"127.1:{port}"))  # reaches 127.0.0.1 by a name of its own
     with pytest.raises(ServerNotReached, match="not a known name"):
         check_server(_entry(consortium, "no-such-host.invalid:9443"))
+
+
+# The doctor
+
+
+def test_the_doctor_of_a_running_site_finds_nothing_wrong_and_disturbs_nothing(
+    consortium: Consortium,
+) -> None:
+    findings = _examined(consortium.sites["north"].file.state.parent / "site.toml")
+    for check in ("certificate", "clock", "roster", "roster version", "registration", "round trip"):
+        assert findings[check].state == "ok", findings[check]
+    assert "running; its agent is waiting" in findings["site"].message
+    assert asked(consortium, b"as before") == {name: name.encode() + b": as before" for name in NAMES}
+    assert not any("ended" in line for line in consortium.sites["north"].told)
+
+
+def test_the_doctor_of_a_site_with_an_unregistered_node_key_says_so(
+    consortium: Consortium, tmp_path: Path
+) -> None:
+    private, _ = new_node_key()
+    findings = _examined(make_site(tmp_path / "x", "stranger", consortium.file, private))
+    assert findings["registration"].state == "wrong"
+    assert "does not know this site's node key" in findings["registration"].message
+    assert "stranger.request.toml" in findings["registration"].message
+    assert len(registered_nodes(consortium.server.access)) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "verdict"),
+    [(0, "known"), (3, "known"), (6, "not authenticated"), (-300, "known"), (-310, "not authenticated")],
+)
+def test_asking_for_a_registered_key_leaves_its_node_as_it_was(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch, ahead: int, verdict: str
+) -> None:
+    now = datetime.now
+    monkeypatch.setattr(
+        "flwr.supernode.node_auth_http_interceptor.now", lambda: now(UTC) + timedelta(seconds=ahead)
+    )
+    private, public = new_node_key()
+    access = consortium.server.access
+    command(access, "RegisterNode", RegisterNodeRequest(public_key=pem_bytes(public)))
+    before = _node_of(access, public)
+    assert before.status == "registered"
+    try:
+        context = ssl.create_default_context(cafile=str(consortium.file.tls.ca_certificate))
+        base = f"https://127.0.0.1:{consortium.file.listen.port}"
+        with httpx.Client(base_url=base, verify=context, trust_env=False) as client:
+            assert ask_for_node(client, private) == verdict
+        assert _node_of(access, public) == before
+    finally:
+        command(access, "UnregisterNode", UnregisterNodeRequest(node_id=before.node_id))
+
+
+def test_the_doctor_of_a_running_server_knows_it(consortium: Consortium) -> None:
+    config = consortium.file.state.parent / "server.toml"
+    findings = {finding.check: finding for finding in run_checks(ServerDoctor(config).checks())}
+    assert "taken by this server" in findings["port"].message
+    assert findings["running"].message == "yes, with version 1 of the roster"
+
+
+def _examined(config: Path) -> dict[str, Finding]:
+    doctor = SiteDoctor(config, payload_bytes=1 << 20, environment={})
+    try:
+        return {finding.check: finding for finding in run_checks(doctor.checks())}
+    finally:
+        doctor.close()
+
+
+def _node_of(access: Access, key: str) -> Any:
+    return next(node for node in list_nodes(access) if bytes(node.public_key) == pem_bytes(key))
 
 
 # What is left when it ends

@@ -24,6 +24,7 @@ from studies import make_study
 
 from client.agent_channel import AgentClient, AgentFailed, AgentUnreachable, socket_path
 from client.site_file import read_site
+from client.site_journal import open_journal
 from privacy.ledger import Ledger
 from server.checkpoint import Progress, read_checkpoint
 from server.exchange import Deadline, SiteReply
@@ -233,7 +234,7 @@ class Agents:
         return reply
 
     def _kill_once_charged(self, agent: Agent, request: Request) -> None:
-        ledger = Ledger(agent.state / "ledger.sqlite")
+        ledger = Ledger(open_journal(read_site(agent.config)))
         while request.round not in [entry.round for entry in ledger.rounds(request.run_id)]:  # type: ignore[union-attr]
             time.sleep(0.001)
         agent.kill()
@@ -276,7 +277,7 @@ class Consortium:
 def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
     root = tmp_path_factory.mktemp("f")
     configs = {name: write_hospital(root / name, name, STUDY) for name in NAMES}
-    roster = enrol(root / "server", list(configs.values()))
+    roster = enrol(root / "server", list(configs.values()), STUDY)
     agents = {name: Agent(config) for name, config in configs.items()}
     running = Consortium(agents=Agents(agents), roster=roster)
     try:
@@ -288,9 +289,8 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]
 
 
 def charged(consortium: Consortium, site: str, run_id: str) -> set[int]:
-    return {
-        entry.round for entry in Ledger(consortium.agents.agents[site].state / "ledger.sqlite").rounds(run_id)
-    }
+    ledger = Ledger(open_journal(read_site(consortium.agents.agents[site].config)))
+    return {entry.round for entry in ledger.rounds(run_id)}
 
 
 def assert_back(progress: Progress, fault: Fault) -> None:

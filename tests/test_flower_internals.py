@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from client.doctor_server import AHEAD_SECONDS, BEHIND_SECONDS
 from client.launch import NOT_ADMITTED
+from client.node_probe import INVALID_INTERVAL, NO_INTERVAL, NOT_ACTIVATED
 from client.supernode import ShortSleep, _OfOneRun
 from server.gate import HEADERS_IN, PASSED
 from server.superlink import bundle
@@ -42,6 +44,11 @@ SIGNATURES = {
     "flwr.supercore.interceptors:RuntimeTokenHttpInterceptor.__init__": "(self, token)",
     "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor.__init__": "(self, component_name)",
     "flwr.supercore.interceptors:SuperExecAuthHttpInterceptor.__init__": "(self, *, master_secret, protected_methods)",
+    # client/node_probe.py
+    "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor.__init__": "(self, private_key, public_key)",
+    "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor.intercept": "(self, context, call_next)",
+    "flwr.supercore.protobuf.client:ProtobufRequestContext": "(rpc_method, message, request)",
+    "flwr.supercore.primitives.asymmetric:public_key_to_bytes": "(public_key)",
     # client/supernode.py
     "flwr.supernode.cli:flower_supernode": "()",
     "flwr.supercore.inflatable.inflatable_utils:pull_objects": "(object_ids, pull_object_fn, *, "
@@ -76,6 +83,7 @@ FIELDS = {
     "runtime_pb2:PullAppMessagesResponse": {"messages_list", "message_object_trees"},
     "runtime_pb2:PushAppMessagesRequest": {"messages_list", "message_object_trees"},
     "runtime_pb2:PushAppMessagesResponse": {"objects_to_push", "session_id"},
+    "fleet_pb2:ActivateNodeRequest": {"public_key", "heartbeat_interval"},
     "message_pb2:PullObjectRequest": {"node", "run_id", "object_id"},
     "message_pb2:PullObjectResponse": {"object_found", "object_available", "object_content"},
     "message_pb2:PushObjectRequest": {"node", "run_id", "object_id", "object_content", "session_id"},
@@ -236,6 +244,38 @@ def test_a_key_that_is_not_registered_is_told_by_the_code_that_we_look_for() -> 
     from flwr.supercore.error import ApiErrorCode
 
     assert f"[code: {int(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED)}]" == NOT_ADMITTED
+
+
+def test_asking_for_a_node_key_ends_before_the_node_is_touched() -> None:
+    from flwr.common.constant import HEARTBEAT_MIN_INTERVAL
+    from flwr.supercore.error import ApiErrorCode
+    from flwr.supercore.error.catalog import API_ERROR_MAP
+    from flwr.superlink.servicer.fleet import fleet_handlers
+
+    source = inspect.getsource(fleet_handlers.activate_node)
+    steps = ["state.get_node_id_by_public_key(", "_validate_heartbeat_interval(", "state.activate_node("]
+    assert re.findall(r"state\.\w+\(|_validate_heartbeat_interval\(", source) == steps
+    assert NO_INTERVAL < HEARTBEAT_MIN_INTERVAL
+    for code, told in (
+        (ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL, INVALID_INTERVAL),
+        (ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, NOT_ACTIVATED),
+    ):
+        assert (API_ERROR_MAP[code].http_status_code, int(code)) == told
+
+
+def test_the_doctor_judges_the_clock_by_flowers_own_limits() -> None:
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+
+    assert AHEAD_SECONDS == SYSTEM_TIME_TOLERANCE
+    assert BEHIND_SECONDS == TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+
+
+def test_the_supernode_takes_its_proxy_from_the_environment() -> None:
+    from flwr.supercore.protobuf.client import ProtobufClient
+
+    source = inspect.getsource(ProtobufClient.__init__)
+    assert "httpx.Client(" in source
+    assert not {"trust_env", "proxy", "transport", "mounts"} & set(re.findall(r"(\w+)=", source))
 
 
 PROGRAM = """

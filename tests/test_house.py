@@ -16,6 +16,7 @@ ALLOWED = {
 }
 FLOWER = {
     "client/forwarder.py",
+    "client/node_probe.py",
     "client/supernode.py",
     "server/flower_exchange.py",
     "server/server_app.py",

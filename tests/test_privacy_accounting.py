@@ -1,7 +1,6 @@
 """Accounting equals independent computations, and the ledger forgets nothing."""
 
 import math
-import sqlite3
 from dataclasses import replace
 
 import dp_accounting as dp
@@ -9,18 +8,20 @@ import pytest
 from dp_accounting import pld, rdp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from journals import ledger_in
 
 from privacy.accounting import (
     COUNT_STANDARD_DEVIATION,
     EvaluationCost,
     PrivacyTargetError,
+    RunCost,
     TrainingCost,
     filter_order,
     gaussian_delta,
     gaussian_standard_deviation,
     lifetime_epsilon,
 )
-from privacy.ledger import AlreadySpentError, Ledger, LedgerError, LedgerRun
+from privacy.ledger import AlreadySpentError, LedgerError, LedgerRun
 
 
 def cost(num_steps: int = 100, *, multiplier: float = 1.5, rate: float = 0.1) -> TrainingCost:
@@ -85,14 +86,30 @@ def test_evaluation_noise_stays_within_its_target_and_is_not_wasteful(epsilon: f
 
 
 def test_the_lifetime_sum_is_zero_without_runs_and_grows_with_each() -> None:
-    evaluation = EvaluationCost(standard_deviation=5.0, num_releases=3)
+    small, large = (
+        RunCost(training=cost(), evaluation=EvaluationCost(standard_deviation=deviation, num_releases=3))
+        for deviation in (100.0, 0.5)
+    )
     sums = [
         lifetime_epsilon(runs, cap=5.0, delta=1e-5)
-        for runs in [(), (cost(),), (cost(), evaluation), (cost(), cost())]
+        for runs in [(), (small,), (small, small), (small, large), (large, large)]
     ]
     assert sums[0] == 0.0
-    assert sums == sorted(sums)
+    assert sums == sorted(set(sums))
     assert sums[1] > cost().epsilon(1e-5)
+
+
+def test_a_run_counts_with_the_dearer_of_training_and_evaluation_never_with_their_sum() -> None:
+    evaluation = EvaluationCost(standard_deviation=3.0, num_releases=2)
+    run = RunCost(training=cost(200), evaluation=evaluation)
+    order = filter_order(cap=5.0, delta=1e-5)
+    divergences = []
+    for event in (cost(200).event, evaluation.event):
+        accountant = rdp.RdpAccountant(orders=[order])
+        accountant.compose(event)
+        divergences.append(accountant.rdp[0])
+    expected = rdp.compute_epsilon([order], [3 * max(divergences)], 1e-5)[0]
+    assert lifetime_epsilon((run,) * 3, cap=5.0, delta=1e-5) == pytest.approx(expected, rel=1e-12)
 
 
 # The ledger
@@ -112,19 +129,18 @@ def a_run(run_id: str = "run-1") -> LedgerRun:
 
 
 def test_what_was_spent_is_there_after_a_restart(tmp_path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    first = Ledger(path)
+    first = ledger_in(tmp_path)
     first.open_run(a_run())
     first.begin_round("run-1", 1, num_steps=10)
     first.begin_round("run-1", 2, num_steps=10)
-    again = Ledger(path)
+    again = ledger_in(tmp_path)
     assert again.run("run-1") == a_run()
     assert again.training_cost("run-1") == cost(20)
     assert [entry.round for entry in again.rounds("run-1")] == [1, 2]
 
 
 def test_a_round_is_never_begun_twice_nor_an_earlier_one(tmp_path) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = ledger_in(tmp_path)
     ledger.open_run(a_run())
     ledger.begin_round("run-1", 3, num_steps=10)
     for number in (3, 2):
@@ -134,15 +150,15 @@ def test_a_round_is_never_begun_twice_nor_an_earlier_one(tmp_path) -> None:
 
 
 def test_a_round_of_an_unknown_run_is_refused(tmp_path) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
-    with pytest.raises(sqlite3.IntegrityError):
+    ledger = ledger_in(tmp_path)
+    with pytest.raises(LedgerError, match="is not in the ledger"):
         ledger.begin_round("nobody", 1, num_steps=10)
     with pytest.raises(LedgerError, match="is not in the ledger"):
         ledger.training_cost("nobody")
 
 
 def test_a_run_is_entered_once(tmp_path) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = ledger_in(tmp_path)
     ledger.open_run(a_run())
     with pytest.raises(LedgerError, match="already"):
         ledger.open_run(a_run())
@@ -150,15 +166,15 @@ def test_a_run_is_entered_once(tmp_path) -> None:
 
 
 def test_the_lifetime_counts_training_and_evaluation_of_all_other_runs(tmp_path) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = ledger_in(tmp_path)
     for run_id in ("run-1", "run-2"):
         ledger.open_run(a_run(run_id))
         ledger.begin_round(run_id, 1, num_steps=10)
-    one = (cost(10), EvaluationCost(standard_deviation=4.0, num_releases=2))
+    one = RunCost(training=cost(10), evaluation=EvaluationCost(standard_deviation=4.0, num_releases=2))
     assert ledger.lifetime_epsilon(cap=5.0, delta=1e-5, without="run-2") == lifetime_epsilon(
-        one, cap=5.0, delta=1e-5
+        (one,), cap=5.0, delta=1e-5
     )
-    assert ledger.lifetime_epsilon(cap=5.0, delta=1e-5) == lifetime_epsilon(one + one, cap=5.0, delta=1e-5)
+    assert ledger.lifetime_epsilon(cap=5.0, delta=1e-5) == lifetime_epsilon((one, one), cap=5.0, delta=1e-5)
     planned = ledger.lifetime_epsilon(cap=5.0, delta=1e-5, without="run-2", planned=one)
     assert planned == ledger.lifetime_epsilon(cap=5.0, delta=1e-5)
 
@@ -167,7 +183,7 @@ def test_the_lifetime_counts_training_and_evaluation_of_all_other_runs(tmp_path)
     "missing", [{"noise_multiplier": None, "delta": None}, {"evaluation_deviation": None}]
 )
 def test_a_run_without_noise_somewhere_makes_the_lifetime_epsilon_infinite(tmp_path, missing) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger = ledger_in(tmp_path)
     ledger.open_run(replace(a_run(), **missing))
     assert ledger.lifetime_epsilon(cap=5.0, delta=1e-5) == math.inf
 
@@ -178,15 +194,9 @@ def test_the_filters_order_is_fixed_by_the_cap_and_converts_gaussians_well() -> 
         orders = {filter_order(cap=cap, delta=1e-5) for _ in range(3)}
         assert orders == {order}
         spent = EvaluationCost(standard_deviation=4.0, num_releases=1)
-        at_one_order = lifetime_epsilon((spent,) * 3, cap=cap, delta=1e-5)
+        run = RunCost(training=cost(0), evaluation=spent)
+        at_one_order = lifetime_epsilon((run,) * 3, cap=cap, delta=1e-5)
         accountant = rdp.RdpAccountant()
         for _ in range(3):
             accountant.compose(spent.event)
         assert at_one_order >= accountant.get_epsilon(1e-5) - 1e-9
-
-
-def test_a_file_that_is_no_ledger_is_told(tmp_path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    path.write_bytes(b"this is not a database, it only looks long enough to be one" * 20)
-    with pytest.raises(LedgerError, match="not a usable ledger"):
-        Ledger(path)

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from exact_gradients import STUDY, TASK, exact_sum, norm_of, random_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from studies import make_study
 from torch import nn
 
 from privacy.clipping import ClippedGradientSum, UnsupportedModelError, check_supported
@@ -15,7 +15,6 @@ from privacy.noise import noised_counts, noised_sum
 from privacy.randomness import CryptographicGenerator
 from privacy.sampling import pick_images, sample_patients
 from shared_models.architectures import build_model
-from shared_models.tasks import task_of
 
 
 def generator(number: int = 0) -> CryptographicGenerator:
@@ -117,81 +116,52 @@ def test_an_empty_sample_is_a_valid_outcome() -> None:
 # Clipping
 
 
-STUDY = make_study(private=True)
-TASK = task_of(STUDY)
-
-
-def _images(seed: int, num: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    random = torch.Generator().manual_seed(seed)
-    return torch.rand(num, 1, 16, 16, generator=random) * scale, (torch.arange(num) % 2).float()
-
-
-def _reference(images: torch.Tensor, labels: torch.Tensor, bound: float) -> list[torch.Tensor]:
-    """Each patient's gradient by plain autograd in float64, clipped and summed."""
-    model = build_model(STUDY).double()
-    total = [torch.zeros_like(weight) for weight in model.parameters()]
-    for image, label in zip(images.double(), labels.double(), strict=True):
-        model.zero_grad()
-        TASK.loss(model(image[None]), label[None]).sum().backward()
-        gradients = [weight.grad.detach() for weight in model.parameters()]
-        norm = torch.sqrt(sum((part**2).sum() for part in gradients))
-        if not bool(norm.isfinite()):
-            continue
-        for part, gradient in zip(total, gradients, strict=True):
-            part.add_(gradient * min(1.0, bound / float(norm)))
-    return total
-
-
-def _norm(parts: list[torch.Tensor]) -> float:
-    return float(torch.sqrt(sum((part**2).sum() for part in parts)))
-
-
 @pytest.mark.parametrize("bound", [1e-3, 0.3, 100.0])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e6])
 def test_the_clipped_sum_equals_exact_autograd(bound: float, scale: float) -> None:
-    images, labels = _images(1, 6, scale)
+    images, labels = random_images(1, 6, scale)
     summed = ClippedGradientSum(build_model(STUDY), max_grad_norm=bound)
     summed.add(images[:4], labels[:4], loss=TASK.loss)
     summed.add(images[4:], labels[4:], loss=TASK.loss)
     difference = [
-        got - want for got, want in zip(summed.take(), _reference(images, labels, bound), strict=True)
+        got - want for got, want in zip(summed.take(), exact_sum(images, labels, bound), strict=True)
     ]
     largest = min(bound, 1e6) * len(images)
-    assert _norm(difference) <= 1e-5 * largest
+    assert norm_of(difference) <= 1e-5 * largest
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 1e4]))
 def test_no_patient_moves_the_sum_by_more_than_the_bound(seed: int, scale: float) -> None:
-    images, labels = _images(seed, 1, scale)
+    images, labels = random_images(seed, 1, scale)
     summed = ClippedGradientSum(build_model(STUDY), max_grad_norm=0.5)
     summed.add(images, labels, loss=TASK.loss)
-    assert _norm(summed.take()) <= 0.5 * (1 + 1e-6)
+    assert norm_of(summed.take()) <= 0.5 * (1 + 1e-6)
 
 
 def test_a_patient_with_a_gradient_that_is_not_finite_contributes_zero() -> None:
-    images, labels = _images(2, 5)
+    images, labels = random_images(2, 5)
     broken = images.clone()
     broken[2, 0, 3, 3] = float("nan")
     summed = ClippedGradientSum(build_model(STUDY), max_grad_norm=1.0)
     summed.add(broken, labels, loss=TASK.loss)
     kept = [0, 1, 3, 4]
-    expected = _reference(images[kept], labels[kept], 1.0)
+    expected = exact_sum(images[kept], labels[kept], 1.0)
     got = summed.take()
     assert all(bool(part.isfinite().all()) for part in got)
-    assert _norm([a - b for a, b in zip(got, expected, strict=True)]) < 1e-4
+    assert norm_of([a - b for a, b in zip(got, expected, strict=True)]) < 1e-4
 
 
 def test_without_patients_the_sum_is_zero_and_after_taking_it_begins_anew() -> None:
     summed = ClippedGradientSum(build_model(STUDY), max_grad_norm=1.0)
-    assert _norm(summed.take()) == 0.0
-    summed.add(*_images(3, 2), loss=TASK.loss)
-    assert _norm(summed.take()) > 0.0
-    assert _norm(summed.take()) == 0.0
+    assert norm_of(summed.take()) == 0.0
+    summed.add(*random_images(3, 2), loss=TASK.loss)
+    assert norm_of(summed.take()) > 0.0
+    assert norm_of(summed.take()) == 0.0
 
 
 def test_a_patients_gradient_does_not_depend_on_the_other_patients_of_the_batch() -> None:
-    images, labels = _images(4, 4)
+    images, labels = random_images(4, 4)
     others = images.clone()
     others[1:] = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(99))
     sums = []
@@ -200,7 +170,7 @@ def test_a_patients_gradient_does_not_depend_on_the_other_patients_of_the_batch(
         alone.add(batch, labels, loss=TASK.loss)
         rest.add(batch[1:], labels[1:], loss=TASK.loss)
         sums.append([a - b for a, b in zip(alone.take(), rest.take(), strict=True)])
-    assert _norm([a - b for a, b in zip(*sums, strict=True)]) < 1e-5
+    assert norm_of([a - b for a, b in zip(*sums, strict=True)]) < 1e-5
 
 
 def test_batch_normalisation_is_refused_with_what_to_use_instead() -> None:
@@ -212,8 +182,8 @@ def test_batch_normalisation_is_refused_with_what_to_use_instead() -> None:
 def test_closing_takes_the_hooks_off_the_model() -> None:
     model = build_model(STUDY)
     summed = ClippedGradientSum(model, max_grad_norm=1.0)
-    summed.add(*_images(5, 2), loss=TASK.loss)
+    summed.add(*random_images(5, 2), loss=TASK.loss)
     summed.close()
     assert not any(hasattr(weight, "grad_sample") for weight in model.parameters())
-    TASK.loss(model(_images(5, 2)[0]), torch.ones(2)).sum().backward()
+    TASK.loss(model(random_images(5, 2)[0]), torch.ones(2)).sum().backward()
     assert not any(hasattr(weight, "grad_sample") for weight in model.parameters())

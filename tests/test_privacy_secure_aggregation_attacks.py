@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from secure_sites import REQUEST_HASH, Consortium, make_terms, plain_sum, random_vectors
+from secure_sites import REQUEST_HASH, Consortium, head_of, make_terms, plain_sum, random_vectors
 
 from privacy.secure_aggregation import site_round, statements
 from privacy.secure_aggregation.masks import Vector, add_mask, subtract_mask
@@ -318,7 +318,8 @@ def test_confirmations_that_are_about_something_else_are_refused(run: Run, other
         ctx = statements.full_context(contexts[other], {})
     round_ctx = statements.round_digest(ctx, **about)
     digest = statements.survivors_digest(total.survivors)
-    strange = Confirmation(signature=run.consortium.signed(1, statements.CONFIRMATION, round_ctx, digest))
+    signature = run.consortium.signed(1, statements.CONFIRMATION, round_ctx, digest, head_of(1))
+    strange = Confirmation(journal_head=head_of(1), signature=signature)
     with run.consortium.refusing(BadSignature, "site-01"):
         run.consortium.unmask_of(0, UnmaskRequest(confirmations={**confirmations, 1: strange}))
     completes(run, total, confirmations)
@@ -326,7 +327,7 @@ def test_confirmations_that_are_about_something_else_are_refused(run: Run, other
 
 def test_a_vector_signature_replayed_as_a_confirmation_is_refused(run: Run) -> None:
     total, confirmations = confirmed(run)
-    replayed = Confirmation(signature=total.survivors[1].signature)
+    replayed = Confirmation(journal_head=head_of(1), signature=total.survivors[1].signature)
     with run.consortium.refusing(BadSignature, "site-01"):
         run.consortium.unmask_of(0, UnmaskRequest(confirmations={**confirmations, 1: replayed}))
     completes(run, total, confirmations)

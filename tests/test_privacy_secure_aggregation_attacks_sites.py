@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from secure_sites import REQUEST_HASH, Consortium, make_terms, plain_sum, random_vectors
+from secure_sites import REQUEST_HASH, Consortium, head_of, make_terms, plain_sum, random_vectors
 
 from privacy.secure_aggregation import server_setup, statements
 from privacy.secure_aggregation.masks import Vector, subtract_mask
@@ -122,8 +122,10 @@ def two_sums(terms: Terms, num_sites: int, first: Collection[int], second: Colle
         confirmations = {site: consortium.confirm_of(site, request) for site in told}
         digest = statements.survivors_digest(fewer)
         for site in colluders:
-            signature = consortium.signed(site, statements.CONFIRMATION, total.about.round_ctx, digest)
-            confirmations[site] = Confirmation(signature=signature)
+            signature = consortium.signed(
+                site, statements.CONFIRMATION, total.about.round_ctx, digest, head_of(site)
+            )
+            confirmations[site] = Confirmation(journal_head=head_of(site), signature=signature)
         asked = UnmaskRequest(confirmations={site: confirmations[site] for site in sorted(confirmations)})
         if len(confirmations) >= terms.threshold:
             for site in told:

@@ -93,7 +93,9 @@ class Shape:
         survivors = {
             site: Survivor(vector_hash=self.bytes(32), signature=self.bytes(64)) for site in self.some()
         }
-        confirmations = {site: Confirmation(signature=self.bytes(64)) for site in self.some()}
+        confirmations = {
+            site: Confirmation(journal_head=self.bytes(32), signature=self.bytes(64)) for site in self.some()
+        }
         share_reply = ShareReply(
             dealings=dealings, secret_commitments=self.bytes(64 * num_rounds), signature=self.bytes(64)
         )
@@ -123,7 +125,7 @@ class Shape:
                 ConfirmRequest(survivors=survivors),
                 lambda raw: ConfirmRequest.from_bytes(raw, num_sites=num_sites),
             ),
-            (Confirmation(signature=self.bytes(64)), Confirmation.from_bytes),
+            (Confirmation(journal_head=self.bytes(32), signature=self.bytes(64)), Confirmation.from_bytes),
             (
                 UnmaskRequest(confirmations=confirmations),
                 lambda raw: UnmaskRequest.from_bytes(raw, num_sites=num_sites),

@@ -380,7 +380,10 @@ def test_an_attempt_comes_back_as_it_was_written(tmp_path) -> None:
     }
     total = np.arange(5, dtype=np.uint32) * np.uint32(2**30)
     survived = pending.survived(attempt, total, survivors)
-    confirmations = {position: Confirmation(signature=bytes([position] * 64)) for position in (2, 10)}
+    confirmations = {
+        position: Confirmation(journal_head=bytes([position] * 32), signature=bytes([position] * 64))
+        for position in (2, 10)
+    }
     pending.confirmed(survived, confirmations)
     found = PendingRound(tmp_path).read()
     assert (found.batch, found.round, found.round_set, found.asked) == (3, 7, (0, 2, 10), ("a", "c", "k"))

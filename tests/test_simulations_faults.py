@@ -103,7 +103,7 @@ def consortium(tmp_path: Path, hospitals: Path) -> tuple[SitesHere, Roster]:
         hospital.name: write_site(tmp_path / "sites" / hospital.name, hospital, STUDY, seed=SEED)
         for hospital in made
     }
-    roster = enrol(tmp_path / "server", list(paths.values()))
+    roster = enrol(tmp_path / "server", list(paths.values()), STUDY)
     return SitesHere(paths), roster
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from journals import journal_in
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy import stats
@@ -43,6 +44,7 @@ from shared_models.messages import (
     decode_request,
     encode,
 )
+from shared_models.study import Study
 from shared_models.vector import IntVector
 from simulations.preparation.hospitals import prepare
 from simulations.preparation.sources import PhantomSource
@@ -84,8 +86,8 @@ class OpenSession(SecureSession):
 class OpenSite(Site):
     """A site without masks."""
 
-    def _session_of(self, run_id: str) -> SecureSession:
-        session = super()._session_of(run_id)
+    def _session_of(self, study: Study, run_id: str) -> SecureSession:
+        session = super()._session_of(study, run_id)
         return OpenSession(session._membership, last_round=0)
 
 
@@ -162,8 +164,12 @@ class Consortium:
             (state / "site.secret").chmod(0o600)
             identity, roster = read_membership(file)
             started[file.name] = kind(
-                file.model_copy(update={"state": state}), STUDY, identity=identity, roster=roster
+                file.model_copy(update={"state": state}),
+                identity=identity,
+                roster=roster,
+                journal=journal_in(state, identity, site=file.name),
             )
+            started[file.name]._approvals.decide(STUDY, "approved", by="somebody")
         return started
 
     def run(self, seen: Seen) -> Path:
@@ -193,7 +199,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Consortium:
     paths = tuple(
         write_site(work / "sites" / hospital.name, hospital, STUDY, seed=SEED) for hospital in hospitals
     )
-    enrol(work / "server", paths)
+    enrol(work / "server", paths, STUDY)
     return Consortium(work=work, sites=paths)
 
 
@@ -212,7 +218,7 @@ class Twins:
         run = site._run
         assert run is not None
         unflatten(weights, run.model)
-        generator = site._generator(number)
+        generator = site._generator(run, number)
         if number == STUDY.test_round:
             return final_vector(run, generator=generator).vector
         return training_vector(run, number, weights, generator=generator).vector

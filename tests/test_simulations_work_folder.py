@@ -32,7 +32,7 @@ def a_hospital(name: str) -> Hospital:
 def test_every_site_of_a_simulation_is_a_member_with_keys_of_its_own(tmp_path: Path) -> None:
     study = make_study()
     paths = [write_site(tmp_path / "sites" / name, a_hospital(name), study, seed=1) for name in NAMES]
-    roster = enrol(tmp_path / "server", paths)
+    roster = enrol(tmp_path / "server", paths, study)
     members = [read_membership(read_site(path)) for path in paths]
     assert [site.name for site in roster.site] == list(NAMES)
     assert [identity_line(identity) for identity, _ in members] == [site.identity_key for site in roster.site]

@@ -108,7 +108,6 @@ def make_site(
     config.write_text(
         f"""
 name = "{name}"
-study = "study.toml"
 state = "state"
 [images]
 folder = "images"
@@ -120,6 +119,9 @@ min_cohort = 2
 min_patients = 1
 max_unusable_share = 1.0
 max_runs_per_study = 100
+min_threshold = 1
+allowed_tasks = ["binary-classification"]
+allowed_architectures = ["small-cnn"]
 [consortium]
 root = "{server.root}"
 roster = "{server.roster}"

@@ -315,21 +315,30 @@ class ConfirmRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmation:
-    """Site to server, and on to all survivors: it was told these survivors, and no others for this round."""
+    """Site to server, and on to all survivors: it was told these survivors, and no others for this round.
 
+    ``journal_head``, 32 bytes, stands for the site's journal at that moment; peers keep it as a receipt.
+    """
+
+    journal_head: bytes
     signature: bytes
 
     def to_bytes(self) -> bytes:
         """As bytes."""
-        return self.signature
+        return self.journal_head + self.signature
 
     @classmethod
     def from_bytes(cls, message: bytes) -> Self:
         """Raises Malformed."""
         reader = Reader(message, "confirmation")
-        found = cls(signature=reader.fixed(SIGNATURE_BYTES))
+        found = cls.read(reader)
         reader.end()
         return found
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        """The next confirmation of a longer message."""
+        return cls(journal_head=reader.fixed(HASH_BYTES), signature=reader.fixed(SIGNATURE_BYTES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +353,7 @@ class UnmaskRequest:
         writer.number(len(self.confirmations))
         for position, confirmation in self.confirmations.items():
             writer.number(position)
-            writer.fixed(confirmation.signature)
+            writer.fixed(confirmation.to_bytes())
         return writer.result()
 
     @classmethod
@@ -352,8 +361,7 @@ class UnmaskRequest:
         """Raises Malformed."""
         reader = Reader(message, "unmask request")
         confirmations = [
-            (reader.number(), Confirmation(signature=reader.fixed(SIGNATURE_BYTES)))
-            for _ in range(reader.number(most=num_sites))
+            (reader.number(), Confirmation.read(reader)) for _ in range(reader.number(most=num_sites))
         ]
         reader.end()
         check_increasing([position for position, _ in confirmations], num_sites, "unmask request")

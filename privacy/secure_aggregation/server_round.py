@@ -19,6 +19,7 @@ from privacy.secure_aggregation.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
+from privacy.secure_aggregation.receipts import Receipt
 from privacy.secure_aggregation.refusals import (
     BadDealer,
     BadEscrow,
@@ -123,6 +124,20 @@ class MaskedSum:
             position,
             self.about.round_ctx,
             statements.survivors_digest(self.survivors),
+            reply.journal_head,
+        )
+
+    def receipt(self, position: int, reply: Confirmation) -> Receipt:
+        """The confirmation of one site with all that its signature covers, to be kept."""
+        return Receipt(
+            site=self.about.name(position),
+            run_id=self.about.batch.context.federation.run_id,
+            round=self.about.number,
+            position=position,
+            round_ctx=self.about.round_ctx,
+            survivors=statements.survivors_digest(self.survivors),
+            journal_head=reply.journal_head,
+            signature=reply.signature,
         )
 
     def unmask_request(self, confirmations: Mapping[int, Confirmation]) -> UnmaskRequest:

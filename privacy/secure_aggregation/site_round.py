@@ -19,6 +19,7 @@ from privacy.secure_aggregation.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
+from privacy.secure_aggregation.receipts import Receipt
 from privacy.secure_aggregation.refusals import (
     OtherSurvivorsConfirmed,
     Replayed,
@@ -161,8 +162,15 @@ def mask(state: Begun, vector: Vector) -> tuple[Uploaded, MaskedVector]:
     return Uploaded(begun=state, vector_hash=vector_hash), MaskedVector(signature=signature, vector=masked)
 
 
-def confirm(state: Uploaded, request: ConfirmRequest) -> tuple[Uploaded, Confirmation]:
+def confirm(
+    state: Uploaded, request: ConfirmRequest, *, journal_head: bytes
+) -> tuple[Uploaded, Confirmation]:
     """Step 5: sign which vectors are in the sum. Never for two different sets in one round.
+
+    Args:
+        state: of the round.
+        request: the survivors.
+        journal_head: 32 bytes, head of this site's journal; the peers keep it.
 
     Raises:
         SurvivorsRefused: this site's own vector is missing or altered, or a survivor is not in the round set.
@@ -189,12 +197,16 @@ def confirm(state: Uploaded, request: ConfirmRequest) -> tuple[Uploaded, Confirm
         raise OtherSurvivorsConfirmed(f"other survivors of round {begun.number} were confirmed before")
 
     recorded = replace(state, survivors=tuple(request.survivors), confirmed=digest)
-    signature = sign(begun.seat.membership.identity, statements.CONFIRMATION, me, begun.round_ctx, digest)
-    return recorded, Confirmation(signature=signature)
+    signature = sign(
+        begun.seat.membership.identity, statements.CONFIRMATION, me, begun.round_ctx, digest, journal_head
+    )
+    return recorded, Confirmation(journal_head=journal_head, signature=signature)
 
 
-def unmask(state: Uploaded, request: UnmaskRequest) -> tuple[Unmasked, UnmaskReply]:
+def unmask(state: Uploaded, request: UnmaskRequest) -> tuple[Unmasked, UnmaskReply, tuple[Receipt, ...]]:
     """Step 6: for the survivors that this site confirmed, give the shares that open their sum.
+
+    Besides the reply it returns the other sites' confirmations, to be kept.
 
     For a survivor the share of b, for a vanished site the share of e; never both of one site. The round's shares are
     erased before the reply is returned.
@@ -215,7 +227,12 @@ def unmask(state: Uploaded, request: UnmaskRequest) -> tuple[Unmasked, UnmaskRep
         )
     for position, confirmation in request.confirmations.items():
         begun.seat.context.check_signature(
-            confirmation.signature, statements.CONFIRMATION, position, begun.round_ctx, state.confirmed
+            confirmation.signature,
+            statements.CONFIRMATION,
+            position,
+            begun.round_ctx,
+            state.confirmed,
+            confirmation.journal_head,
         )
 
     survivors = set(state.survivors)
@@ -223,5 +240,19 @@ def unmask(state: Uploaded, request: UnmaskRequest) -> tuple[Unmasked, UnmaskRep
         (begun.secrets.self_shares if site in survivors else begun.secrets.escrow_shares)[site].value
         for site in begun.round_set
     )
+    receipts = tuple(
+        Receipt(
+            site=begun.seat.context.cohort[position],
+            run_id=begun.seat.context.federation.run_id,
+            round=begun.number,
+            position=position,
+            round_ctx=begun.round_ctx,
+            survivors=state.confirmed,
+            journal_head=confirmation.journal_head,
+            signature=confirmation.signature,
+        )
+        for position, confirmation in request.confirmations.items()
+        if position != begun.seat.position
+    )
     begun.secrets.erase()
-    return Unmasked(number=begun.number), UnmaskReply(shares=shares)
+    return Unmasked(number=begun.number), UnmaskReply(shares=shares), receipts

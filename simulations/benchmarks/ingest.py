@@ -55,11 +55,18 @@ def one_hospital_of_all(source: PhantomSource, folder: Path) -> SiteFile:
                 writer.writerows(csv.DictReader(own))
     return SiteFile(
         name="benchmark",
-        study=folder / "study.toml",
         state=folder / "state",
         images=Images(folder=images),
         labels=Labels(file=labels, key="PatientID", column=LABEL_COLUMN),
-        policy=Policy(min_cohort=2, min_patients=1, max_unusable_share=1.0, max_runs_per_study=1),
+        policy=Policy(
+            min_cohort=2,
+            min_threshold=2,
+            min_patients=1,
+            max_unusable_share=1.0,
+            max_runs_per_study=1,
+            allowed_tasks=("binary-classification",),
+            allowed_architectures=("small-cnn",),
+        ),
         consortium=Consortium(
             root=folder / "root.pub", roster=folder / "roster.toml", identity_key=folder / "identity.key"
         ),

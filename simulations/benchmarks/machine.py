@@ -5,6 +5,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -15,6 +17,7 @@ class Machine:
         cores: that this process may use.
         memory_gib: of the whole machine.
         system: kernel and architecture.
+        accelerator: name of torch's current CUDA device and the version of CUDA; None where there is none.
         load_average: over the last minute, when the benchmark began: above 0.5 or so, others were at work.
     """
 
@@ -22,6 +25,7 @@ class Machine:
     cores: int
     memory_gib: float
     system: str
+    accelerator: str | None
     load_average: float
 
 
@@ -32,6 +36,7 @@ def this_machine() -> Machine:
         cores=len(os.sched_getaffinity(0)),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         system=f"{platform.system()} {platform.machine()}",
+        accelerator=_accelerator(),
         load_average=round(os.getloadavg()[0], 2),
     )
 
@@ -43,3 +48,9 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown"
+
+
+def _accelerator() -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"

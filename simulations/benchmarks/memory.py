@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work, in two ways that each say what they count."""
+"""Peak memory of a piece of work, in three ways that each say what they count."""
 
 import os
 import re
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+
+import torch
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): sets the peak resident set size to the current one
@@ -40,6 +42,19 @@ def resident_peak_mib(prepare: Callable[[], Callable[[], object]], *, module: st
     context.set_forkserver_preload([module])
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(_rise, prepare).result()
+
+
+def cuda_peak_mib(work: Callable[[], object], device: torch.device) -> float:
+    """MiB by which torch's allocations on the CUDA *device* rose at most during the work.
+
+    Not counted: what is allocated before, the CUDA context, and what torch's allocator keeps in store.
+    """
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def _rise(prepare: Callable[[], Callable[[], object]]) -> float:

@@ -341,12 +341,14 @@ class Consortium:
 
         def confirm(site: int, request: bytes) -> bytes:
             parsed = ConfirmRequest.from_bytes(request, num_sites=self.num_sites)
-            self._uploaded[site], reply = site_round.confirm(self._uploaded[site], parsed)
+            self._uploaded[site], reply = site_round.confirm(
+                self._uploaded[site], parsed, journal_head=bytes(32)
+            )
             return reply.to_bytes()
 
         def unmask(site: int, request: bytes) -> bytes:
             parsed = UnmaskRequest.from_bytes(request, num_sites=self.num_sites)
-            self._uploaded[site], reply = site_round.unmask(self._uploaded[site], parsed)
+            self._uploaded[site], reply, _ = site_round.unmask(self._uploaded[site], parsed)
             return reply.to_bytes()
 
         total = _fold(about, uploads.items())

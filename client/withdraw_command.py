@@ -1,0 +1,93 @@
+"""``collegium-client withdraw`` and ``patient``: patients who withdrew, and what a patient could have contributed to.
+
+Patient IDs are read from a file or from the keyboard, never from the command line: others can see it, shells keep it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from client.approvals import Approvals
+from client.secret import SiteSecret
+from client.site_file import read_site
+from client.site_journal import open_journal, read_journal
+from client.withdrawal import contributions, withdrawn
+from client.withdrawal import withdraw as exclude
+from shared_models.configuration import ConfigurationError
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", help="File with one Patient ID a line; without it they are read from the keyboard."
+    ),
+]
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+def withdraw(config: ConfigOption = Path("site.toml"), file: FileOption = None) -> None:
+    """Exclude patients from now on, in running studies too; what they have spent is not refunded."""
+    site = read_site(config)
+    secret, journal = SiteSecret.load(site.state), open_journal(site)
+    patients = _patient_ids(file)
+    fresh = exclude(journal, (secret.pseudonym("patient", patient) for patient in patients))
+    out.print(
+        f"{fresh} of {len(patients)} patients are excluded from now on, {len(patients) - fresh} were before; "
+        f"{len(withdrawn(journal))} in all."
+    )
+    out.print("See what each could have contributed to:  collegium-client patient")
+
+
+def patient(
+    config: ConfigOption = Path("site.toml"),
+    file: FileOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Say which rounds of which runs a patient could have contributed to. The answer is for this hospital only."""
+    site = read_site(config)
+    secret, journal = SiteSecret.load(site.state), read_journal(site)
+    approvals = Approvals(journal, site.state)
+    gone = withdrawn(journal)
+    answers = []
+    for number, identifier in enumerate(_patient_ids(file), start=1):
+        pseudonym = secret.pseudonym("patient", identifier)
+        found = contributions(site.state, journal, approvals, pseudonym)
+        answers.append(
+            {
+                "line": number,
+                "withdrawn": gone.get(pseudonym),
+                "runs": [
+                    {"run": one.run_id, "study": one.study_hash, "role": one.role.value, "rounds": one.rounds}
+                    for one in found
+                ],
+            }
+        )
+        if as_json:
+            continue
+        out.print(
+            f"Patient on line {number}:"
+            + (f" withdrew on {gone[pseudonym][:19]}" if pseudonym in gone else "")
+        )
+        for one in found:
+            rounds = f"rounds {one.rounds[0]} to {one.rounds[-1]}" if one.rounds else "no round"
+            out.print(f"  {one.run_id}: {one.role.value}, {rounds}", markup=False)
+        if not found:
+            out.print("  in no run of this site")
+    if as_json:
+        typer.echo(json.dumps(answers, indent=2))
+
+
+def _patient_ids(file: Path | None) -> list[str]:
+    try:
+        text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: cannot be read as UTF-8 text; check the path") from error
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise ConfigurationError("no Patient ID was given; write one a line")
+    return found

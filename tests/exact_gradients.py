@@ -1,0 +1,42 @@
+"""What clipping is compared with: each patient's gradient by plain autograd in float64, on the processor."""
+
+import math
+
+import torch
+from studies import make_study
+from torch import Tensor
+
+from shared_models.architectures import build_model
+from shared_models.study import Study
+from shared_models.tasks import task_of
+
+STUDY = make_study(private=True)
+TASK = task_of(STUDY)
+
+
+def random_images(seed: int, num: int, scale: float = 1.0, *, study: Study = STUDY) -> tuple[Tensor, Tensor]:
+    """Images of the study's shape and labels, one image a patient."""
+    shape = num, study.image.channels, study.image.rows, study.image.columns
+    random = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=random) * scale, (torch.arange(num) % 2).float()
+
+
+def exact_sum(images: Tensor, labels: Tensor, bound: float, *, study: Study = STUDY) -> list[Tensor]:
+    """The patients' gradients, clipped and summed; one that is not finite is left out."""
+    model = build_model(study).double()
+    total = [torch.zeros_like(weight) for weight in model.parameters()]
+    for image, label in zip(images.double(), labels.double(), strict=True):
+        model.zero_grad()
+        TASK.loss(model(image[None]), label[None]).sum().backward()
+        gradients = [weight.grad.detach() for weight in model.parameters()]
+        norm = norm_of(gradients)
+        if not math.isfinite(norm):
+            continue
+        for part, gradient in zip(total, gradients, strict=True):
+            part.add_(gradient * min(1.0, bound / norm))
+    return total
+
+
+def norm_of(parts: list[Tensor]) -> float:
+    """The L2 norm of all parts together, computed on the processor in float64."""
+    return float(torch.sqrt(sum((part.double().cpu() ** 2).sum() for part in parts)))
