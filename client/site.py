@@ -253,6 +253,12 @@ class Site:
             check_own_receipt(payload, self._journal)
         except JournalOlder as error:
             raise RequestRefused("journal", str(error)) from error
+        if request.roster_hash != self._roster.hash.hex():
+            raise RequestRefused(
+                "roster-differs",
+                f"the server has another roster than this site, whose version is {self._roster.version}: ask the "
+                "coordinator which version is the newest, and join with it",
+            )
         model = build_model(study)
         if Manifest.of(model).hash != request.manifest_hash:
             raise RequestRefused("model-differs", "the server's model has other weights; versions differ")

@@ -38,7 +38,7 @@ def make_journal(file: SiteFile, identity: Ed25519PrivateKey, *, after_loss: str
 
 
 def open_journal(file: SiteFile, identity: Ed25519PrivateKey | None = None) -> Journal:
-    """Open and check the site's journal.
+    """Open and check the site's journal, to append to it.
 
     Raises:
         JournalError: it is missing, older than it should be, or not what the site wrote.
@@ -49,7 +49,7 @@ def open_journal(file: SiteFile, identity: Ed25519PrivateKey | None = None) -> J
 
 
 def read_journal(file: SiteFile) -> Journal:
-    """Open and check the site's journal for reading only; its private key is not opened for that.
+    """Open and check the site's journal; nothing is written, not even the anchor, and no private key is opened.
 
     Raises:
         JournalError: as `open_journal`.

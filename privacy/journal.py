@@ -163,7 +163,8 @@ class Journal:
                 )
             self._check_anchor(entries)
             self._head = (entries[-1].sequence, entries[-1].hash)
-            self._write_anchor()
+            if identity is not None:
+                self._write_anchor()
 
     @property
     def path(self) -> Path:

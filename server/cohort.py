@@ -58,7 +58,12 @@ def _open(
     if not asked:
         return state
     manifest = Manifest.of(build_model(context.study))
-    request = Open(run_id=context.run_id, study_hash=context.study.hash, manifest_hash=manifest.hash)
+    request = Open(
+        run_id=context.run_id,
+        study_hash=context.study.hash,
+        manifest_hash=manifest.hash,
+        roster_hash=context.federation.roster_hash.hex(),
+    )
     requests = {site: encode(request, context.receipts.of(site)) for site in asked}
     for reply in context.talk.ask(requests, request, timeout_seconds=timeout_seconds):
         if reply.refusal is None:

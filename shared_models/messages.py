@@ -22,7 +22,8 @@ MAGIC = b"CLG2"
 MAX_HEADER_BYTES = 1 << 16
 
 RunId: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
-StudyHash: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+StudyHash: TypeAlias = Sha256
 RoundSet: TypeAlias = Annotated[tuple[int, ...], Field(max_length=1000, strict=False)]
 
 
@@ -40,7 +41,8 @@ class Open(Frozen):
     kind: Literal["open"] = "open"
     run_id: RunId
     study_hash: StudyHash
-    manifest_hash: StudyHash
+    manifest_hash: Sha256
+    roster_hash: Sha256
 
 
 class Advertise(Frozen):

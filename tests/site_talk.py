@@ -184,7 +184,11 @@ class Conversation:
     def open(self, run_id: str = RUN) -> Answer | Refusal:
         self.run_id = run_id
         self.peers.know(self.roster)
-        return self.ask(self.header(Open, manifest_hash=Manifest.of(build_model(self.study)).hash))[0]
+        return self.ask(self.open_header())[0]
+
+    def open_header(self) -> Request:
+        manifest = Manifest.of(build_model(self.study)).hash
+        return self.header(Open, manifest_hash=manifest, roster_hash=self.roster.hash.hex())
 
     # The setup of a batch.
 

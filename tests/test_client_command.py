@@ -265,7 +265,7 @@ def test_a_site_that_has_not_joined_does_not_start(member: Member) -> None:
     assert isinstance(done.exception, MembershipError)
     assert "has not joined yet" in str(done.exception)
     assert "collegium-client join" in str(done.exception)
-    assert not member.file.state.exists()
+    assert not member.file.state.joinpath("logs").exists()
 
 
 def test_a_site_whose_keys_are_not_those_of_its_roster_does_not_start(member: Member) -> None:
@@ -281,7 +281,7 @@ def test_a_site_whose_keys_are_not_those_of_its_roster_does_not_start(member: Me
     done = member.run("start")
     assert isinstance(done.exception, MembershipError)
     assert "another identity key" in str(done.exception)
-    assert not member.file.state.exists()
+    assert not member.file.state.joinpath("logs").exists()
 
 
 def test_status_shows_the_rosters_version_or_why_there_is_none(member: Member) -> None:

@@ -28,10 +28,8 @@ from client.site_journal import open_journal
 from client.withdrawal import contributions, withdraw, withdrawn
 from privacy.journal import ANCHOR_NAME, JOURNAL_NAME, Entry, Journal, JournalOlder
 from privacy.secure_aggregation.receipts import Receipt
-from shared_models.architectures import build_model
 from shared_models.configuration import ConfigurationError
-from shared_models.manifest import Manifest
-from shared_models.messages import Answer, Open, Refusal, encode
+from shared_models.messages import Answer, Refusal, encode
 from shared_models.study import Study
 from simulations.work_folder import enrol
 
@@ -315,8 +313,7 @@ def test_a_rollback_of_everything_is_exposed_by_another_sites_receipt(hospital, 
 
 
 def open_with(talk: Conversation, receipt: bytes) -> Answer | Refusal:
-    header = talk.header(Open, manifest_hash=Manifest.of(build_model(talk.study)).hash)
-    return talk.ask(header, receipt)[0]
+    return talk.ask(talk.open_header(), receipt)[0]
 
 
 def test_a_site_whose_state_was_put_back_learns_it_from_its_own_signature_and_trains_nothing(

@@ -47,7 +47,6 @@ from shared_models.messages import (
     Confirm,
     Escrow,
     Evaluate,
-    Open,
     Refusal,
     Share,
     Train,
@@ -188,7 +187,10 @@ def test_a_study_whose_sums_are_smaller_than_the_hospital_wants_is_refused(hospi
 
 def test_a_model_of_another_version_is_refused(hospital, tmp_path) -> None:
     talk = start(hospital, tmp_path, make_study())
-    assert reason(talk.ask(talk.header(Open, manifest_hash="0" * 64))[0]) == "model-differs"
+    assert (
+        reason(talk.ask(talk.open_header().model_copy(update={"manifest_hash": "0" * 64}))[0])
+        == "model-differs"
+    )
 
 
 def test_too_few_training_patients_are_refused(hospital, tmp_path) -> None:

@@ -209,8 +209,11 @@ class Twins:
     def __init__(self, sites: Mapping[str, Site]) -> None:
         self.sites = sites
         manifest = Manifest.of(build_model(STUDY)).hash
-        request = encode(Open(run_id=RUN, study_hash=STUDY.hash, manifest_hash=manifest))
         for site in sites.values():
+            roster = site._roster.hash.hex()
+            request = encode(
+                Open(run_id=RUN, study_hash=STUDY.hash, manifest_hash=manifest, roster_hash=roster)
+            )
             assert isinstance(decode_reply(site.handle(request))[0], Answer)
 
     def vector(self, name: str, number: int, weights: NDArray[np.float32]) -> IntVector:

@@ -200,10 +200,10 @@ def test_a_worker_that_dies_takes_its_sites_with_it_and_nothing_else(tmp_path, h
         write_site(tmp_path / hospital.name, hospital, study, seed=3)
         for hospital in read_hospitals(hospitals).hospitals
     ]
-    enrol(tmp_path / "server", paths, study)
+    roster = enrol(tmp_path / "server", paths, study).hash.hex()
     files = [read_site(path) for path in paths]
     manifest = Manifest.of(build_model(study)).hash
-    request = encode(Open(run_id="run-1", study_hash=study.hash, manifest_hash=manifest))
+    request = encode(Open(run_id="run-1", study_hash=study.hash, manifest_hash=manifest, roster_hash=roster))
     with LocalExchange(files, num_workers=3) as exchange:
         everybody = dict.fromkeys(exchange.sites(), request)
         assert len(list(exchange.exchange(everybody, timeout_seconds=60))) == 3
