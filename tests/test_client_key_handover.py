@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from client.command import app
 from client.key_handover import handed_keys
 from client.launch import SiteError
-from client.membership import read_joined, read_membership
-from client.site_file import Server
-from client.site_journal import read_journal
+from client.membership import own_key, read_joined, read_membership
+from client.site_file import Server, read_site
+from client.site_journal import make_journal, read_journal
 from shared_models import key_files
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import identity_line, read_identity_key, read_identity_line
@@ -85,6 +85,40 @@ def test_joining_and_looking_need_no_passphrase_and_taking_part_does(
     assert "the passphrase does not open it" in str(done.exception)
     monkeypatch.setenv("COLLEGIUM_PASSPHRASE", WORDS)
     assert read_membership(member.file)[1] == roster
+
+
+def test_what_only_looks_needs_no_passphrase_and_what_writes_into_the_journal_does(
+    member: Member, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for command in (["journal", "show"], ["journal", "verify"], ["ledger"]):
+        done = member.run(command[0], *command[1:])
+        assert done.exit_code == 0, (command, done.output, done.exception)
+    (tmp_path / "patients").write_text("Jane\n")
+    assert isinstance(member.run("withdraw", "--file", str(tmp_path / "patients")).exception, PassphraseError)
+    monkeypatch.setenv("COLLEGIUM_PASSPHRASE", WORDS)
+    assert member.run("withdraw", "--file", str(tmp_path / "patients")).exit_code == 0
+
+
+def test_the_doctor_knows_keys_under_a_passphrase(member: Member, monkeypatch: pytest.MonkeyPatch) -> None:
+    member.give()
+    member.join()
+
+    def said() -> dict[str, tuple[str, str]]:
+        lines = json.loads(member.run("doctor", "--json").output)
+        return {line["check"]: (line["state"], line["message"]) for line in lines}
+
+    without = said()
+    assert without["node key"] == (
+        "ok",
+        f"{server_of(member).node_key} is there, private, and under a passphrase, which was not given",
+    )
+    for check in ("identity key", "journal", "roster"):
+        assert without[check][0] == "ok", without[check]
+    monkeypatch.setenv("COLLEGIUM_PASSPHRASE", WORDS)
+    assert "opens under its passphrase" in said()["node key"][1]
+    monkeypatch.setenv("COLLEGIUM_PASSPHRASE", "wrong")
+    state, message = said()["node key"]
+    assert (state, "the passphrase does not open it" in message) == ("wrong", True)
 
 
 def test_start_asks_for_one_passphrase_on_a_terminal_and_opens_both_keys(
@@ -179,13 +213,12 @@ def status(config: Path) -> dict[str, str]:
 @pytest.mark.deployed
 def test_a_site_with_encrypted_keys_starts_and_connects(tmp_path: Path) -> None:
     """The command and the agent that hospitals run; the passphrase is in a file, and in no child's environment."""
-    from test_client_command import STUDY
-
     consortium = toy_consortium.Consortium(tmp_path / "c", ("north",))
     try:
         consortium.sites["north"].close()
         folder = tmp_path / "c" / "north"
-        (folder / "study.toml").write_text(STUDY)
+        file = read_site(folder / "site.toml")
+        make_journal(file, own_key(file))
         identity = consortium.file.root.parent / "north.identity.key"
         for path in (folder / "node.key", identity):
             key = key_files.open_key(path.read_bytes(), path, lambda _: "")
