@@ -21,7 +21,7 @@ import grpc
 
 from client.agent_channel import DRAIN, HANDLE, OPTIONS, SERVICE, STATUS, socket_path
 from client.handler import Handler
-from client.site_file import read_site
+from client.site_file import SiteFile, read_site
 from shared_models.processes import follow_parent
 
 TURN_SECONDS = 0.2
@@ -124,18 +124,26 @@ def serve(handler: Handler, path: Path) -> int:
     return agent.run()
 
 
+def with_identity_key(site: SiteFile, path: Path | None) -> SiteFile:
+    """The site with its identity key at *path*, where the launcher handed it over; None leaves it where it is."""
+    if path is None:
+        return site
+    return site.model_copy(update={"consortium": site.consortium.model_copy(update={"identity_key": path})})
+
+
 def main() -> None:
     """Run as the site's child process."""
     follow_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory only stays there in a crash
     parser = argparse.ArgumentParser(description="the agent of a Collegium site")
     parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--identity-key", type=Path, help="where to read it in place of where site.toml says")
     given = parser.parse_args()
     from client.site import open_site
     from client.site_errors import SITE_ERRORS
 
     try:
-        site = read_site(given.config)
+        site = with_identity_key(read_site(given.config), given.identity_key)
         handler = open_site(site)
     except SITE_ERRORS as error:
         print(error, file=sys.stderr, flush=True)

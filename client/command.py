@@ -3,17 +3,24 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from client import init_questions as questions
 from client.doctor_command import doctor
+from client.init_questions import asked
 from client.inspect_command import index, ledger
 from client.journal_command import app as journal_app
-from client.membership import MembershipError, check_node_key, make_keys, own_key, read_membership
+from client.key_change import take_new_keys
+from client.membership import MembershipError, check_node_key, make_keys, own_key, read_joined
 from client.membership import join as join_consortium
+from client.renew_command import renew
+from client.renewed_keys import renewed_keys
 from client.site_file import LabelKey, SiteFile, read_site
 from client.site_journal import make_journal
 from client.withdraw_command import patient, withdraw
@@ -22,6 +29,7 @@ from privacy.ledger import LedgerError
 from shared_models.configuration import ConfigurationError, parse_toml
 from shared_models.identity_keys import fingerprint, read_public_key
 from shared_models.node_keys import NodeKeyError, public_line
+from shared_models.passphrase import asked_passphrase, new_passphrase
 from shared_models.processes import follow_parent, private_folder, signals_end
 from shared_models.roster import Roster
 
@@ -40,25 +48,97 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 WithParent = Annotated[
     bool, typer.Option("--end-with-parent", hidden=True, help="End when standard input is closed.")
 ]
+PassphraseOption = Annotated[
+    bool, typer.Option("--passphrase", help="Encrypt the private keys under a passphrase.")
+]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
 
 
 @app.command()
 def init(  # noqa: PLR0917 - the options of a command line
     folder: Annotated[Path, typer.Argument(help="Folder to make; must not hold a site yet.")],
-    name: Annotated[str, typer.Option(help="The hospital's name: small letters, digits, hyphens.")],
-    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the consortium's server answers.")],
-    ca: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The coordinator's ca.pem.")],
-    root: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The coordinator's root.pub.")],
-    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of DICOM files.")],
-    labels: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Labels, as CSV.")],
-    key: Annotated[LabelKey, typer.Option(help="DICOM attribute in the labels' first column.")],
+    name: Annotated[
+        str,
+        typer.Option(
+            default_factory=asked("--name", "The hospital's name", questions.a_name),
+            show_default=False,
+            help="The hospital's name: small letters, digits, hyphens.",
+        ),
+    ],
+    server: Annotated[
+        str,
+        typer.Option(
+            default_factory=asked(
+                "--server", "Where the consortium's server answers (HOST:PORT)", questions.an_address
+            ),
+            show_default=False,
+            metavar="HOST:PORT",
+            help="Where the consortium's server answers.",
+        ),
+    ],
+    ca: Annotated[
+        Path,
+        typer.Option(
+            default_factory=asked("--ca", "The coordinator's ca.pem", questions.a_certificate),
+            show_default=False,
+            exists=True,
+            dir_okay=False,
+            help="The coordinator's ca.pem.",
+        ),
+    ],
+    root: Annotated[
+        Path,
+        typer.Option(
+            default_factory=asked("--root", "The coordinator's root.pub", questions.a_root_key),
+            show_default=False,
+            exists=True,
+            dir_okay=False,
+            help="The coordinator's root.pub.",
+        ),
+    ],
+    images: Annotated[
+        Path,
+        typer.Option(
+            default_factory=asked("--images", "Folder of DICOM files", questions.a_folder),
+            show_default=False,
+            exists=True,
+            file_okay=False,
+            help="Folder of DICOM files.",
+        ),
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            default_factory=asked("--labels", "Labels file (CSV)", questions.a_file),
+            show_default=False,
+            exists=True,
+            dir_okay=False,
+            help="Labels, as CSV.",
+        ),
+    ],
+    key: Annotated[
+        LabelKey,
+        typer.Option(
+            default_factory=asked(
+                "--key",
+                "DICOM attribute in the labels' first column (PatientID, StudyInstanceUID, "
+                "AccessionNumber, SOPInstanceUID)",
+                questions.a_label_key,
+            ),
+            show_default=False,
+            help="DICOM attribute in the labels' first column.",
+        ),
+    ],
     max_runs: Annotated[
         int, typer.Option(min=1, help="How often the study may be run; each costs again.")
     ] = 1,
     min_cohort: Annotated[int, typer.Option(min=2, help="Fewest hospitals in a sum that may be opened.")] = 2,
+    passphrase: PassphraseOption = False,
 ) -> None:
-    """Make a site: its keys, the request for the coordinator, and site.toml with a policy to be reviewed."""
+    """Make a site: its keys, the request for the coordinator, and site.toml with a policy to be reviewed.
+
+    What is not given is asked for on a terminal.
+    """
     config = folder / "site.toml"
     if config.exists():
         raise ConfigurationError(f"{config} exists; choose another folder")
@@ -78,17 +158,20 @@ def init(  # noqa: PLR0917 - the options of a command line
         min_cohort=min_cohort,
     )
     parse_toml(text, SiteFile, origin=f"{config}, which was not made")
+    secret = new_passphrase() if passphrase else None
     private_folder(folder)
     shutil.copyfile(ca, folder / "ca.pem")
     shutil.copyfile(root, folder / "root.pub")
     config.write_text(text, encoding="utf-8")
-    path, request = make_keys(folder, name)
+    path, request = make_keys(folder, name, secret)
     site = read_site(config)
-    make_journal(site, own_key(site))
+    make_journal(site, own_key(site, lambda _: secret or ""))
     out.print(f"Made {config}. Read it; its policy is this hospital's own decision.")
     out.print(
         f"Root key of the consortium: {fingerprint(root_key)}; compare it with the coordinator by telephone"
     )
+    if secret is not None:
+        out.print("The private keys are under the passphrase; keep it: without it they are lost.")
     out.print(f"Send to the coordinator: {path}")
     out.print(f"and read out this fingerprint of your keys to them by telephone: {request.fingerprint}")
     out.print("When the coordinator's roster.toml comes back:")
@@ -103,12 +186,26 @@ def join(
 ) -> None:
     """Take the coordinator's roster, after checking that the consortium's root key signed it with this site in it."""
     site = read_site(config)
-    roster = join_consortium(site, roster_file)
+    renewed = renewed_keys(site)
+    with _at_rest(site) if renewed else nullcontext():
+        roster = join_consortium(site, roster_file)
+        if renewed and renewed.are_in(roster):
+            vouched = take_new_keys(site, renewed, roster)
+            out.print(
+                "The new keys are in the old ones' place, which are gone; the journal goes on under the new key"
+            )
+            if not vouched:
+                out.print("and says that the old key could not sign that.", style="yellow")
     out.print(f'"{site.name}" has joined: version {roster.version} of the roster, {_num_sites(roster)}')
     out.print("Compare with another hospital by telephone, so that nobody was given a roster of their own:")
     out.print(f"  roster {roster.fingerprint}")
     for entry in roster.site:
         out.print(f"  site {entry.name}: keys {entry.fingerprint}", markup=False)
+    for past in roster.revoked:
+        what = "replaced" if past.replaced else "taken out"
+        out.print(f"  {what} in version {past.version}: {past.name}, keys {past.fingerprint}", markup=False)
+    if renewed_keys(site) is not None:
+        out.print("This site's new keys are not in this version; the old ones stay in use.")
     out.print(f"Wrote {site.consortium.roster}. A running site learns of it at its next start.")
 
 
@@ -122,12 +219,17 @@ def start(config: ConfigOption = Path("site.toml"), end_with_parent: WithParent 
 
     site = read_site(config)
     _check_key(site)
-    _, roster = read_membership(site)
-    check_node_key(site, roster)
+    check_node_key(site, read_joined(site))
     try:
         with signals_end():
             out.print(f'Site "{site.name}" starts; logs are in {site.state / "logs"}. Ctrl-C ends it.')
-            run_site(site, config, tell=lambda line: out.print(line, markup=False), ended=lambda: False)
+            run_site(
+                site,
+                config,
+                tell=lambda line: out.print(line, markup=False),
+                ended=lambda: False,
+                passphrase=asked_passphrase(),
+            )
     except KeyboardInterrupt:
         err.print("Stopped.")
         raise typer.Exit(INTERRUPTED) from None
@@ -163,6 +265,7 @@ def status(
 
 app.command()(index)
 app.command()(ledger)
+app.command("renew-keys")(renew)
 app.command()(doctor)
 app.command()(withdraw)
 app.command()(patient)
@@ -198,6 +301,15 @@ def _check_key(site: SiteFile) -> None:
         raise ConfigurationError(f"server.node_key: others may read {path}; mend it with: chmod 600 {path}")
 
 
+@contextmanager
+def _at_rest(site: SiteFile) -> Iterator[None]:
+    """Keep the site from running meanwhile: its processes would go on under keys that are gone. Raises SiteError."""
+    from client.launch import only_one
+
+    with only_one(private_folder(site.state)):
+        yield
+
+
 def _num_sites(roster: Roster) -> str:
     num = len(roster.site)
     return f"{num} site{'s' * (num != 1)}"
@@ -206,7 +318,7 @@ def _num_sites(roster: Roster) -> str:
 def _roster_status(site: SiteFile) -> tuple[str, Roster | None]:
     """In words, and the roster itself where the site joined one."""
     try:
-        _, roster = read_membership(site)
+        roster = read_joined(site)
     except MembershipError as error:
         return str(error), None
     return f"version {roster.version}, {_num_sites(roster)}", roster

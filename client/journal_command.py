@@ -13,7 +13,7 @@ from rich.table import Table
 from client.membership import own_key
 from client.receipt_check import check_receipts, read_receipts, receipts_of
 from client.site_file import SiteFile, read_site
-from client.site_journal import make_journal, open_journal
+from client.site_journal import make_journal, read_journal
 from privacy.journal import (
     ANCHOR_NAME,
     JOURNAL_NAME,
@@ -51,7 +51,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show the last entries of the journal."""
-    entries = open_journal(read_site(config)).entries(*(kind or ()))[-last:]
+    entries = read_journal(read_site(config)).entries(*(kind or ()))[-last:]
     if as_json:
         typer.echo(json.dumps([entry.to_json() for entry in entries], indent=2))
         return
@@ -74,7 +74,7 @@ def verify(
 ) -> None:
     """Check every link and signature of the journal, and compare it with what other hospitals keep of it."""
     if file is None:
-        journal = open_journal(read_site(config))
+        journal = read_journal(read_site(config))
         entries, origin = journal.verify(), str(journal.path)
     else:
         entries, origin = _read_export(file), str(file)
@@ -115,7 +115,7 @@ def export(
     """Write the journal as JSON, for an auditor; or the receipts about other hospitals, for these."""
     if target.exists():
         raise ConfigurationError(f"{target} exists; choose another file")
-    journal = open_journal(read_site(config))
+    journal = read_journal(read_site(config))
     entries = journal.verify()
     if only_receipts:
         receipts = receipts_of(entries)

@@ -19,7 +19,10 @@ from pathlib import Path
 
 from client.agent import DRAINED, UNUSABLE
 from client.agent_channel import socket_path
+from client.certificate_words import certificate_words
+from client.key_handover import HandedKeys, handed_keys
 from client.site_file import Server, SiteFile
+from shared_models.passphrase import PassphraseOf, passphrase_of
 from shared_models.processes import (
     Child,
     flower_environment,
@@ -67,7 +70,7 @@ def check_server(server: Server) -> None:
         SiteError: the certificate is not what the site was given to expect, or a file is missing.
         ServerNotReached: nobody answers there at the moment.
     """
-    host, port = server.address.rsplit(":", 1)
+    host, port = server.host, server.port
     ca = server.ca_certificate
     try:
         context = ssl.create_default_context(cafile=str(ca))
@@ -81,12 +84,12 @@ def check_server(server: Server) -> None:
         ) from error
     try:
         with (
-            socket.create_connection((host, int(port)), CONNECT_SECONDS) as plain,
+            socket.create_connection((host, port), CONNECT_SECONDS) as plain,
             context.wrap_socket(plain, server_hostname=host),
         ):
             return
     except ssl.SSLCertVerificationError as error:
-        raise SiteError(_certificate_words(server, host, error)) from error
+        raise SiteError(certificate_words(server, error)) from error
     except ssl.SSLError as error:
         raise SiteError(
             f"{server.address} answers, but not with TLS ({error.reason}); check server.address and any proxy"
@@ -106,7 +109,13 @@ def check_server(server: Server) -> None:
 
 
 def run_site(
-    file: SiteFile, config: Path, *, tell: Tell, agent: Sequence[str] | None = None, ended: Callable[[], bool]
+    file: SiteFile,
+    config: Path,
+    *,
+    tell: Tell,
+    agent: Sequence[str] | None = None,
+    ended: Callable[[], bool],
+    passphrase: PassphraseOf = passphrase_of,
 ) -> None:
     """Keep the site up until *ended* says so, the agent was drained, or an exception (Ctrl-C) comes.
 
@@ -116,19 +125,21 @@ def run_site(
         tell: shows one line to the operator.
         agent: command that runs the agent; our own unless a test brings another.
         ended: asked several times a second.
+        passphrase: opens the site's keys where they are encrypted.
 
     Raises:
         SiteError: something is wrong that waiting does not mend.
+        ConfigurationError: a key cannot be opened.
     """
     if file.server is None:
         raise SiteError(f"{config}: [server] is missing; add it with address, ca_certificate and node_key")
     private_folder(file.state)
-    with _only_one(file.state):
+    with only_one(file.state), handed_keys(file, file.server, passphrase) as keys:
         try:
             check_server(file.server)
         except ServerNotReached as error:
             tell(f"{error}. Trying again until it answers.")
-        parts = _parts(file, file.server, config, agent)
+        parts = _parts(file, file.server, config, keys, agent)
         try:
             _supervise(parts, file, tell, ended)
         finally:
@@ -138,7 +149,9 @@ def run_site(
             (file.state / RUNNING).unlink(missing_ok=True)
 
 
-def _parts(file: SiteFile, server: Server, config: Path, agent: Sequence[str] | None) -> dict[str, _Part]:
+def _parts(
+    file: SiteFile, server: Server, config: Path, keys: HandedKeys, agent: Sequence[str] | None
+) -> dict[str, _Part]:
     """The three processes, in the order in which they are ended."""
     try:
         socket_at = socket_path(file.state)
@@ -153,7 +166,7 @@ def _parts(file: SiteFile, server: Server, config: Path, agent: Sequence[str] | 
     supernode = python_module(
         "client.supernode",
         *("--superlink", server.address, "--root-certificates", str(server.ca_certificate)),
-        *("--auth-supernode-private-key", str(server.node_key)),
+        *("--auth-supernode-private-key", str(keys.node.path)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--host", "127.0.0.1", "--port", str(port)),
     )
@@ -161,15 +174,19 @@ def _parts(file: SiteFile, server: Server, config: Path, agent: Sequence[str] | 
         "client.forwarder",
         *("--supernode", f"127.0.0.1:{port}", "--secret", str(secret), "--agent", str(socket_at)),
     )
-    own = agent or python_module("client.agent", "--config", str(config.resolve()))
+    identity = ("--identity-key", str(keys.identity.path))
+    own = agent or python_module("client.agent", "--config", str(config.resolve()), *identity)
 
-    def part(name: str, command: Sequence[str], variables: dict[str, str]) -> _Part:
-        return _Part(lambda: Child(name, command, log=logs / f"{name.lower()}.log", environment=variables))
+    def part(
+        name: str, command: Sequence[str], variables: dict[str, str], inherited: Sequence[int] = ()
+    ) -> _Part:
+        log = logs / f"{name.lower()}.log"
+        return _Part(lambda: Child(name, command, log=log, environment=variables, descriptors=inherited))
 
     return {
-        "SuperNode": part("SuperNode", supernode, environment),
+        "SuperNode": part("SuperNode", supernode, environment, keys.node.descriptors),
         "forwarder": part("forwarder", forwarder, environment),
-        "agent": part("agent", own, {}),
+        "agent": part("agent", own, {}, keys.identity.descriptors),
     }
 
 
@@ -213,28 +230,12 @@ def _supernode_words(child: Child, file: SiteFile) -> str:
     if file.server is not None and NOT_ADMITTED in said:
         return (
             f"the server does not know this site's node key {file.server.node_key}: send {file.name}.request.toml to "
-            "the coordinator, who adds it with `collegium-server admit` and starts the server again"
+            "the coordinator, who adds it with `collegium-server admit` and starts the server again. If it was "
+            "admitted before, it was taken out: the newest roster.toml says so when you join with it"
         )
     if NOT_AUTHENTICATED in said:
         return "the server refuses this site's signature: check that this machine's clock is right"
     return f"the SuperNode ended; see {child.log}"
-
-
-def _certificate_words(server: Server, host: str, error: ssl.SSLCertVerificationError) -> str:
-    if error.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-        return (
-            f"the certificate of {server.address} is not for the name {host}; use a name that it holds, or ask "
-            "the coordinator to make it again with --host " + host
-        )
-    if error.verify_code in (9, 10):  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
-        return (
-            f"the certificate of {server.address} is not valid now; check the clock, then ask the coordinator"
-        )
-    return (
-        f"{server.address} is not the consortium's server: its certificate was not issued by "
-        f"{server.ca_certificate} ({error.verify_message}). Compare that file with the coordinator's ca.pem; "
-        "nothing was sent"
-    )
 
 
 def _write_running(parts: dict[str, _Part], state: Path) -> None:
@@ -243,7 +244,8 @@ def _write_running(parts: dict[str, _Part], state: Path) -> None:
 
 
 @contextmanager
-def _only_one(state: Path) -> Iterator[None]:
+def only_one(state: Path) -> Iterator[None]:
+    """Keep the site with this state folder from running, but for here. Raises SiteError where it runs already."""
     with (state / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,11 @@
 """``site.toml``: one hospital's own file. Nobody else ever sees it."""
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from shared_models.configuration import Frozen, read_toml
 from shared_models.study import Slug
@@ -29,12 +31,35 @@ class Labels(Frozen):
     column: str | None = None
 
 
+def server_address(text: str) -> str:
+    """``HOST:PORT``, with brackets around an IPv6 address. Raises ValueError where the text is none."""
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):([0-9]{1,5})", text)
+    if not found or not 1 <= int(found.group(2)) <= 65535:
+        raise ValueError("is not HOST:PORT (an IPv6 address as [2001:db8::1]:9443)")
+    if found.group(1).startswith("["):
+        try:
+            ipaddress.IPv6Address(found.group(1)[1:-1])
+        except ValueError as error:
+            raise ValueError("holds no IPv6 address between its brackets") from error
+    return text
+
+
 class Server(Frozen):
     """Where the consortium's server answers, and the certificate that it must prove itself against."""
 
-    address: str = Field(pattern=r"^[^\s/:]+:\d{1,5}$")
+    address: Annotated[str, AfterValidator(server_address)]
     ca_certificate: FilePath
     node_key: FilePath
+
+    @property
+    def host(self) -> str:
+        """The address's name or number; an IPv6 address without its brackets."""
+        return self.address.rsplit(":", 1)[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The address's port."""
+        return int(self.address.rsplit(":", 1)[1])
 
 
 class Consortium(Frozen):

@@ -18,11 +18,12 @@ withdrawn      a patient withdrew, by pseudonym
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.membership import own_key
+from client.membership import own_identity, own_key
 from client.secret import SiteSecret
 from client.site_file import SiteFile
 from privacy.journal import Journal, create_journal
 from privacy.secure_aggregation.receipts import Receipt
+from shared_models.identity_keys import public_bytes
 from shared_models.messages import Confirm, Evaluate, Request, Train, Unmask
 from shared_models.processes import private_folder
 
@@ -36,21 +37,25 @@ def make_journal(file: SiteFile, identity: Ed25519PrivateKey, *, after_loss: str
     return create_journal(file.state, identity, site=file.name, after_loss=after_loss)
 
 
-def open_journal(
-    file: SiteFile, identity: Ed25519PrivateKey | None = None, *, to_append: bool = True
-) -> Journal:
-    """Open and check the site's journal; without *to_append* nothing is written, not even the anchor.
+def open_journal(file: SiteFile, identity: Ed25519PrivateKey | None = None) -> Journal:
+    """Open and check the site's journal, to append to it.
 
     Raises:
         JournalError: it is missing, older than it should be, or not what the site wrote.
         MembershipError: the identity key cannot be read.
     """
     identity = identity or own_key(file)
-    return Journal(
-        file.state,
-        public_key=identity.public_key().public_bytes_raw(),
-        identity=identity if to_append else None,
-    )
+    return Journal(file.state, public_key=identity.public_key().public_bytes_raw(), identity=identity)
+
+
+def read_journal(file: SiteFile) -> Journal:
+    """Open and check the site's journal; nothing is written, not even the anchor, and no private key is opened.
+
+    Raises:
+        JournalError: as `open_journal`.
+        MembershipError: the identity key's file cannot be read.
+    """
+    return Journal(file.state, public_key=public_bytes(own_identity(file)))
 
 
 class Record:

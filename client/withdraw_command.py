@@ -14,7 +14,7 @@ from rich.console import Console
 from client.approvals import Approvals
 from client.secret import SiteSecret
 from client.site_file import read_site
-from client.site_journal import open_journal
+from client.site_journal import open_journal, read_journal
 from client.withdrawal import contributions, withdrawn
 from client.withdrawal import withdraw as exclude
 from shared_models.configuration import ConfigurationError
@@ -50,7 +50,7 @@ def patient(
 ) -> None:
     """Say which rounds of which runs a patient could have contributed to. The answer is for this hospital only."""
     site = read_site(config)
-    secret, journal = SiteSecret.load(site.state), open_journal(site)
+    secret, journal = SiteSecret.load(site.state), read_journal(site)
     approvals = Approvals(journal, site.state)
     gone = withdrawn(journal)
     answers = []

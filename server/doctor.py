@@ -138,7 +138,8 @@ class ServerDoctor:
             path.name,
             self._today(),
             warn_days=WARN_AUTHORITY_DAYS,
-            mend="make a new server with `collegium-server init`, and give its ca.pem to every hospital",
+            mend="make a new authority with `collegium-server init` in another folder, take that folder's tls, "
+            "and give its ca.pem to every hospital",
         )
 
     def _certificate(self) -> Outcome:
@@ -154,7 +155,7 @@ class ServerDoctor:
             path.name,
             self._today(),
             warn_days=WARN_SERVER_DAYS,
-            mend="issue a new one with ca.key, or make a new server with `collegium-server init`",
+            mend="make a new one with `collegium-server certificate`",
         )
 
     def _server_key(self) -> Outcome:
@@ -163,7 +164,10 @@ class ServerDoctor:
         try:
             key = serialization.load_pem_private_key(raw, None)
         except (ValueError, TypeError) as error:
-            raise Wrong(f"{path} is not an unencrypted PEM private key; put it back from a backup") from error
+            raise Wrong(
+                f"{path} is not a PEM private key without a passphrase; make a new one with "
+                "`collegium-server certificate`"
+            ) from error
         certificate = needed(self._known.certificate, NO_CERTIFICATE)
         if _public_bytes(key.public_key()) != _public_bytes(certificate.public_key()):
             raise Wrong(

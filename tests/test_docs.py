@@ -120,7 +120,7 @@ def test_the_result_page_names_every_metric() -> None:
 )
 def test_the_files_page_names_every_key_and_no_other(heading: str, model: type[BaseModel]) -> None:
     described = first_cells(section(page("files.md"), heading))
-    assert described - {"site"} == keys_of(model)
+    assert described - {"site", "revoked"} == keys_of(model)
 
 
 def test_the_files_page_names_every_key_of_a_scenario_and_every_built_in_one() -> None:
