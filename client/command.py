@@ -9,14 +9,32 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.agent_command import agent
 from client.inspect_command import index, ledger
-from client.membership import MembershipError, check_node_key, make_keys, read_membership
+from client.membership import (
+    NODE_PUBLIC,
+    MembershipError,
+    check_node_key,
+    check_node_key_file,
+    make_keys,
+    read_membership,
+    read_node_public,
+)
 from client.membership import join as join_consortium
+from client.network_command import (
+    NETWORK_USER,
+    SOCKET,
+    connect,
+    connection_toml,
+    init_network,
+    network_status,
+    no_server,
+)
+from client.network_file import is_network_file
 from client.site_file import LabelKey, SiteFile, read_site
 from privacy.secure_aggregation.terms import Terms
 from shared_models.configuration import ConfigurationError, parse_toml
 from shared_models.identity_keys import fingerprint, read_public_key
-from shared_models.node_keys import NodeKeyError, public_line
 from shared_models.processes import follow_parent, private_folder, signals_end
 from shared_models.roster import Roster
 from shared_models.study import read_study
@@ -43,13 +61,25 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.",
 def init(  # noqa: PLR0917 - the options of a command line
     folder: Annotated[Path, typer.Argument(help="Folder to make; must not hold a site yet.")],
     name: Annotated[str, typer.Option(help="The hospital's name: small letters, digits, hyphens.")],
-    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the consortium's server answers.")],
-    ca: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The coordinator's ca.pem.")],
     root: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The coordinator's root.pub.")],
     images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of DICOM files.")],
     labels: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Labels, as CSV.")],
     key: Annotated[LabelKey, typer.Option(help="DICOM attribute in the labels' first column.")],
     study: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The agreed study.toml.")],
+    server: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the consortium's server answers.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The coordinator's ca.pem.")
+    ] = None,
+    node_public: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="The network user's node.pub, in place of --server, --ca."
+        ),
+    ] = None,
+    agent_socket: Annotated[Path, typer.Option(help="With --node-public: the socket between them.")] = SOCKET,
+    network_user: Annotated[str, typer.Option(help="With --node-public: its name or uid.")] = NETWORK_USER,
     max_runs: Annotated[
         int, typer.Option(min=1, help="How often the study may be run; each costs again.")
     ] = 1,
@@ -64,9 +94,10 @@ def init(  # noqa: PLR0917 - the options of a command line
             "coordinator admitted cannot be made again: without them this hospital is no site"
         )
     agreed, root_key = read_study(study), read_public_key(root)
+    node_key = None if node_public is None else read_node_public(node_public)
     text = _site_toml(
         name=name,
-        server=server,
+        connection=connection_toml(server, ca, node_key, agent_socket, network_user),
         images=images.resolve(),
         labels=labels.resolve(),
         key=key,
@@ -75,11 +106,14 @@ def init(  # noqa: PLR0917 - the options of a command line
     )
     parse_toml(text, SiteFile, origin=f"{config}, which was not made")
     private_folder(folder)
-    shutil.copyfile(ca, folder / "ca.pem")
+    if ca is not None:
+        shutil.copyfile(ca, folder / "ca.pem")
+    if node_key is not None:
+        (folder / NODE_PUBLIC).write_text(node_key + "\n", encoding="ascii")
     shutil.copyfile(root, folder / "root.pub")
     shutil.copyfile(study, folder / "study.toml")
     config.write_text(text, encoding="utf-8")
-    path, request = make_keys(folder, name)
+    path, request = make_keys(folder, name, node_public=node_key)
     out.print(f"Made {config}. Read it; its policy is this hospital's own decision.")
     out.print(f"Study: {agreed.title} (hash {agreed.hash[:16]})")
     out.print("The server opens sums over hospitals only. In a round with")
@@ -97,7 +131,8 @@ def init(  # noqa: PLR0917 - the options of a command line
     out.print(f"and read out this fingerprint of your keys to them by telephone: {request.fingerprint}")
     out.print("When the coordinator's roster.toml comes back:")
     out.print(f"  collegium-client join roster.toml --config {config}")
-    out.print(f"Then start:  collegium-client start --config {config}")
+    command = "start" if node_key is None else "agent"
+    out.print(f"Then start:  collegium-client {command} --config {config}")
 
 
 @app.command()
@@ -125,7 +160,9 @@ def start(config: ConfigOption = Path("site.toml"), end_with_parent: WithParent 
         follow_parent(PARENT_SECONDS)
 
     site = read_site(config)
-    _check_key(site)
+    if site.server is None:
+        raise ConfigurationError(no_server(site, config))
+    check_node_key_file(site.server)
     _, roster = read_membership(site)
     check_node_key(site, roster)
     try:
@@ -142,7 +179,13 @@ def status(
     config: ConfigOption = Path("site.toml"),
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Show which roster the site has, whether it runs, what its agent does, and whether the server answers."""
+    """Show which roster the site has, whether it runs, what its agent does, and whether the server answers.
+
+    With a network.toml, as the network user: whether SuperNode and forwarder run, whether the agent lets them in.
+    """
+    if is_network_file(config):
+        network_status(config, as_json)
+        return
     site = read_site(config)
     roster, joined = _roster_status(site)
     values = {
@@ -167,6 +210,9 @@ def status(
 
 app.command()(index)
 app.command()(ledger)
+app.command()(agent)
+app.command("init-network")(init_network)
+app.command()(connect)
 
 
 def main() -> None:
@@ -181,21 +227,6 @@ def main() -> None:
     except (SiteError, OSError) as error:
         err.print(str(error), style="red", markup=False)
         sys.exit(FAILURE)
-
-
-def _check_key(site: SiteFile) -> None:
-    """A node key that others could read, or that is none, is told before anything starts."""
-    if site.server is None:
-        raise ConfigurationError("[server] is missing; add it with address, ca_certificate and node_key")
-    path = site.server.node_key
-    try:
-        public_line(path.read_bytes())
-    except OSError as error:
-        raise ConfigurationError(f"server.node_key: {path} cannot be read ({error.strerror})") from error
-    except NodeKeyError as error:
-        raise ConfigurationError(f"server.node_key: {path} {error}") from error
-    if path.stat().st_mode & 0o077:
-        raise ConfigurationError(f"server.node_key: others may read {path}; mend it with: chmod 600 {path}")
 
 
 def _num_sites(roster: Roster) -> str:
@@ -227,6 +258,8 @@ def _agent_status(site: SiteFile) -> dict[str, str]:
 def _server_status(site: SiteFile) -> str:
     from client.launch import ServerNotReached, SiteError, check_server
 
+    if site.agent is not None:
+        return "the network user's: collegium-client status --config network.toml"
     if site.server is None:
         return "none named in site.toml"
     try:
@@ -237,7 +270,7 @@ def _server_status(site: SiteFile) -> str:
 
 
 def _site_toml(
-    *, name: str, server: str, images: Path, labels: Path, key: str, max_runs: int, min_cohort: int
+    *, name: str, connection: str, images: Path, labels: Path, key: str, max_runs: int, min_cohort: int
 ) -> str:
     return f"""\
 # This hospital's own file; nobody else ever sees it. Relative paths count from this file's folder.
@@ -269,11 +302,7 @@ root = "root.pub"              # the coordinator's; only a roster that this key 
 roster = "roster.toml"         # the consortium's sites; see: collegium-client join
 identity_key = "identity.key"  # never leaves this machine
 
-[server]
-address = {json.dumps(server)}
-ca_certificate = "ca.pem"      # the coordinator's; the server must prove itself against it
-node_key = "node.key"          # never leaves this machine
-
+{connection}
 [compute]
 device = "auto"
 """

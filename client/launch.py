@@ -1,10 +1,11 @@
-"""Brings up a site's three processes, keeps them up, and ends them in order.
+"""Brings up a site's processes, keeps them up, and ends them in order.
 
-The agent (data, keys, model), Flower's SuperNode (the connection to the server) and the forwarder between them.
-One that dies is started again, at growing intervals; the operator is told why in words. None outlives this
-process, even when it is killed.
+The agent (data, keys, model), Flower's SuperNode (the connection to the server) and the forwarder between them:
+all three as one user, or the agent as one and the other two as another. One that dies is started again, at growing
+intervals; the operator is told why in words. None outlives this process, even when it is killed.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -18,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.agent import DRAINED, UNUSABLE
-from client.agent_channel import socket_path
+from client.door_place import DoorError, door_place
+from client.network_file import NetworkFile
 from client.site_file import Server, SiteFile
 from shared_models.processes import (
     Child,
@@ -34,11 +36,12 @@ LOOK_SECONDS = 0.2
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 STEADY_SECONDS = 60.0
-RUNNING = "site.json"
+RUNNING, TROUBLE = "site.json", "trouble.json"
 NOT_ADMITTED = "[code: 2004]"  # Flower: the node key is not registered
 NOT_AUTHENTICATED = "Invalid SuperNode authentication"
 
 Tell = Callable[[str], None]
+Words = Callable[[str, "Child"], str]  # why the process of this name has ended
 
 
 class SiteError(RuntimeError):
@@ -122,30 +125,86 @@ def run_site(
     """
     if file.server is None:
         raise SiteError(f"{config}: [server] is missing; add it with address, ca_certificate and node_key")
-    private_folder(file.state)
-    with _only_one(file.state):
-        try:
-            check_server(file.server)
-        except ServerNotReached as error:
-            tell(f"{error}. Trying again until it answers.")
-        parts = _parts(file, file.server, config, agent)
-        try:
-            _supervise(parts, file, tell, ended)
-        finally:
-            for part in parts.values():
-                if part.child is not None:
-                    part.child.stop()
-            (file.state / RUNNING).unlink(missing_ok=True)
+    with _only_one(private_folder(file.state)):
+        _look_at(file.server, tell)
+        parts = _network_parts(file.server, file.state, door_of(file))
+        parts["agent"] = _agent_part(file, config, agent)
+        request = f"{file.name}.request.toml"
+        _keep_up(parts, file.state, tell, ended, _words(file.server, request))
 
 
-def _parts(file: SiteFile, server: Server, config: Path, agent: Sequence[str] | None) -> dict[str, _Part]:
-    """The three processes, in the order in which they are ended."""
+def run_agent(
+    file: SiteFile, config: Path, *, tell: Tell, agent: Sequence[str] | None = None, ended: Callable[[], bool]
+) -> None:
+    """Keep the agent alone up, as the user who has the data; as `run_site`. Raises SiteError."""
+    with _only_one(private_folder(file.state)):
+        _keep_up({"agent": _agent_part(file, config, agent)}, file.state, tell, ended, _log_words)
+
+
+def run_network(file: NetworkFile, *, tell: Tell, ended: Callable[[], bool]) -> None:
+    """Keep SuperNode and forwarder up, as the network user, until *ended* says so or an exception comes.
+
+    Args:
+        file: the network user's file.
+        tell: shows one line to the operator.
+        ended: asked several times a second.
+
+    Raises:
+        SiteError: something is wrong that waiting does not mend.
+    """
+    with _only_one(private_folder(file.state)):
+        _look_at(file.server, tell)
+        parts = _network_parts(file.server, file.state, file.agent_socket)
+        request = f"{file.name}.request.toml" if file.name else "the hospital's request"
+        _keep_up(parts, file.state, tell, ended, _words(file.server, request))
+
+
+def running(state: Path) -> dict[str, int]:
+    """Name → process id of what a launcher on this state folder keeps up; empty where there is no launcher."""
     try:
-        socket_at = socket_path(file.state)
-    except ValueError as error:
+        with (state / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(OSError, ValueError):
+            values = json.loads((state / RUNNING).read_text(encoding="utf-8"))
+            return {str(name): int(pid) for name, pid in values.items()}
+    except OSError:
+        pass
+    return {}
+
+
+def last_trouble(state: Path) -> str | None:
+    """Why a process ended last since the launcher was started, with the time; None where none did."""
+    try:
+        values = json.loads((state / TROUBLE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return f"{values['at']}: {values['reason']}"
+
+
+def door_of(file: SiteFile) -> Path:
+    """The socket of the agent's door. Raises SiteError where it cannot be opened."""
+    try:
+        return door_place(file).socket
+    except DoorError as error:
         raise SiteError(str(error)) from error
-    logs = file.state / "logs"
-    flower = private_folder(file.state / "flower")
+
+
+def _look_at(server: Server, tell: Tell) -> None:
+    try:
+        check_server(server)
+    except ServerNotReached as error:
+        tell(f"{error}. Trying again until it answers.")
+
+
+def _agent_part(file: SiteFile, config: Path, agent: Sequence[str] | None) -> _Part:
+    command = agent or python_module("client.agent", "--config", str(config.resolve()))
+    return _part("agent", command, file.state, {})
+
+
+def _network_parts(server: Server, state: Path, door: Path) -> dict[str, _Part]:
+    """SuperNode and forwarder, in the order in which they are ended."""
+    flower = private_folder(state / "flower")
     secret = flower / "superexec.secret"
     write_private(secret, secrets.token_bytes(32), replace=True)
     port = free_port()
@@ -159,21 +218,36 @@ def _parts(file: SiteFile, server: Server, config: Path, agent: Sequence[str] | 
     )
     forwarder = python_module(
         "client.forwarder",
-        *("--supernode", f"127.0.0.1:{port}", "--secret", str(secret), "--agent", str(socket_at)),
+        *("--supernode", f"127.0.0.1:{port}", "--secret", str(secret), "--agent", str(door)),
     )
-    own = agent or python_module("client.agent", "--config", str(config.resolve()))
-
-    def part(name: str, command: Sequence[str], variables: dict[str, str]) -> _Part:
-        return _Part(lambda: Child(name, command, log=logs / f"{name.lower()}.log", environment=variables))
-
     return {
-        "SuperNode": part("SuperNode", supernode, environment),
-        "forwarder": part("forwarder", forwarder, environment),
-        "agent": part("agent", own, {}),
+        "SuperNode": _part("SuperNode", supernode, state, environment),
+        "forwarder": _part("forwarder", forwarder, state, environment),
     }
 
 
-def _supervise(parts: dict[str, _Part], file: SiteFile, tell: Tell, ended: Callable[[], bool]) -> None:
+def _part(name: str, command: Sequence[str], state: Path, environment: dict[str, str]) -> _Part:
+    log = state / "logs" / f"{name.lower()}.log"
+    return _Part(lambda: Child(name, command, log=log, environment=environment))
+
+
+def _keep_up(
+    parts: dict[str, _Part], state: Path, tell: Tell, ended: Callable[[], bool], words: Words
+) -> None:
+    """Supervise; in the end, however it comes, end all in order."""
+    (state / TROUBLE).unlink(missing_ok=True)
+    try:
+        _supervise(parts, state, tell, ended, words)
+    finally:
+        for part in parts.values():
+            if part.child is not None:
+                part.child.stop()
+        (state / RUNNING).unlink(missing_ok=True)
+
+
+def _supervise(
+    parts: dict[str, _Part], state: Path, tell: Tell, ended: Callable[[], bool], words: Words
+) -> None:
     while not ended():
         now = time.monotonic()
         for name, part in parts.items():
@@ -186,21 +260,23 @@ def _supervise(parts: dict[str, _Part], file: SiteFile, tell: Tell, ended: Calla
                     return
                 if name == "agent" and status == UNUSABLE:
                     raise SiteError(part.child.said().strip())
-                _mourn(name, part, file, tell, now)
+                _mourn(name, part, state, tell, words)
             if now >= part.not_before:
                 part.child, part.started = part.start(), now
-                _write_running(parts, file.state)
+                _write_running(parts, state)
         time.sleep(LOOK_SECONDS)
 
 
-def _mourn(name: str, part: _Part, file: SiteFile, tell: Tell, now: float) -> None:
+def _mourn(name: str, part: _Part, state: Path, tell: Tell, words: Words) -> None:
     """A process has ended by itself: say why, and set when it is started again."""
-    child = part.child
+    child, now = part.child, time.monotonic()
     if child is None:
         return
     if now - part.started > STEADY_SECONDS:
         part.pause = FIRST_PAUSE_SECONDS
-    reason = _supernode_words(child, file) if name == "SuperNode" else f"the {name} ended; see {child.log}"
+    reason = words(name, child)
+    trouble = {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "reason": reason}
+    (state / TROUBLE).write_text(json.dumps(trouble), encoding="utf-8")
     tell(f"{reason}. Starting it again in {part.pause:.0f} s.")
     part.not_before = now + part.pause
     part.pause = min(2 * part.pause, LONGEST_PAUSE_SECONDS)
@@ -208,16 +284,25 @@ def _mourn(name: str, part: _Part, file: SiteFile, tell: Tell, now: float) -> No
     part.child = None
 
 
-def _supernode_words(child: Child, file: SiteFile) -> str:
-    said = child.said()
-    if file.server is not None and NOT_ADMITTED in said:
-        return (
-            f"the server does not know this site's node key {file.server.node_key}: send {file.name}.request.toml to "
-            "the coordinator, who adds it with `collegium-server admit` and starts the server again"
-        )
-    if NOT_AUTHENTICATED in said:
-        return "the server refuses this site's signature: check that this machine's clock is right"
-    return f"the SuperNode ended; see {child.log}"
+def _log_words(name: str, child: Child) -> str:
+    return f"the {name} ended; see {child.log}"
+
+
+def _words(server: Server, request: str) -> Words:
+    """Why SuperNode or forwarder ended; *request* is what the coordinator has to admit."""
+
+    def words(name: str, child: Child) -> str:
+        said = child.said() if name == "SuperNode" else ""
+        if NOT_ADMITTED in said:
+            return (
+                f"the server does not know this site's node key {server.node_key}: send {request} to the coordinator, "
+                "who adds it with `collegium-server admit` and starts the server again"
+            )
+        if NOT_AUTHENTICATED in said:
+            return "the server refuses this site's signature: check that this machine's clock is right"
+        return _log_words(name, child)
+
+    return words
 
 
 def _certificate_words(server: Server, host: str, error: ssl.SSLCertVerificationError) -> str:
