@@ -36,6 +36,7 @@ LOOK_SECONDS = 0.2
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 STEADY_SECONDS = 60.0
+LOCK_TRIES = 3
 RUNNING, TROUBLE = "site.json", "trouble.json"
 NOT_ADMITTED = "[code: 2004]"  # Flower: the node key is not registered
 NOT_AUTHENTICATED = "Invalid SuperNode authentication"
@@ -163,7 +164,7 @@ def running(state: Path) -> dict[str, int]:
     """Name → process id of what a launcher on this state folder keeps up; empty where there is no launcher."""
     try:
         with (state / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         with contextlib.suppress(OSError, ValueError):
             values = json.loads((state / RUNNING).read_text(encoding="utf-8"))
@@ -330,8 +331,12 @@ def _write_running(parts: dict[str, _Part], state: Path) -> None:
 @contextmanager
 def _only_one(state: Path) -> Iterator[None]:
     with (state / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SiteError(f"this site is running already on {state}; end it first") from error
+        for tries_left in reversed(range(LOCK_TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if not tries_left:
+                    raise SiteError(f"this site is running already on {state}; end it first") from error
+            time.sleep(LOOK_SECONDS)  # `running` holds the lock for a moment
         yield

@@ -20,6 +20,7 @@ NETWORK_USER = "collegium-net"
 INTERRUPTED = 130
 PARENT_SECONDS = 40.0
 DOOR_SECONDS = 3.0
+LETS_IN = "lets this user in"
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -75,6 +76,8 @@ def connect(
                 f"Connecting to {file.server.address}; logs are in {file.state / 'logs'}. Ctrl-C ends it.",
                 markup=False,
             )
+            if LETS_IN not in (door := door_status(file.agent_socket)):
+                out.print(f"The agent: {door}. Trying again for each message.", markup=False)
             run_network(file, tell=lambda line: out.print(line, markup=False), ended=lambda: False)
     except KeyboardInterrupt:
         err.print("Stopped.")
@@ -124,7 +127,7 @@ def door_status(path: Path) -> str:
         return (
             "refuses this user: agent.network_user in site.toml names another one, or too many are connected"
         )
-    return f"lets this user in at {path}"
+    return f"{LETS_IN} at {path}"
 
 
 def connection_toml(

@@ -23,7 +23,7 @@ from client.agent_channel import (
     AgentUnreachable,
     socket_path,
 )
-from client.door_place import DoorPlace
+from client.door_place import DoorError, DoorPlace
 from client.membership import make_keys
 from shared_models.identity_keys import new_identity_key
 from shared_models.processes import Child, python_module
@@ -154,6 +154,16 @@ def test_only_the_owner_reaches_what_lies_behind_the_door(running: Running) -> N
         assert stat.S_IMODE(running.door.with_name(name).stat().st_mode) == 0o600
     assert stat.S_IMODE(running.door.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(running.door.stat().st_mode) == 0o660
+
+
+def test_an_agent_whose_door_cannot_be_opened_ends_and_leaves_no_socket(tmp_path: Path) -> None:
+    door = tmp_path / "door"
+    door.write_text("somebody's file")
+    agent = Agent(Slow(), tmp_path, DoorPlace(door, os.geteuid()))
+    with pytest.raises(DoorError, match="is no socket"):
+        agent.run()
+    assert list((tmp_path / "agent").iterdir()) == []
+    assert door.read_text() == "somebody's file"
 
 
 def test_an_agent_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
