@@ -1,7 +1,6 @@
 """``collegium-client``: one hospital's command line."""
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,25 +10,24 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from client import init_questions as questions
+from client.agent_command import agent
 from client.doctor_command import doctor
-from client.init_questions import asked
+from client.init_command import init
 from client.inspect_command import index, ledger
 from client.journal_command import app as journal_app
 from client.key_change import take_new_keys
-from client.membership import MembershipError, check_node_key, make_keys, own_key, read_joined
+from client.membership import MembershipError, check_node_key, check_node_key_file, read_joined
 from client.membership import join as join_consortium
+from client.network_command import connect, init_network, network_status, no_server
+from client.network_file import is_network_file
 from client.renew_command import renew
 from client.renewed_keys import renewed_keys
-from client.site_file import LabelKey, SiteFile, read_site
-from client.site_journal import make_journal
+from client.site_file import SiteFile, read_site
 from client.withdraw_command import patient, withdraw
 from privacy.journal import JournalError
 from privacy.ledger import LedgerError
-from shared_models.configuration import ConfigurationError, parse_toml
-from shared_models.identity_keys import fingerprint, read_public_key
-from shared_models.node_keys import NodeKeyError, public_line
-from shared_models.passphrase import asked_passphrase, new_passphrase
+from shared_models.configuration import ConfigurationError
+from shared_models.passphrase import asked_passphrase
 from shared_models.processes import follow_parent, private_folder, signals_end
 from shared_models.roster import Roster
 
@@ -48,135 +46,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 WithParent = Annotated[
     bool, typer.Option("--end-with-parent", hidden=True, help="End when standard input is closed.")
 ]
-PassphraseOption = Annotated[
-    bool, typer.Option("--passphrase", help="Encrypt the private keys under a passphrase.")
-]
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
 
 
-@app.command()
-def init(  # noqa: PLR0917 - the options of a command line
-    folder: Annotated[Path, typer.Argument(help="Folder to make; must not hold a site yet.")],
-    name: Annotated[
-        str,
-        typer.Option(
-            default_factory=asked("--name", "The hospital's name", questions.a_name),
-            show_default=False,
-            help="The hospital's name: small letters, digits, hyphens.",
-        ),
-    ],
-    server: Annotated[
-        str,
-        typer.Option(
-            default_factory=asked(
-                "--server", "Where the consortium's server answers (HOST:PORT)", questions.an_address
-            ),
-            show_default=False,
-            metavar="HOST:PORT",
-            help="Where the consortium's server answers.",
-        ),
-    ],
-    ca: Annotated[
-        Path,
-        typer.Option(
-            default_factory=asked("--ca", "The coordinator's ca.pem", questions.a_certificate),
-            show_default=False,
-            exists=True,
-            dir_okay=False,
-            help="The coordinator's ca.pem.",
-        ),
-    ],
-    root: Annotated[
-        Path,
-        typer.Option(
-            default_factory=asked("--root", "The coordinator's root.pub", questions.a_root_key),
-            show_default=False,
-            exists=True,
-            dir_okay=False,
-            help="The coordinator's root.pub.",
-        ),
-    ],
-    images: Annotated[
-        Path,
-        typer.Option(
-            default_factory=asked("--images", "Folder of DICOM files", questions.a_folder),
-            show_default=False,
-            exists=True,
-            file_okay=False,
-            help="Folder of DICOM files.",
-        ),
-    ],
-    labels: Annotated[
-        Path,
-        typer.Option(
-            default_factory=asked("--labels", "Labels file (CSV)", questions.a_file),
-            show_default=False,
-            exists=True,
-            dir_okay=False,
-            help="Labels, as CSV.",
-        ),
-    ],
-    key: Annotated[
-        LabelKey,
-        typer.Option(
-            default_factory=asked(
-                "--key",
-                "DICOM attribute in the labels' first column (PatientID, StudyInstanceUID, "
-                "AccessionNumber, SOPInstanceUID)",
-                questions.a_label_key,
-            ),
-            show_default=False,
-            help="DICOM attribute in the labels' first column.",
-        ),
-    ],
-    max_runs: Annotated[
-        int, typer.Option(min=1, help="How often the study may be run; each costs again.")
-    ] = 1,
-    min_cohort: Annotated[int, typer.Option(min=2, help="Fewest hospitals in a sum that may be opened.")] = 2,
-    passphrase: PassphraseOption = False,
-) -> None:
-    """Make a site: its keys, the request for the coordinator, and site.toml with a policy to be reviewed.
-
-    What is not given is asked for on a terminal.
-    """
-    config = folder / "site.toml"
-    if config.exists():
-        raise ConfigurationError(f"{config} exists; choose another folder")
-    if keys := sorted(path.name for path in folder.glob("*.key")):
-        raise ConfigurationError(
-            f"{folder} holds keys already ({', '.join(keys)}); choose another folder, or move them away. Keys that the "
-            "coordinator admitted cannot be made again: without them this hospital is no site"
-        )
-    root_key = read_public_key(root)
-    text = _site_toml(
-        name=name,
-        server=server,
-        images=images.resolve(),
-        labels=labels.resolve(),
-        key=key,
-        max_runs=max_runs,
-        min_cohort=min_cohort,
-    )
-    parse_toml(text, SiteFile, origin=f"{config}, which was not made")
-    secret = new_passphrase() if passphrase else None
-    private_folder(folder)
-    shutil.copyfile(ca, folder / "ca.pem")
-    shutil.copyfile(root, folder / "root.pub")
-    config.write_text(text, encoding="utf-8")
-    path, request = make_keys(folder, name, secret)
-    site = read_site(config)
-    make_journal(site, own_key(site, lambda _: secret or ""))
-    out.print(f"Made {config}. Read it; its policy is this hospital's own decision.")
-    out.print(
-        f"Root key of the consortium: {fingerprint(root_key)}; compare it with the coordinator by telephone"
-    )
-    if secret is not None:
-        out.print("The private keys are under the passphrase; keep it: without it they are lost.")
-    out.print(f"Send to the coordinator: {path}")
-    out.print(f"and read out this fingerprint of your keys to them by telephone: {request.fingerprint}")
-    out.print("When the coordinator's roster.toml comes back:")
-    out.print(f"  collegium-client join roster.toml --config {config}")
-    out.print(f"Then start:  collegium-client start --config {config}")
+app.command()(init)
 
 
 @app.command()
@@ -218,7 +91,9 @@ def start(config: ConfigOption = Path("site.toml"), end_with_parent: WithParent 
         follow_parent(PARENT_SECONDS)
 
     site = read_site(config)
-    _check_key(site)
+    if site.server is None:
+        raise ConfigurationError(no_server(site, config))
+    check_node_key_file(site.server)
     check_node_key(site, read_joined(site))
     try:
         with signals_end():
@@ -240,7 +115,13 @@ def status(
     config: ConfigOption = Path("site.toml"),
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Show which roster the site has, whether it runs, what its agent does, and whether the server answers."""
+    """Show which roster the site has, whether it runs, what its agent does, and whether the server answers.
+
+    With a network.toml, as the network user: whether SuperNode and forwarder run, whether the agent lets them in.
+    """
+    if is_network_file(config):
+        network_status(config, as_json)
+        return
     site = read_site(config)
     roster, joined = _roster_status(site)
     values = {
@@ -266,6 +147,9 @@ def status(
 app.command()(index)
 app.command()(ledger)
 app.command("renew-keys")(renew)
+app.command()(agent)
+app.command("init-network")(init_network)
+app.command()(connect)
 app.command()(doctor)
 app.command()(withdraw)
 app.command()(patient)
@@ -284,21 +168,6 @@ def main() -> None:
     except (JournalError, LedgerError, SiteError, OSError) as error:
         err.print(str(error), style="red", markup=False)
         sys.exit(FAILURE)
-
-
-def _check_key(site: SiteFile) -> None:
-    """A node key that others could read, or that is none, is told before anything starts."""
-    if site.server is None:
-        raise ConfigurationError("[server] is missing; add it with address, ca_certificate and node_key")
-    path = site.server.node_key
-    try:
-        public_line(path.read_bytes())
-    except OSError as error:
-        raise ConfigurationError(f"server.node_key: {path} cannot be read ({error.strerror})") from error
-    except NodeKeyError as error:
-        raise ConfigurationError(f"server.node_key: {path} {error}") from error
-    if path.stat().st_mode & 0o077:
-        raise ConfigurationError(f"server.node_key: others may read {path}; mend it with: chmod 600 {path}")
 
 
 @contextmanager
@@ -339,6 +208,8 @@ def _agent_status(site: SiteFile) -> dict[str, str]:
 def _server_status(site: SiteFile) -> str:
     from client.launch import ServerNotReached, SiteError, check_server
 
+    if site.agent is not None:
+        return "the network user's: collegium-client status --config network.toml"
     if site.server is None:
         return "none named in site.toml"
     try:
@@ -346,52 +217,6 @@ def _server_status(site: SiteFile) -> str:
     except (SiteError, ServerNotReached) as error:
         return str(error)
     return f"{site.server.address} answers and is the consortium's"
-
-
-def _site_toml(
-    *, name: str, server: str, images: Path, labels: Path, key: str, max_runs: int, min_cohort: int
-) -> str:
-    return f"""\
-# This hospital's own file; nobody else ever sees it. Relative paths count from this file's folder.
-
-name = {json.dumps(name)}
-state = "state"          # journal, approved studies, logs; private to this user
-
-[images]
-folder = {json.dumps(str(images), ensure_ascii=False)}
-
-[labels]
-file = {json.dumps(str(labels), ensure_ascii=False)}
-key = {json.dumps(key)}
-# column = "diagnosis"   # where the label's column has another name than in the study
-
-[policy]
-# What this hospital refuses, whatever the server asks. Review every line.
-min_cohort = {min_cohort:<18}# no study that lets sums of fewer hospitals be opened
-min_threshold = 2              # no study in which fewer hospitals can open a sum
-min_patients = 20              # fewer training patients than this: no training
-max_unusable_share = 0.2       # more unusable files than this share: no training
-allowed_tasks = ["binary-classification"]
-allowed_architectures = ["small-cnn"]
-ask_each_run = false           # true: somebody here approves each run, not only each study
-max_runs_per_study = {max_runs:<10}# each run of a study costs its epsilon again
-# lifetime_epsilon = 8.0       # what all studies together may cost one patient
-# lifetime_delta = 1e-5
-allow_no_privacy = false       # true admits studies without differential privacy
-
-[consortium]
-root = "root.pub"              # the coordinator's; only a roster that this key signed is used
-roster = "roster.toml"         # the consortium's sites; see: collegium-client join
-identity_key = "identity.key"  # never leaves this machine
-
-[server]
-address = {json.dumps(server)}
-ca_certificate = "ca.pem"      # the coordinator's; the server must prove itself against it
-node_key = "node.key"          # never leaves this machine
-
-[compute]
-device = "auto"
-"""
 
 
 if __name__ == "__main__":

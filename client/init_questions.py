@@ -17,10 +17,10 @@ Check = Callable[[str], str]
 """Returns the answer as it is to be used, or raises ValueError in words."""
 
 
-def asked(option: str, question: str, check: Check) -> Callable[[], str]:
+def asked(option: str, question: str, check: Check, *, unless: str | None = None) -> Callable[[], str | None]:
     """What gives an option's value where the command line does not: a question, again until the answer is good.
 
-    Without a terminal the option is missing, as any required one.
+    Without a terminal the option is missing, as any required one. Where the option *unless* is given, it is not needed.
     """
 
     def checked(answer: str) -> str:
@@ -29,9 +29,11 @@ def asked(option: str, question: str, check: Check) -> Callable[[], str]:
         except ValueError as error:
             raise click.UsageError(str(error)) from error
 
-    def ask() -> str:
+    def ask() -> str | None:
+        context = click.get_current_context(silent=True)
+        if unless is not None and context is not None and context.params.get(unless) is not None:
+            return None
         if not on_terminal():
-            context = click.get_current_context(silent=True)
             raise click.MissingParameter(ctx=context, param_hint=f"'{option}'", param_type="option")
         value: str = click.prompt(question, value_proc=checked)
         return value

@@ -1,6 +1,6 @@
 """Encrypted private keys of a site, handed to its processes in memory: opened, they are never on disk.
 
-The SuperNode cannot read an encrypted key, and the agent has nobody to ask for a passphrase. The launcher opens both
+The SuperNode cannot read an encrypted key, and the agent has nobody to ask for a passphrase. The launcher opens the
 keys and passes each on as an anonymous file that lives in memory only (``memfd_create``), by inheritance: the child
 reads it as ``/proc/self/fd/N``. A key that is not encrypted is read from where it is.
 """
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.site_file import Server, SiteFile
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import read_identity_key
 from shared_models.key_files import is_encrypted, key_file, read_key_file
@@ -27,43 +26,42 @@ class HandedKey:
     descriptors: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandedKeys:
-    """Where the SuperNode reads the node key, and the agent the identity key."""
+@contextmanager
+def handed_identity_key(path: Path, passphrase: PassphraseOf) -> Iterator[HandedKey]:
+    """Open the identity key at *path* if it is encrypted; on leaving, what is in memory is gone.
 
-    node: HandedKey
-    identity: HandedKey
+    Raises:
+        ConfigurationError: it cannot be read, or there is no passphrase that opens it.
+    """
+    if not is_encrypted(read_key_file(path)):
+        yield HandedKey(path=path)
+        return
+    with _in_memory(path.name, key_file(read_identity_key(path, passphrase))) as handed:
+        yield handed
 
 
 @contextmanager
-def handed_keys(file: SiteFile, server: Server, passphrase: PassphraseOf) -> Iterator[HandedKeys]:
-    """Open the site's keys where they are encrypted; on leaving, what is in memory is gone.
-
-    Raises:
-        ConfigurationError: a key cannot be read, or there is no passphrase that opens it.
-    """
-    held: list[int] = []
-
-    def handed(path: Path, opened: bytes) -> HandedKey:
-        held.append(_memory_file(path.name, opened))
-        return HandedKey(path=Path(f"/proc/self/fd/{held[-1]}"), descriptors=(held[-1],))
-
-    identity, node = file.consortium.identity_key, server.node_key
-    keys = HandedKeys(node=HandedKey(path=node), identity=HandedKey(path=identity))
+def handed_node_key(path: Path, passphrase: PassphraseOf) -> Iterator[HandedKey]:
+    """The same for the node key at *path*. Raises as `handed_identity_key`."""
+    raw = read_key_file(path)
+    if not is_encrypted(raw):
+        yield HandedKey(path=path)
+        return
     try:
-        if is_encrypted(read_key_file(identity)):
-            opened = key_file(read_identity_key(identity, passphrase))
-            keys = HandedKeys(node=keys.node, identity=handed(identity, opened))
-        if is_encrypted(raw := read_key_file(node)):
-            try:
-                opened = plain_node_key(raw, node, passphrase)
-            except NodeKeyError as error:
-                raise ConfigurationError(f"server.node_key: {error}") from error
-            keys = HandedKeys(node=handed(node, opened), identity=keys.identity)
-        yield keys
+        opened = plain_node_key(raw, path, passphrase)
+    except NodeKeyError as error:
+        raise ConfigurationError(f"server.node_key: {error}") from error
+    with _in_memory(path.name, opened) as handed:
+        yield handed
+
+
+@contextmanager
+def _in_memory(name: str, content: bytes) -> Iterator[HandedKey]:
+    descriptor = _memory_file(name, content)
+    try:
+        yield HandedKey(path=Path(f"/proc/self/fd/{descriptor}"), descriptors=(descriptor,))
     finally:
-        for descriptor in held:
-            os.close(descriptor)
+        os.close(descriptor)
 
 
 def _memory_file(name: str, content: bytes) -> int:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.private_file import replace_private_file
 from client.renewed_keys import renewed_keys
-from client.site_file import SiteFile
+from client.site_file import Server, SiteFile
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import (
     IdentityKeyError,
@@ -19,26 +19,29 @@ from shared_models.identity_keys import (
     read_identity_line,
     read_public_key,
 )
-from shared_models.node_keys import NodeKeyError, new_node_key, public_line
+from shared_models.node_keys import NodeKeyError, canonical_line, new_node_key, public_line
 from shared_models.passphrase import PassphraseOf, asked_passphrase, passphrase_of
 from shared_models.processes import write_private
 from shared_models.roster import RevokedSite, Roster, parse_roster, read_roster
 from shared_models.site_request import SiteRequest, write_request
 
-NODE_KEY, IDENTITY_KEY = "node.key", "identity.key"
+NODE_KEY, NODE_PUBLIC, IDENTITY_KEY = "node.key", "node.pub", "identity.key"
 
 
 class MembershipError(ValueError):
     """The site is not, or not yet, a member of the consortium. The message says why and what to do."""
 
 
-def make_keys(folder: Path, name: str, passphrase: str | None = None) -> tuple[Path, SiteRequest]:
+def make_keys(
+    folder: Path, name: str, passphrase: str | None = None, *, node_public: str | None = None
+) -> tuple[Path, SiteRequest]:
     """Make a site's node key and identity key in *folder*, and the request that the coordinator gets.
 
     Args:
-        folder: of the site.
+        folder: where the keys are put.
         name: of the hospital.
         passphrase: what the private keys are encrypted under; None leaves them plain.
+        node_public: public node key, one line, whose private key another user has; then none is made.
 
     Returns:
         The path of the request's file, and the request.
@@ -46,15 +49,46 @@ def make_keys(folder: Path, name: str, passphrase: str | None = None) -> tuple[P
     Raises:
         FileExistsError: a key is there already; it stays as it is.
     """
-    node_file, node_key = new_node_key(passphrase)
+    node_key = node_public or make_node_key(folder, passphrase)
     identity_file, _ = new_identity_key(passphrase)
-    write_private(folder / NODE_KEY, node_file)
     write_private(folder / IDENTITY_KEY, identity_file)
     identity = read_identity_key(folder / IDENTITY_KEY, lambda _: passphrase or "")
     request = SiteRequest.signed(name=name, node_key=node_key, identity=identity)
     path = folder / f"{name}.request.toml"
     write_request(path, request)
     return path, request
+
+
+def make_node_key(folder: Path, passphrase: str | None = None) -> str:
+    """Make a node key in *folder*. Returns its public key as one line. Raises FileExistsError."""
+    node_file, node_key = new_node_key(passphrase)
+    write_private(folder / NODE_KEY, node_file)
+    return node_key
+
+
+def read_node_public(path: Path) -> str:
+    """Read a public node key from a file with its one line. Raises MembershipError with the file's path."""
+    try:
+        return canonical_line(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MembershipError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise MembershipError(f"{path}: is not text; it is the network user's node.pub") from error
+    except NodeKeyError as error:
+        raise MembershipError(f"{path}: {error}; it is the network user's node.pub") from error
+
+
+def check_node_key_file(server: Server) -> None:
+    """Check that the file of the node key holds one, which others cannot read. Raises ConfigurationError."""
+    path = server.node_key
+    try:
+        public_line(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"server.node_key: {path} cannot be read ({error.strerror})") from error
+    except NodeKeyError as error:
+        raise ConfigurationError(f"server.node_key: {path} {error}") from error
+    if path.stat().st_mode & 0o077:
+        raise ConfigurationError(f"server.node_key: others may read {path}; mend it with: chmod 600 {path}")
 
 
 def read_membership(
@@ -90,15 +124,18 @@ def read_joined(file: SiteFile) -> Roster:
 
 
 def check_node_key(file: SiteFile, roster: Roster) -> None:
-    """Check that the roster has the site's node key under its name, where the site has a server.
+    """Check that the roster has the site's node key under its name, where the site has one.
 
     Raises:
         MembershipError: the key cannot be read, or the roster has another one.
     """
-    if file.server is None:
+    if file.server is not None:
+        path, own = file.server.node_key, own_node_key(file.server.node_key)
+    elif file.agent is not None:
+        path, own = file.agent.node_public, read_node_public(file.agent.node_public)
+    else:
         return
-    path, entry = file.server.node_key, roster.entry(file.name)
-    own = own_node_key(path)
+    entry = roster.entry(file.name)
     if entry is None or entry.node_key != own:
         raise MembershipError(
             f'the roster has another node key under "{file.name}" than {path}: put the right key there, or ask the '

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.membership import read_node_public
 from client.renewed_keys import has_encrypted_identity, renew_keys
 from client.site_file import SiteFile, read_site
 from shared_models.passphrase import PassphraseOf, asked_passphrase, new_passphrase
@@ -23,6 +24,12 @@ def renew(
     without_old_key: Annotated[
         bool, typer.Option("--without-old-key", help="The old identity key, or its passphrase, is lost.")
     ] = False,
+    node_public: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a site of two users: the network user's new node.pub.", exists=True, dir_okay=False
+        ),
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="In place of new keys that were made before and not admitted.")
     ] = False,
@@ -38,6 +45,7 @@ def renew(
         passphrase=opened,
         new_passphrase=_for_the_new(site, opened, signed=signed, asked=passphrase),
         signed_by_old=signed,
+        node_public=None if node_public is None else read_node_public(node_public),
         again=again,
     )
     if signed:

@@ -25,7 +25,7 @@ from journals import IDENTITY, journal_in
 from site_talk import NAME, Conversation
 from studies import make_study
 
-from client.agent_channel import AgentClient, AgentFailed, AgentUnreachable, socket_path
+from client.agent_channel import DOOR, AgentClient, AgentFailed, AgentUnreachable, socket_path
 from client.approvals import Approvals
 from client.secret import SiteSecret
 from client.site_file import read_site
@@ -62,7 +62,7 @@ class Agent:
             log=self.state / "logs" / "agent.log",
             environment={"OMP_NUM_THREADS": "1"},
         )
-        self.client = AgentClient(socket_path(self.state))
+        self.client = AgentClient(socket_path(self.state, DOOR))
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 import client.command
 import server.command
 import simulations.command
+from client.network_file import NetworkFile
 from client.reasons import LabelProblem, Reason
 from client.site_file import SiteFile
 from server.result import Result
@@ -113,6 +114,7 @@ def test_the_result_page_names_every_metric() -> None:
     [
         ("## study.toml", Study),
         ("## site.toml", SiteFile),
+        ("## network.toml", NetworkFile),
         ("## server.toml", ServerFile),
         ("## roster.toml", RosterFile),
         ("## NAME.request.toml", SiteRequest),
@@ -144,6 +146,7 @@ def rows(text: str) -> Iterator[list[str]]:
     [
         ("## study.toml", Study),
         ("## site.toml", SiteFile),
+        ("## network.toml", NetworkFile),
         ("## server.toml", ServerFile),
         ("## roster.toml", RosterFile),
         ("## NAME.request.toml", SiteRequest),
@@ -238,7 +241,7 @@ def shown_commands(text: str) -> Iterator[list[str]]:
     lines += re.findall(r"`(collegium-[^`\n]+)`", re.sub(r"```.*?```", "", joined, flags=re.DOTALL))
     for line in lines:
         for part in re.split(r"[;&|]+", line.split(" #")[0]):
-            words = part.split()
+            words = re.sub(r"^\s*runuser -u \S+ -- ", "", part).split()
             names = [word.rsplit("/", 1)[-1] for word in words[:1]]
             if names and names[0] in COMMANDS:
                 yield [names[0], *words[1:]]
@@ -259,6 +262,21 @@ def test_commands_and_options_that_are_shown_exist(path: Path) -> None:
         for word in words[1:]:
             name = word.split("=")[0]
             assert not name.startswith("--") or name in options | {"--help"}, f"{program} {words[0]} {name}"
+
+
+def test_the_units_start_commands_that_there_are_and_the_agents_has_no_network() -> None:
+    units = dict(
+        re.findall(r"^```ini (\S+)\n(.*?)^```$", page("separate-users.md"), re.MULTILINE | re.DOTALL)
+    )
+    started = {name: re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE) for name, text in units.items()}
+    assert set(started) == {"collegium-agent.service", "collegium-connect.service"}
+    for (line,) in started.values():
+        program, command, option, _ = line.split()
+        there = groups(COMMANDS[Path(program).name])
+        assert option in {name for known in there[command].params for name in known.opts}
+    agent = units["collegium-agent.service"].splitlines()
+    assert "RestrictAddressFamilies=AF_UNIX" in agent
+    assert "PrivateNetwork=yes" in agent
 
 
 def test_the_study_of_the_page_is_a_study() -> None:
