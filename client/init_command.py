@@ -36,6 +36,32 @@ def init(  # noqa: PLR0917 - the options of a command line
             help="The hospital's name: small letters, digits, hyphens.",
         ),
     ],
+    server: Annotated[
+        str | None,
+        typer.Option(
+            default_factory=asked(
+                "--server",
+                "Where the consortium's server answers (HOST:PORT)",
+                questions.an_address,
+                unless="node_public",
+            ),
+            show_default=False,
+            metavar="HOST:PORT",
+            help="Where the consortium's server answers.",
+        ),
+    ],
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            default_factory=asked(
+                "--ca", "The coordinator's ca.pem", questions.a_certificate, unless="node_public"
+            ),
+            show_default=False,
+            exists=True,
+            dir_okay=False,
+            help="The coordinator's ca.pem.",
+        ),
+    ],
     root: Annotated[
         Path,
         typer.Option(
@@ -77,32 +103,6 @@ def init(  # noqa: PLR0917 - the options of a command line
             ),
             show_default=False,
             help="DICOM attribute in the labels' first column.",
-        ),
-    ],
-    server: Annotated[
-        str | None,
-        typer.Option(
-            default_factory=asked(
-                "--server",
-                "Where the consortium's server answers (HOST:PORT)",
-                questions.an_address,
-                unless="node_public",
-            ),
-            show_default=False,
-            metavar="HOST:PORT",
-            help="Where the consortium's server answers.",
-        ),
-    ],
-    ca: Annotated[
-        Path | None,
-        typer.Option(
-            default_factory=asked(
-                "--ca", "The coordinator's ca.pem", questions.a_certificate, unless="node_public"
-            ),
-            show_default=False,
-            exists=True,
-            dir_okay=False,
-            help="The coordinator's ca.pem.",
         ),
     ],
     node_public: Annotated[

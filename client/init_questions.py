@@ -34,7 +34,8 @@ def asked(option: str, question: str, check: Check, *, unless: str | None = None
         if unless is not None and context is not None and context.params.get(unless) is not None:
             return None
         if not on_terminal():
-            raise click.MissingParameter(ctx=context, param_hint=f"'{option}'", param_type="option")
+            other = f" (or '--{unless.replace('_', '-')}')" if unless else ""
+            raise click.MissingParameter(ctx=context, param_hint=f"'{option}'{other}", param_type="option")
         value: str = click.prompt(question, value_proc=checked)
         return value
 

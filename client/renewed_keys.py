@@ -103,7 +103,8 @@ def renew_keys(
         The path of the request's file, and the request.
 
     Raises:
-        ConfigurationError: the site has no server, another user's new key is needed and not given, new keys wait already, or the old key cannot be opened.
+        ConfigurationError: the site has no server, another user's new key is needed and not given, new keys wait
+            already, or the old key cannot be opened.
     """
     node = _node_file(file)
     if node is None:

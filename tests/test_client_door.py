@@ -344,9 +344,10 @@ def test_a_network_user_that_separates_nothing_is_refused(place: Place, user: st
 def test_a_site_names_the_server_or_the_network_user_and_not_both(tmp_path: Path) -> None:
     config = tmp_path / "site.toml"
     config.write_text(
-        'name = "north"\nstudy = "s"\nstate = "state"\n[images]\nfolder = "i"\n[labels]\nfile = "l"\n'
+        'name = "north"\nstate = "state"\n[images]\nfolder = "i"\n[labels]\nfile = "l"\n'
         'key = "PatientID"\n[policy]\nmin_cohort = 2\nmin_patients = 1\nmax_unusable_share = 0.2\n'
-        'max_runs_per_study = 1\n[consortium]\nroot = "r"\nroster = "r"\nidentity_key = "k"\n'
+        'max_runs_per_study = 1\nmin_threshold = 1\nallowed_tasks = ["binary-classification"]\n'
+        'allowed_architectures = ["small-cnn"]\n[consortium]\nroot = "r"\nroster = "r"\nidentity_key = "k"\n'
         '[agent]\nsocket = "door"\nnetwork_user = 61001\nnode_public = "node.pub"\n'
     )
     agent = read_site(config).agent

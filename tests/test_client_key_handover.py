@@ -14,7 +14,7 @@ from test_client_command import Member, contents, options
 from typer.testing import CliRunner
 
 from client.command import app
-from client.key_handover import handed_keys
+from client.key_handover import handed_identity_key, handed_node_key
 from client.launch import SiteError
 from client.membership import own_key, read_joined, read_membership
 from client.site_file import Server, read_site
@@ -149,8 +149,12 @@ def test_children_read_the_opened_keys_from_memory_and_nothing_is_on_disk(
     before = contents(member.folder)
     program = "import os, sys; print(open(sys.argv[1]).read(), oct(os.stat(sys.argv[1]).st_mode), os.environ)"
     monkeypatch.setenv("COLLEGIUM_PASSPHRASE", WORDS)
-    with handed_keys(member.file, server_of(member), lambda _: WORDS) as keys:
-        for number, key in enumerate((keys.node, keys.identity, keys.node)):  # again, as after a crash
+    identity_key = member.file.consortium.identity_key
+    with (
+        handed_node_key(server_of(member).node_key, lambda _: WORDS) as node,
+        handed_identity_key(identity_key, lambda _: WORDS) as identity,
+    ):
+        for number, key in enumerate((node, identity, node)):  # again, as after a crash
             log = tmp_path / f"{number}.log"
             command = [sys.executable, "-c", program, str(key.path)]
             child = Child("child", command, log=log, environment={}, descriptors=key.descriptors)
@@ -162,9 +166,9 @@ def test_children_read_the_opened_keys_from_memory_and_nothing_is_on_disk(
             assert WORDS not in child.said()  # nor does a child inherit the passphrase
             opened = child.said().split("0o100600")[0].strip().encode() + b"\n"
             assert not is_encrypted(opened)
-            held = server_of(member).node_key if key is keys.node else member.file.consortium.identity_key
+            held = server_of(member).node_key if key is node else identity_key
             assert key_files.stated_public_line(opened) == key_files.stated_public_line(held.read_bytes())
-        descriptors = [*keys.node.descriptors, *keys.identity.descriptors]
+        descriptors = [*node.descriptors, *identity.descriptors]
         assert len(descriptors) == 2
     for descriptor in descriptors:
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -174,10 +178,12 @@ def test_children_read_the_opened_keys_from_memory_and_nothing_is_on_disk(
 
 def test_keys_that_are_plain_are_read_from_where_they_are(tmp_path: Path, options: list[str]) -> None:
     plain = Member(tmp_path / "site", options)
-    with handed_keys(plain.file, server_of(plain), lambda _: WORDS) as keys:
-        assert keys.node.path == server_of(plain).node_key
-        assert keys.identity.path == plain.file.consortium.identity_key
-        assert (*keys.node.descriptors, *keys.identity.descriptors) == ()
+    for handed, path in (
+        (handed_node_key, server_of(plain).node_key),
+        (handed_identity_key, plain.file.consortium.identity_key),
+    ):
+        with handed(path, lambda _: WORDS) as key:
+            assert (key.path, key.descriptors) == (path, ())
 
 
 def test_new_keys_are_under_the_passphrase_of_the_old_ones(

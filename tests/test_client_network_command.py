@@ -119,9 +119,11 @@ def test_the_data_user_asks_for_the_network_users_key_and_has_no_node_key_of_its
 def test_init_wants_the_server_or_the_network_users_key(two: Two) -> None:
     two.init_network()
     public = ("--node-public", two.side / "node.pub")
+    for connection, words in (((), "'--server' (or '--node-public')"), (two.server[:2], "'--ca' (or")):
+        done = two.init(*connection)
+        assert (done.exit_code, two.site.exists()) == (2, False)
+        assert words in done.output
     for connection, words in (
-        ((), "--server and --ca are missing; or --node-public"),
-        (two.server[:2], "--server and --ca are missing"),
         ((*public, *two.server), "exclude each other"),
         (("--node-public", two.side / "node.key"), "is a private key"),
     ):
@@ -169,7 +171,7 @@ def test_the_agent_does_not_start_before_its_site_has_joined_nor_with_an_unsafe_
     done = two.run("agent", *config)
     assert isinstance(done.exception, DoorError)
     assert "could listen in the agent's place; as root: install -d -o" in str(done.exception)
-    assert not (two.site / "state").exists()
+    assert not (two.site / "state" / "logs").exists()
 
 
 def test_connect_refuses_a_key_that_others_can_read(two: Two) -> None:
