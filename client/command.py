@@ -13,6 +13,7 @@ from client.inspect_command import index, ledger
 from client.journal_command import app as journal_app
 from client.membership import MembershipError, check_node_key, make_keys, own_key, read_membership
 from client.membership import join as join_consortium
+from client.review_command import review
 from client.site_file import LabelKey, SiteFile, read_site
 from client.site_journal import make_journal
 from client.withdraw_command import patient, withdraw
@@ -92,6 +93,8 @@ def init(  # noqa: PLR0917 - the options of a command line
     out.print(f"and read out this fingerprint of your keys to them by telephone: {request.fingerprint}")
     out.print("When the coordinator's roster.toml comes back:")
     out.print(f"  collegium-client join roster.toml --config {config}")
+    out.print("Then review the coordinator's proposal, and decide on it:")
+    out.print(f"  collegium-client review study.proposal.toml --config {config}")
     out.print(f"Then start:  collegium-client start --config {config}")
 
 
@@ -162,6 +165,7 @@ def status(
 
 app.command()(index)
 app.command()(ledger)
+app.command()(review)
 app.command()(withdraw)
 app.command()(patient)
 app.add_typer(journal_app, name="journal")

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from server.certificates import Authority
+from server.propose_command import propose
+from server.root_key import RootKeyOption, root_private
 from server.server_file import ServerFile, read_server, read_sites
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import (
-    IdentityKeyError,
     fingerprint,
     identity_line,
     new_identity_key,
@@ -27,9 +27,10 @@ from shared_models.identity_keys import (
     read_public_key,
 )
 from shared_models.processes import follow_parent, private_folder, signals_end, write_private
+from shared_models.proposal import PROPOSAL_NAME, read_proposal
 from shared_models.roster import Roster, write_roster
 from shared_models.site_request import read_request
-from shared_models.study import Study, read_study
+from shared_models.study import Study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 PARENT_SECONDS = 40.0
@@ -80,9 +81,9 @@ def init(
     listen = "127.0.0.1" if local else "0.0.0.0"  # noqa: S104 - a server is there to be reached
     (folder / "server.toml").write_text(_server_toml(listen, port), encoding="utf-8")
     out.print(f"Made {folder / 'server.toml'}. Next:")
-    out.print(f"  1. put the agreed study at {folder / 'study.toml'}")
+    out.print("  1. sign the agreed study:  collegium-server propose study.toml --config …/server.toml")
     out.print(
-        f"  2. give every hospital {tls / 'ca.pem'}, {folder / 'root.pub'} and {folder / 'study.toml'}; "
+        f"  2. give every hospital {tls / 'ca.pem'}, {folder / 'root.pub'} and {folder / PROPOSAL_NAME}; "
         f"fingerprint of the root key: {fingerprint(root)}"
     )
     out.print("  3. admit each hospital:  collegium-server admit NAME.request.toml --config …/server.toml")
@@ -90,7 +91,7 @@ def init(
     out.print("  5. start:  collegium-server run --config …/server.toml")
     out.print(
         f"Keep {tls / 'ca.key'} and {folder / 'root.key'} to yourself: who has root.key decides who is a site. "
-        "Best take both off this machine; root.key is needed for each admission only."
+        "Best take both off this machine; root.key is needed for admissions and proposals only."
     )
 
 
@@ -98,13 +99,11 @@ def init(
 def admit(
     request_file: Annotated[Path, typer.Argument(help="The hospital's NAME.request.toml.", dir_okay=False)],
     config: ConfigOption = Path("server.toml"),
-    root_key: Annotated[
-        Path | None, typer.Option(help="The root's private key; root.key beside server.toml if not given.")
-    ] = None,
+    root_key: RootKeyOption = None,
 ) -> None:
     """Put a hospital into the roster and sign it, after comparing the keys' fingerprint with it by telephone."""
     server = read_server(config)
-    root = _root_private(server, root_key or config.resolve().parent / "root.key")
+    root = root_private(server, config, root_key)
     request = read_request(request_file)
     roster = read_sites(server).with_site(request.site)
     write_roster(server.roster, roster, root)
@@ -139,13 +138,13 @@ def run(
         with signals_end(), open_server(server, roster) as running:
             if resume is None:
                 folder.mkdir(parents=True)
-                shutil.copyfile(server.study, folder / "study.toml")
+                shutil.copyfile(server.study, folder / PROPOSAL_NAME)
             out.print(f"Study {study.name}, hash {study.hash[:16]}, run {run_id}")
             out.print(f"Open for {len(roster.site)} sites at {server.listen.address}")
             with _shown(server, roster, study, folder) as watch:
                 running.run(run_id, watch=watch)
     except (RunFailed, ServerError, KeyboardInterrupt):
-        if (folder / "study.toml").exists():
+        if (folder / PROPOSAL_NAME).exists():
             err.print(f"To go on where it stopped: collegium-server run --config {config} --resume {run_id}")
         raise
     for name in ("result.json", "model.safetensors"):
@@ -187,6 +186,9 @@ def status(
         out.print(f"  run {name}: {state}")
 
 
+app.command()(propose)
+
+
 def main() -> None:
     """Entry point of ``collegium-server``: errors become one clear message and an exit status."""
     from server.exchange import ExchangeError
@@ -219,21 +221,6 @@ def _make_root(folder: Path) -> str:
     return line
 
 
-def _root_private(server: ServerFile, path: Path) -> Ed25519PrivateKey:
-    """The private key that belongs to the server's root.pub."""
-    try:
-        private = read_identity_key(path)
-    except IdentityKeyError as error:
-        raise ConfigurationError(
-            f"the root key: {error}. If you keep it elsewhere, say where with --root-key"
-        ) from error
-    if identity_line(private) != read_public_key(server.root):
-        raise ConfigurationError(
-            f"{path} is not the private key of {server.root}; say with --root-key where the consortium's is"
-        )
-    return private
-
-
 def _num_sites(roster: Roster) -> str:
     num = len(roster.site)
     return f"{num} site{'s' * (num != 1)}"
@@ -241,17 +228,26 @@ def _num_sites(roster: Roster) -> str:
 
 def _chosen_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
     """The run's id and study: a new run has the study as it is now, a resumed one as it was."""
-    runs = server.state / "runs"
+    runs, root = server.state / "runs", read_public_key(server.root)
     if resume is not None:
-        if not (runs / resume / "study.toml").is_file():
+        if not (runs / resume / PROPOSAL_NAME).is_file():
             known = ", ".join(sorted(path.name for path in runs.glob("*"))) or "none"
             raise ConfigurationError(f'there is no run "{resume}" below {runs}; there are: {known}')
         if (runs / resume / "result.json").exists():
             raise ConfigurationError(f'run "{resume}" is complete: {runs / resume / "result.json"}')
-        return resume, read_study(runs / resume / "study.toml")
-    study = read_study(server.study)
+        return resume, read_proposal(runs / resume / PROPOSAL_NAME, root)[0]
+    study = _proposed(server, root)
     run_id = f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     return run_id, study
+
+
+def _proposed(server: ServerFile, root: str) -> Study:
+    """The study that `server.toml` names; only one that the root key signed is run."""
+    if not server.study.exists():
+        raise ConfigurationError(
+            f"study: {server.study} is not there; sign the agreed study first: collegium-server propose study.toml"
+        )
+    return read_proposal(server.study, root)[0]
 
 
 def _check_cohort(server: ServerFile, roster: Roster, study: Study) -> None:
@@ -324,8 +320,8 @@ def _server_toml(host: str, port: int) -> str:
     return f"""\
 # The coordinator's own file. Relative paths count from this file's folder.
 
-study = "study.toml"     # the agreed study; every hospital holds the same file
-root = "root.pub"        # the consortium's root key, by which the roster is signed; give it to every hospital
+study = "{PROPOSAL_NAME}"  # the study that is run; see: collegium-server propose
+root = "root.pub"        # the consortium's root key, which signs roster and study; give it to every hospital
 roster = "roster.toml"   # the hospitals and their keys; see: collegium-server admit
 state = "state"          # runs, logs, Flower's database; private to this user
 
