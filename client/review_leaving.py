@@ -67,7 +67,8 @@ def _sizes(study: Study) -> tuple[Sentence, ...]:
         plain(
             f"{text}{', '.join(parts)}. After the last round one more leaves for the final test, "
             f"{num_bytes(sizes[last])}. In all {counted(len(sizes), 'vector')}, {num_bytes(sum(sizes.values()))}; "
-            "beside them only keys, encrypted key shares and signatures, which do not depend on any image."
+            "beside them only keys, encrypted key shares, signatures and a hash of this hospital's journal, from which "
+            "nothing about an image or a patient can be told."
         ),
     )
 
