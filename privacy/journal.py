@@ -184,11 +184,31 @@ class Journal:
         """
         if self._identity is None:
             raise JournalError("this journal was opened for reading")
+        return self._append(self._identity, kind, body)
+
+    def renew_key(self, identity: Ed25519PrivateKey, *, endorsed: bool) -> None:
+        """Go on under a new identity key.
+
+        Args:
+            identity: the new private key.
+            endorsed: whether the old key signs the change. Where it was lost the new one does, and the journal says so.
+
+        Raises:
+            JournalError: as `append`.
+        """
+        signer = self._identity if endorsed else identity
+        if signer is None:
+            raise JournalError("this journal was opened for reading")
+        public_key = identity.public_key().public_bytes_raw()
+        self._append(signer, NEW_KEY, {"identity": public_key.hex(), "endorsed": endorsed})
+        self._identity = identity
+
+    def _append(self, signer: Ed25519PrivateKey, kind: str, body: Mapping[str, Json]) -> Entry:
         with self.exclusive(), self._connection() as connection:
             self._catch_up(connection)
             number, previous = self._head
             time = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
-            entry = _signed(self._identity, number + 1, time, kind, body, previous)
+            entry = _signed(signer, number + 1, time, kind, body, previous)
             with _written(connection, self._path):
                 _insert(connection, entry)
             self._head = (entry.sequence, entry.hash)
