@@ -103,6 +103,18 @@ class Approvals:
         hashes = dict.fromkeys(one.study_hash for one in self.decisions() if one.run_id is None)
         return tuple(self.study(study_hash) for study_hash in hashes if self.is_approved(study_hash))
 
+    def approved_before(self, study: Study) -> Decision | None:
+        """The last approval of another version of this study, by its name; None where there was none."""
+        others = [
+            one
+            for one in self.decisions()
+            if one.study_name == study.name
+            and one.study_hash != study.hash
+            and one.run_id is None
+            and one.verdict == "approved"
+        ]
+        return others[-1] if others else None
+
     def study(self, study_hash: str) -> Study:
         """The study of that hash, on which there was a decision.
 

@@ -22,6 +22,7 @@ from client.network_command import connect, init_network, network_status, no_ser
 from client.network_file import is_network_file
 from client.renew_command import renew
 from client.renewed_keys import renewed_keys
+from client.review_command import review
 from client.site_file import SiteFile, read_site
 from client.withdraw_command import patient, withdraw
 from privacy.journal import JournalError
@@ -151,6 +152,7 @@ app.command()(agent)
 app.command("init-network")(init_network)
 app.command()(connect)
 app.command()(doctor)
+app.command()(review)
 app.command()(withdraw)
 app.command()(patient)
 app.add_typer(journal_app, name="journal")

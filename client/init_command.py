@@ -165,7 +165,7 @@ def init(  # noqa: PLR0917 - the options of a command line
     out.print("When the coordinator's roster.toml comes back:")
     out.print(f"  collegium-client join roster.toml --config {config}")
     out.print("and when a study is proposed:")
-    out.print(f"  collegium-client review NAME.proposal.toml --config {config}")
+    out.print(f"  collegium-client review study.proposal.toml --config {config}")
     how = "agent" if node_key is not None else "start"
     out.print(f"Then start:  collegium-client {how} --config {config}")
 

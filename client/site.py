@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.approvals import Approvals
-from client.budget import BudgetExceeded, check_lifetime, check_runs, open_in_ledger
+from client.admission import objections
+from client.approvals import Approvals, Decision
+from client.budget import open_in_ledger
 from client.device import prepare_torch
 from client.dicom_index import Index
 from client.ingestion import DataRefused
@@ -18,7 +19,6 @@ from client.labels import LabelsError
 from client.local_round import OpenRun, local_round, local_test
 from client.membership import read_membership
 from client.own_receipt import check_own_receipt
-from client.policy import PolicyRefused, check_study
 from client.roles import Role
 from client.secret import SiteSecret
 from client.secure_session import NoBatch, SecureSession
@@ -134,7 +134,7 @@ class Site:
     def _reply(self, number: int, request: Request, payload: bytes, digest: bytes) -> bytes:
         """Decide on request *number* of the journal, record what leaves, and return the encoded reply."""
         stored = self._replies.get(request.kind)
-        again = stored is not None and stored[0] == digest
+        again = stored is not None and stored[0] == digest and not self._refusal_of(request)
         if stored is not None and again:
             reply = stored[1]
         else:
@@ -171,7 +171,7 @@ class Site:
             self._doing = "waiting"
 
     def _decide(self, request: Request, payload: bytes, digest: bytes) -> tuple[Reply, bytes]:
-        study = self._approved(request.study_hash)
+        study = self._approved(request)
         if isinstance(request, Open):
             self._open(request, study, payload)
             return _answer_to(request), b""
@@ -218,22 +218,35 @@ class Site:
     def _opened(self, request: Request) -> tuple[OpenRun, SecureSession]:
         if self._run is None or self._session is None or self._run.run_id != request.run_id:
             raise RequestRefused("not-open", "the run is not open here (the agent may have been restarted)")
+        if self._run.study.hash != request.study_hash:
+            raise RequestRefused("study-not-approved", f"run {request.run_id} is open for another study")
         return self._run, self._session
 
-    def _approved(self, study_hash: str) -> Study:
-        """The study of that hash, if it is approved now. Raises RequestRefused."""
-        last = self._approvals.last(study_hash)
-        if last is not None and last.verdict == "refused":
-            raise RequestRefused(
-                "study-not-approved", f"study {study_hash[:12]} was refused here on {last.time} by {last.by}"
-            )
-        if last is None:
+    def _approved(self, request: Request) -> Study:
+        """The study of a request, if it is approved now. Raises RequestRefused, and leaves a run that no longer is."""
+        if refused := self._refusal_of(request):
+            if self._run is not None and self._run.run_id == request.run_id:
+                self._forget_run()
+            what = f"run {refused.run_id} of study" if refused.run_id else "study"
             raise RequestRefused(
                 "study-not-approved",
-                f"the server asks for study {study_hash[:12]}, which nobody at this site has approved; ask the "
+                f"{what} {refused.study_hash[:12]} was refused here on {refused.time} by {refused.by}",
+            )
+        if self._approvals.last(request.study_hash) is None:
+            raise RequestRefused(
+                "study-not-approved",
+                f"the server asks for study {request.study_hash[:12]}, which nobody at this site has approved; ask the "
                 "coordinator for its proposal, and review it: collegium-client review",
             )
-        return self._approvals.study(study_hash)
+        return self._approvals.study(request.study_hash)
+
+    def _refusal_of(self, request: Request) -> Decision | None:
+        """The refusal that stands on the study or on this run of it: never approved, or an approval taken back."""
+        about = (
+            self._approvals.last(request.study_hash),
+            self._approvals.last(request.study_hash, request.run_id),
+        )
+        return next((one for one in about if one is not None and one.verdict == "refused"), None)
 
     def _forget_run(self) -> None:
         """Leave the run as after a restart: nothing of its secure aggregation stays in memory."""
@@ -264,14 +277,8 @@ class Site:
             raise RequestRefused("model-differs", "the server's model has other weights; versions differ")
         if study.privacy.mode != "none":
             check_supported(model)
-        try:
-            check_study(self._file, study)
-            check_runs(self._ledger, self._file.policy, study, run_id=request.run_id)
-            check_lifetime(self._ledger, self._file.policy, study, run_id=request.run_id)
-        except PolicyRefused as error:
-            raise RequestRefused("policy", str(error)) from error
-        except BudgetExceeded as error:
-            raise RequestRefused("budget", str(error)) from error
+        if against := objections(self._file, self._ledger, study, run_id=request.run_id):
+            raise RequestRefused(against[0].reason, "; ".join(one.words for one in against))
         if self._file.policy.ask_each_run and not self._approvals.is_approved(study.hash, request.run_id):
             raise RequestRefused(
                 "awaiting-approval",

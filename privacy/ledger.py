@@ -133,20 +133,28 @@ class Ledger:
         Infinite where any run had no differential privacy, or released evaluations exactly, and where an earlier
         journal was lost: what it held is not known.
         """
-        costs = [] if planned is None else [planned]
+        past = self.costs(without=() if without is None else (without,))
+        if past is None:
+            return math.inf
+        return lifetime_epsilon((*(() if planned is None else (planned,)), *past), cap=cap, delta=delta)
+
+    def costs(self, *, without: tuple[str, ...] = ()) -> tuple[RunCost, ...] | None:
+        """Return what each run has cost so far, evaluations in full, but for those in *without*.
+
+        None where that is without bound or not known, as in `lifetime_epsilon`.
+        """
+        costs = []
         for run in self.runs():
-            if run.run_id == without:
+            if run.run_id in without:
                 continue
             training = self.training_cost(run.run_id)
             if training is None or run.evaluation_deviation is None:
-                return math.inf
+                return None
             evaluation = EvaluationCost(
                 standard_deviation=run.evaluation_deviation, num_releases=run.num_evaluations
             )
             costs.append(RunCost(training=training, evaluation=evaluation))
-        if self._unknown_past:
-            return math.inf
-        return lifetime_epsilon(tuple(costs), cap=cap, delta=delta)
+        return None if self._unknown_past else tuple(costs)
 
     def _refresh(self) -> None:
         """Take in what the journal holds by now."""

@@ -18,14 +18,22 @@ from server.certificate_check import check_tls
 from server.certificate_command import certificate
 from server.certificates import Authority
 from server.doctor_command import doctor
+from server.propose_command import propose
 from server.roster_command import admit, num_sites, revoke
 from server.server_file import ServerFile, read_server, read_sites
 from shared_models.configuration import ConfigurationError
-from shared_models.identity_keys import fingerprint, identity_line, new_identity_key, read_identity_key
+from shared_models.identity_keys import (
+    fingerprint,
+    identity_line,
+    new_identity_key,
+    read_identity_key,
+    read_public_key,
+)
 from shared_models.passphrase import asked_passphrase, new_passphrase
 from shared_models.processes import follow_parent, private_folder, signals_end, write_private
+from shared_models.proposal import PROPOSAL_NAME, read_proposal
 from shared_models.roster import Roster, write_roster
-from shared_models.study import Study, read_study
+from shared_models.study import Study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 PARENT_SECONDS = 40.0
@@ -78,9 +86,9 @@ def init(
     (tls / "server.pem").write_bytes(issued.certificate)
     (folder / "server.toml").write_text(_server_toml(_interface(host), port), encoding="utf-8")
     out.print(f"Made {folder / 'server.toml'}. Next:")
-    out.print(f"  1. put the agreed study at {folder / 'study.toml'}")
+    out.print("  1. sign the agreed study:  collegium-server propose study.toml --config …/server.toml")
     out.print(
-        f"  2. give every hospital {tls / 'ca.pem'}, {folder / 'root.pub'} and {folder / 'study.toml'}; "
+        f"  2. give every hospital {tls / 'ca.pem'}, {folder / 'root.pub'} and {folder / PROPOSAL_NAME}; "
         f"fingerprint of the root key: {fingerprint(root)}"
     )
     out.print("  3. admit each hospital:  collegium-server admit NAME.request.toml --config …/server.toml")
@@ -90,7 +98,7 @@ def init(
         out.print("Both keys are under the passphrase; keep it: without it they are lost.")
     out.print(
         f"Keep {tls / 'ca.key'} and {folder / 'root.key'} to yourself: who has root.key decides who is a site. "
-        "Best take both off this machine; root.key is needed for each admission only."
+        "Best take both off this machine; root.key is needed for admissions and proposals only."
     )
 
 
@@ -118,13 +126,13 @@ def run(
         with signals_end(), open_server(server, roster) as running:
             if resume is None:
                 folder.mkdir(parents=True)
-                shutil.copyfile(server.study, folder / "study.toml")
+                shutil.copyfile(server.study, folder / PROPOSAL_NAME)
             out.print(f"Study {study.name}, hash {study.hash[:16]}, run {run_id}")
             out.print(f"Open for {len(roster.site)} sites at {server.listen.address}")
             with _shown(server, roster, study, folder) as watch:
                 running.run(run_id, watch=watch)
     except (RunFailed, ServerError, KeyboardInterrupt):
-        if (folder / "study.toml").exists():
+        if (folder / PROPOSAL_NAME).exists():
             err.print(f"To go on where it stopped: collegium-server run --config {config} --resume {run_id}")
         raise
     for name in ("result.json", "model.safetensors"):
@@ -168,6 +176,7 @@ def status(
 
 app.command()(admit)
 app.command()(revoke)
+app.command()(propose)
 app.command()(certificate)
 app.command()(doctor)
 
@@ -206,17 +215,26 @@ def _make_root(folder: Path, passphrase: str | None) -> str:
 
 def _chosen_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
     """The run's id and study: a new run has the study as it is now, a resumed one as it was."""
-    runs = server.state / "runs"
+    runs, root = server.state / "runs", read_public_key(server.root)
     if resume is not None:
-        if not (runs / resume / "study.toml").is_file():
+        if not (runs / resume / PROPOSAL_NAME).is_file():
             known = ", ".join(sorted(path.name for path in runs.glob("*"))) or "none"
             raise ConfigurationError(f'there is no run "{resume}" below {runs}; there are: {known}')
         if (runs / resume / "result.json").exists():
             raise ConfigurationError(f'run "{resume}" is complete: {runs / resume / "result.json"}')
-        return resume, read_study(runs / resume / "study.toml")
-    study = read_study(server.study)
+        return resume, read_proposal(runs / resume / PROPOSAL_NAME, root)[0]
+    study = _proposed(server, root)
     run_id = f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     return run_id, study
+
+
+def _proposed(server: ServerFile, root: str) -> Study:
+    """The study that `server.toml` names; only one that the root key signed is run."""
+    if not server.study.exists():
+        raise ConfigurationError(
+            f"study: {server.study} is not there; sign the agreed study first: collegium-server propose study.toml"
+        )
+    return read_proposal(server.study, root)[0]
 
 
 def _check_cohort(server: ServerFile, roster: Roster, study: Study) -> None:
@@ -296,8 +314,8 @@ def _server_toml(host: str, port: int) -> str:
     return f"""\
 # The coordinator's own file. Relative paths count from this file's folder.
 
-study = "study.toml"     # the agreed study; every hospital holds the same file
-root = "root.pub"        # the consortium's root key, by which the roster is signed; give it to every hospital
+study = "{PROPOSAL_NAME}"  # the study that is run; see: collegium-server propose
+root = "root.pub"        # the consortium's root key, which signs roster and study; give it to every hospital
 roster = "roster.toml"   # the hospitals and their keys; see: collegium-server admit
 state = "state"          # runs, logs, Flower's database; private to this user
 

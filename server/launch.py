@@ -65,7 +65,7 @@ class Server:
         """Play one run to its end.
 
         Args:
-            run_id: our id of the run; its folder ``state/runs/RUN_ID`` holds its ``study.toml``.
+            run_id: our id of the run; its folder ``state/runs/RUN_ID`` holds its ``study.proposal.toml``.
             watch: called several times a second meanwhile, to show how far the run is.
             module: the main module of the process that plays it; tests have their own.
 

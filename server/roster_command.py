@@ -4,18 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
+from server.root_key import RootKeyOption, root_private
 from server.server_file import ServerFile, read_server, read_sites
 from shared_models.configuration import ConfigurationError
-from shared_models.identity_keys import (
-    IdentityKeyError,
-    identity_line,
-    read_identity_key,
-    read_public_key,
-)
-from shared_models.passphrase import asked_passphrase
 from shared_models.roster import Roster, RosterSite, write_roster
 from shared_models.site_request import SiteRequest, read_request
 from shared_models.terminal import confirmed, on_terminal
@@ -23,9 +16,6 @@ from shared_models.terminal import confirmed, on_terminal
 out = Console(highlight=False, soft_wrap=True)
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The server's file.", dir_okay=False)]
-RootKeyOption = Annotated[
-    Path | None, typer.Option(help="The root's private key; root.key beside server.toml if not given.")
-]
 
 
 def admit(
@@ -49,7 +39,7 @@ def admit(
     _check_read_out(request, fingerprint)
     if replace and (old := before.entry(request.name)):
         _tell_replacement(request, old, compared=fingerprint is not None)
-    write_roster(server.roster, roster, _root_private(server, config, root_key))
+    write_roster(server.roster, roster, root_private(server, config, root_key))
     done = "has new keys" if replace else "is admitted"
     out.print(f'"{request.name}" {done}; the roster has {num_sites(roster)}.')
     if not replace and any(past.name == request.name for past in before.revoked):
@@ -74,7 +64,7 @@ def revoke(
         if entry.name == name:
             out.print(f'"{name}" has the keys {entry.fingerprint}.')
     confirmed(f'Take "{name}" out of the roster? Its keys can never be admitted again.', yes=yes)
-    write_roster(server.roster, roster, _root_private(server, config, root_key))
+    write_roster(server.roster, roster, root_private(server, config, root_key))
     out.print(f'"{name}" is taken out; the roster has {num_sites(roster)}.')
     _tell_next(server, roster)
     out.print(
@@ -126,19 +116,3 @@ def _tell_replacement(request: SiteRequest, old: RosterSite, *, compared: bool) 
             "read out by telephone: --fingerprint XXXX-XXXX-XXXX-XXXX-XXXX. Nothing was changed"
         )
     _check_read_out(request, typer.prompt("What the hospital read out", type=str))
-
-
-def _root_private(server: ServerFile, config: Path, root_key: Path | None) -> Ed25519PrivateKey:
-    """The private key that belongs to the server's root.pub."""
-    path = root_key or config.resolve().parent / "root.key"
-    try:
-        private = read_identity_key(path, asked_passphrase())
-    except IdentityKeyError as error:
-        raise ConfigurationError(
-            f"the root key: {error}. If you keep it elsewhere, say where with --root-key"
-        ) from error
-    if identity_line(private) != read_public_key(server.root):
-        raise ConfigurationError(
-            f"{path} is not the private key of {server.root}; say with --root-key where the consortium's is"
-        )
-    return private

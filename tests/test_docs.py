@@ -18,11 +18,14 @@ import server.command
 import simulations.command
 from client.network_file import NetworkFile
 from client.reasons import LabelProblem, Reason
+from client.review_sentences import share
 from client.site_file import SiteFile
+from privacy.interpretation import best_guess
 from server.result import Result
 from server.server_file import ServerFile
 from shared_models.configuration import parse_toml
 from shared_models.messages import Refusal
+from shared_models.proposal import ProposedStudy
 from shared_models.roster import RosterFile
 from shared_models.site_request import SiteRequest
 from shared_models.study import Study
@@ -123,6 +126,18 @@ def test_the_result_page_names_every_metric() -> None:
 def test_the_files_page_names_every_key_and_no_other(heading: str, model: type[BaseModel]) -> None:
     described = first_cells(section(page("files.md"), heading))
     assert described - {"site", "revoked"} == keys_of(model)
+
+
+def test_the_files_page_names_what_a_proposal_has_besides_the_study() -> None:
+    described = first_cells(section(page("files.md"), "## NAME.proposal.toml"))
+    assert described == set(ProposedStudy.model_fields) - set(Study.model_fields)
+
+
+def test_the_figures_of_the_review_page_are_the_reviews() -> None:
+    text = section(page("review.md"), "## What it says")
+    for epsilon, shown in re.findall(r"^\| ([\d.]+) \| ([\d.]+ %) \|$", text, flags=re.MULTILINE):
+        assert share(best_guess(epsilon=float(epsilon), delta=1e-5)) == shown
+    assert text.count(" % |") == 6
 
 
 def test_the_files_page_names_every_key_of_a_scenario_and_every_built_in_one() -> None:
