@@ -29,8 +29,10 @@ from shared_models.certificate_checks import (
 from shared_models.checkup import Check, Outcome, Wrong, needed, ok, warning
 from shared_models.configuration import ConfigurationError
 from shared_models.file_checks import MIB, check_disk, check_own_folder, check_state_folder, read_private_file
+from shared_models.identity_keys import read_public_key
+from shared_models.proposal import read_proposal
 from shared_models.roster import Roster
-from shared_models.study import Study, read_study
+from shared_models.study import Study
 
 NEED_BYTES, LEAST_BYTES = 1024 * MIB, 64 * MIB
 NO_SERVER, NO_CERTIFICATE = "server.toml cannot be used", "the certificate cannot be used"
@@ -102,10 +104,11 @@ class ServerDoctor:
 
     def _study(self) -> Outcome:
         try:
-            self._known.study = study = read_study(self._server().study)
+            root = read_public_key(self._server().root)
+            self._known.study = study = read_proposal(self._server().study, root)[0]
         except ConfigurationError as error:
             raise Wrong(str(error)) from error
-        return ok(f'"{study.name}", hash {study.hash[:16]}')
+        return ok(f'"{study.name}", hash {study.hash[:16]}, signed by the root key')
 
     def _roster(self) -> Outcome:
         try:

@@ -106,7 +106,7 @@ class Hospital:
     ) -> None:
         """What the agent writes down when the server asks for a run that it refuses."""
         study = study or self.study
-        request = Open(run_id=run_id, study_hash=study.hash, manifest_hash="0" * 64)
+        request = Open(run_id=run_id, study_hash=study.hash, manifest_hash="0" * 64, roster_hash="0" * 64)
         record = Record(self.journal)
         record.refused(
             record.request(request, digest=bytes(32), num_bytes=9), request, reason=reason, detail="x"

@@ -14,10 +14,8 @@ from client.approvals import Approvals, Verdict
 from client.review_leaving import vector_bytes
 from client.site_journal import REFUSED, RELEASED
 from client.waiting_runs import waiting_runs
-from shared_models.architectures import build_model
 from shared_models.identity_keys import identity_line
-from shared_models.manifest import Manifest
-from shared_models.messages import Advertise, Answer, Close, Open, Train
+from shared_models.messages import Advertise, Answer, Close, Train
 from shared_models.proposal import read_proposal, sign_study
 from shared_models.study import Study
 
@@ -190,8 +188,8 @@ def test_the_refusal_of_another_study_leaves_the_open_run_alone(hospital, tmp_pa
     talk = ready(hospital, tmp_path, make_study(private=True))
     other = make_study({"learning_rate = 0.1": "learning_rate = 0.2"}, private=True)
     decide(talk, "refused", study=other)
-    manifest = Manifest.of(build_model(other)).hash
-    reply = talk.ask(Open(run_id="run-2", study_hash=other.hash, manifest_hash=manifest))[0]
+    header = talk.open_header().model_copy(update={"run_id": "run-2", "study_hash": other.hash})
+    reply = talk.ask(header)[0]
     assert reason(reply) == "study-not-approved"
     assert isinstance(talk.train(1)[0], Answer)
 

@@ -272,11 +272,16 @@ def test_commands_and_options_that_are_shown_exist(path: Path) -> None:
             assert words[0] == "--help", words
             continue
         assert words[0] in there, f"{program} {words[0]}"
-        command = there[words[0]]
+        command = there[words.pop(0)]
+        if isinstance(command, click.Group):
+            assert words, f"{program}: which of {sorted(command.commands)}?"
+            command = command.commands[words.pop(0)]
         options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
-        for word in words[1:]:
+        for word in words:
             name = word.split("=")[0]
-            assert not name.startswith("--") or name in options | {"--help"}, f"{program} {words[0]} {name}"
+            assert not name.startswith("--") or name in options | {"--help"}, (
+                f"{program} {command.name} {name}"
+            )
 
 
 def test_the_units_start_commands_that_there_are_and_the_agents_has_no_network() -> None:
