@@ -7,8 +7,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dicom_files import Hospital
 from journals import journal_in
+from site_talk import RUN, Conversation
 from studies import make_study, study_text
-from test_client_site import RUN, Conversation, all_erased, fill, ready, reason, start
+from test_client_site import all_erased, fill, ready, reason, start
 
 from client.approvals import Approvals, Verdict
 from client.review_leaving import vector_bytes
