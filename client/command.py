@@ -26,7 +26,6 @@ from client.review_command import review
 from client.site_file import SiteFile, read_site
 from client.withdraw_command import patient, withdraw
 from privacy.journal import JournalError
-from privacy.ledger import LedgerError
 from shared_models.configuration import ConfigurationError
 from shared_models.passphrase import asked_passphrase
 from shared_models.processes import follow_parent, private_folder, signals_end
@@ -167,7 +166,7 @@ def main() -> None:
     except (ConfigurationError, MembershipError) as error:
         err.print(str(error), style="red", markup=False)
         sys.exit(USAGE)
-    except (JournalError, LedgerError, SiteError, OSError) as error:
+    except (JournalError, SiteError, OSError) as error:
         err.print(str(error), style="red", markup=False)
         sys.exit(FAILURE)
 

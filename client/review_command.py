@@ -15,22 +15,22 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from client.admission import NotAdmitted, objections
 from client.approvals import Approvals, Decision, Verdict
 from client.membership import root_key
 from client.site_file import SiteFile, read_site
 from client.site_journal import open_journal
 from client.waiting_runs import study_of_run, waiting_runs
 from privacy.journal import Journal
-from privacy.ledger import Ledger
 from shared_models.configuration import ConfigurationError
 from shared_models.proposal import read_proposal
 from shared_models.study import Study
 from shared_models.visible_text import visible
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what these import takes seconds
+    from client.admission import NotAdmitted
     from client.review import Earlier
     from client.review_sentences import Section, Sentence
+    from privacy.ledger import Ledger
 
 FAILURE = 1
 SHORTEST_HASH = 8
@@ -47,7 +47,7 @@ class _Desk:
     file: SiteFile
     journal: Journal
     approvals: Approvals
-    ledger: Ledger
+    ledger: "Ledger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class _Matter:
 
     study: Study
     sections: "tuple[Section, ...]"
-    against: tuple[NotAdmitted, ...]
+    against: "tuple[NotAdmitted, ...]"
     run_id: str | None = None
     signature: str | None = None
 
@@ -116,6 +116,8 @@ def review(  # noqa: PLR0917 - the options of a command line
 
 
 def _desk(config: Path) -> _Desk:
+    from privacy.ledger import Ledger
+
     file = read_site(config)
     journal = open_journal(file)
     return _Desk(file, journal, Approvals(journal, file.state), Ledger(journal))
@@ -135,6 +137,7 @@ def _verdict(*, approve: bool, refuse: bool, reason: str) -> Verdict | None:
 
 
 def _review_proposal(desk: _Desk, path: Path, wish: _Wish) -> None:
+    from client.admission import objections
     from client.index_report import read_counts
     from client.review import review_study
 
@@ -152,6 +155,7 @@ def _review_proposal(desk: _Desk, path: Path, wish: _Wish) -> None:
 
 
 def _review_run(desk: _Desk, run_id: str, wish: _Wish) -> None:
+    from client.admission import objections
     from client.review import review_run
 
     study_hash = study_of_run(desk.journal, run_id)

@@ -15,8 +15,6 @@ from client.approvals import Approvals
 from client.secret import SiteSecret
 from client.site_file import read_site
 from client.site_journal import open_journal, read_journal
-from client.withdrawal import contributions, withdrawn
-from client.withdrawal import withdraw as exclude
 from shared_models.configuration import ConfigurationError
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
@@ -32,6 +30,9 @@ out = Console(highlight=False, soft_wrap=True)
 
 def withdraw(config: ConfigOption = Path("site.toml"), file: FileOption = None) -> None:
     """Exclude patients from now on, in running studies too; what they have spent is not refunded."""
+    from client.withdrawal import withdraw as exclude
+    from client.withdrawal import withdrawn
+
     site = read_site(config)
     secret, journal = SiteSecret.load(site.state), open_journal(site)
     patients = _patient_ids(file)
@@ -49,6 +50,8 @@ def patient(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Say which rounds of which runs a patient could have contributed to. The answer is for this hospital only."""
+    from client.withdrawal import contributions, withdrawn
+
     site = read_site(config)
     secret, journal = SiteSecret.load(site.state), read_journal(site)
     approvals = Approvals(journal, site.state)

@@ -5,12 +5,12 @@ import threading
 from dataclasses import asdict, dataclass
 
 from privacy.accounting import EvaluationCost, RunCost, TrainingCost, lifetime_epsilon
-from privacy.journal import CREATED, Entry, Journal
+from privacy.journal import CREATED, Entry, Journal, JournalError
 
 RUN, SPENT = "run", "spent"
 
 
-class LedgerError(RuntimeError):
+class LedgerError(JournalError):
     """The ledger cannot be used; nothing may be trained until it can."""
 
 
