@@ -81,7 +81,11 @@ class Door:
                     time.sleep(SHORT_OF_FILES_SECONDS)
                     continue
                 return  # the door is closed
-            self._let_in(connection)
+            try:
+                self._let_in(connection)
+            except OSError as error:
+                log.error("a connection cannot be let in: %s", error.strerror)  # noqa: TRY400 - nothing to trace
+                connection.close()
 
     def _let_in(self, outer: socket.socket) -> None:
         pid, uid = peer_of(outer)

@@ -89,8 +89,10 @@ def _check_folder(place: DoorPlace, user: str | int) -> None:
 
 def _check_above(folder: Path, own: int) -> None:
     """Nobody but root and this user can exchange the folder, or one above it, for another."""
-    for above in folder.resolve().parents:
-        found = above.stat()
+    for above in dict.fromkeys((*folder.absolute().parents, *folder.resolve().parents)):
+        found = above.lstat()
+        if stat.S_ISLNK(found.st_mode):  # the folder that it lies in is looked at too, and what it leads to
+            continue
         others = found.st_mode & OTHERS_WRITE and not found.st_mode & stat.S_ISVTX
         if others or found.st_uid not in (ROOT, own):
             raise DoorError(

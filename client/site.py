@@ -24,7 +24,7 @@ from client.secret import SiteSecret
 from client.secure_session import NoBatch, SecureSession
 from client.site_data import SiteData
 from client.site_file import SiteFile
-from client.site_journal import Record, open_journal
+from client.site_journal import Record, check_secret, open_journal
 from client.site_result import SiteResult, SiteRound
 from client.training import Machine
 from client.withdrawal import remember_patients, withdrawn
@@ -94,6 +94,7 @@ class Site:
         self._roster = roster
         self._secret = SiteSecret.load(site_file.state)
         self._journal = journal
+        check_secret(journal, self._secret)
         self._record = Record(journal)
         self._approvals = Approvals(journal, site_file.state)
         self._ledger = Ledger(journal)
@@ -258,14 +259,15 @@ class Site:
     # Opening: every refusal that concerns data, policy or budget happens here, before anything is trained.
 
     def _open(self, request: Open, study: Study, payload: bytes) -> None:
-        if self._run is not None and self._run.run_id == request.run_id:
-            if self._run.study.hash != study.hash:
-                raise RequestRefused("budget", f"run {request.run_id} is open for another study")
-            return
+        self._journal.verify()
         try:
             check_own_receipt(payload, self._journal)
         except JournalOlder as error:
             raise RequestRefused("journal", str(error)) from error
+        if self._run is not None and self._run.run_id == request.run_id:
+            if self._run.study.hash != study.hash:
+                raise RequestRefused("budget", f"run {request.run_id} is open for another study")
+            return
         if request.roster_hash != self._roster.hash.hex():
             raise RequestRefused(
                 "roster-differs",
@@ -337,14 +339,14 @@ class Site:
         number, last = request.round, run.study.training.num_rounds
         if number > last:
             raise RequestRefused("budget", f"round {number} is beyond the study's {last} rounds")
-        weights, run = _weights(payload, run), self._without_withdrawn(run)
+        weights = _weights(payload, run)
         layout = training_layout(run.study, number, num_weights=len(weights))
         session.begin(number, request.round_set, request_hash=digest, length=layout.length)
         done = local_round(
             run,
             number,
             weights,
-            ledger=self._ledger,
+            spend=lambda: self._spend(run, number, num_steps=run.study.training.local_steps),
             generator=self._generator(run, number),
             mask=session.mask,
         )
@@ -364,10 +366,14 @@ class Site:
         number, layout = run.study.test_round, final_layout(run.study)
         if request.round != number:
             raise RequestRefused("budget", f"the final test is round {number}, not {request.round}")
-        weights, run = _weights(payload, run), self._without_withdrawn(run)
+        weights = _weights(payload, run)
         session.begin(number, request.round_set, request_hash=digest, length=layout.length)
         done = local_test(
-            run, weights, ledger=self._ledger, generator=self._generator(run, number), mask=session.mask
+            run,
+            weights,
+            spend=lambda: self._spend(run, number, num_steps=0),
+            generator=self._generator(run, number),
+            mask=session.mask,
         )
         if self._result is not None:
             if done.validation is not None:
@@ -395,12 +401,28 @@ class Site:
         cost, delta = self._ledger.training_cost(run.run_id), run.study.privacy.delta
         return None if cost is None or delta is None else cost.epsilon(delta)
 
-    def _without_withdrawn(self, run: OpenRun) -> OpenRun:
-        """The run without the patients who withdrew since it was opened; its noised count stays."""
-        gone = withdrawn(self._journal)
-        patients = {role: part.without(gone) for role, part in run.patients.items()}
-        if any(len(patients[role]) < len(run.patients[role]) for role in patients):
-            run = self._run = replace(run, patients=patients)
+    def _spend(self, run: OpenRun, number: int, *, num_steps: int) -> OpenRun:
+        """Charge a round; return the run with the patients who are in it: those who had not withdrawn by then.
+
+        Nobody can withdraw between the look and the charge. The noised count stays.
+
+        Raises:
+            RequestRefused: too few patients are left; nothing was spent.
+            AlreadySpentError: the round was begun before.
+        """
+        with self._journal.exclusive():
+            gone = withdrawn(self._journal)
+            patients = {role: part.without(gone) for role, part in run.patients.items()}
+            if any(len(patients[role]) < len(run.patients[role]) for role in patients):
+                left, least = len(patients[Role.TRAIN]), self._file.policy.min_patients
+                needed = max(least, run.study.patients.min_training)
+                if left < needed:
+                    raise RequestRefused(
+                        "data",
+                        f"{left} training patients are left, who did not withdraw; wanted are {needed}",
+                    )
+                run = self._run = replace(run, patients=patients)
+            self._ledger.begin_round(run.run_id, number, num_steps=num_steps)
         return run
 
     def _result_of(self, run: OpenRun, index: Index, seconds: float) -> SiteResult:

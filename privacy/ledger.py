@@ -41,11 +41,14 @@ class LedgerRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRound:
-    """One attempted round and the steps it was charged for; the final test is a round without steps."""
+    """One attempted round and the steps it was charged for; the final test is a round without steps.
+
+    ``sequence`` is that of the journal's entry.
+    """
 
     round: int
     num_steps: int
-    time: str
+    sequence: int
 
 
 class Ledger:
@@ -172,7 +175,7 @@ class Ledger:
                 run = LedgerRun(**body)  # type: ignore[arg-type]
                 self._runs[run.run_id] = run
             else:
-                spent = LedgerRound(round=body["round"], num_steps=body["num_steps"], time=entry.time)  # type: ignore[arg-type]
+                spent = LedgerRound(round=body["round"], num_steps=body["num_steps"], sequence=entry.sequence)  # type: ignore[arg-type]
                 self._rounds.setdefault(str(body["run_id"]), []).append(spent)
         except (KeyError, TypeError) as error:
             raise LedgerError(
