@@ -5,6 +5,7 @@ counts. The approved study itself lies beside the journal, under its hash, which
 """
 
 import getpass
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,7 +79,7 @@ class Approvals:
             study_name=study.name,
             verdict=verdict,
             reason=reason,
-            by=by if by is not None else getpass.getuser(),
+            by=by if by is not None else _this_user(),
             run_id=run_id,
             signature=signature,
         )
@@ -134,3 +135,11 @@ class Approvals:
                 "again: collegium-client review"
             )
         return study
+
+
+def _this_user() -> str:
+    """The name of this unix user, or its uid where it has no account."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

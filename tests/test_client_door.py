@@ -314,6 +314,20 @@ def test_a_folder_that_others_may_exchange_is_refused(place: Place) -> None:
     assert place.check().uid == STRANGER
 
 
+def test_a_link_above_the_folder_that_others_may_exchange_is_refused(place: Place, tmp_path: Path) -> None:
+    shared, real = tmp_path / "shared", tmp_path / "real"
+    shared.mkdir()
+    place.folder.rename(tmp_path / "moved")
+    real.mkdir()
+    (tmp_path / "moved").rename(real / "run")
+    (shared / "link").symlink_to(real)
+    place.folder = shared / "link" / "run"
+    assert place.check().uid == STRANGER
+    shared.chmod(0o777)
+    with pytest.raises(DoorError, match=f"may write to {shared}"):
+        place.check()
+
+
 def test_a_folder_that_the_network_user_cannot_pass_is_refused(place: Place) -> None:
     place.folder.chmod(0o700)
     with pytest.raises(DoorError, match=f"user {STRANGER} cannot get into"):

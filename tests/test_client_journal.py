@@ -634,6 +634,27 @@ def test_patients_are_named_on_the_keyboard_or_in_a_file_and_never_shown(site: P
     assert not any("PAT-" in json.dumps(entry.to_json()) for entry in journal.entries())
 
 
+def test_a_list_that_windows_saved_and_ids_that_no_patient_has_are_dealt_with(
+    site: Path, tmp_path: Path
+) -> None:
+    assert "is not known yet" in run("withdraw", config=site, words="PAT-0009\n")
+    run("index", config=site)
+    (tmp_path / "ids.txt").write_bytes("\ufeffPAT-0001\r\n PAT-0002\u00a0\r\nNOBODY\r\n".encode())
+    told = run("withdraw", "--file", str(tmp_path / "ids.txt"), config=site)
+    assert "3 of 3 patients are excluded" in told
+    assert "has the ID on line 3: look for misspellings" in told.replace("\n", " ")
+    gone = withdrawn(open_journal(read_site(site)))
+    secret = SiteSecret.load(read_site(site).state)
+    assert {secret.pseudonym("patient", f"PAT-000{number}") for number in (1, 2, 9)} <= set(gone)
+
+
+def test_a_journal_that_is_whole_is_not_replaced_and_an_export_is_private(site: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is whole: nothing is lost"):
+        run("journal", "replace", "--reason", "because", config=site)
+    run("journal", "export", str(tmp_path / "j.json"), config=site)
+    assert (tmp_path / "j.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_index_counts_withdrawn_patients_and_takes_the_approved_study(site: Path) -> None:
     run("withdraw", config=site, words="PAT-0001\n")
     summary = json.loads(

@@ -302,7 +302,8 @@ def assert_back(progress: Progress, fault: Fault) -> None:
 
 
 KNOWN_FILES = re.compile(
-    r"site\.secret|ledger\.sqlite(-wal|-shm)?|index\.json|logs/agent\.log|runs/[a-z0-9-]+/site_result\.json"
+    r"site\.secret|journal\.(sqlite(-journal)?|anchor(\.new)?)|studies/[0-9a-f]{64}\.json|index\.json|logs/agent\.log"
+    r"|runs/[a-z0-9-]+/(site_result|patients)\.json"
 )
 
 
@@ -334,6 +335,8 @@ def pieces(reply: bytes) -> list[bytes]:
     header, payload = decode_reply(reply)
     if not isinstance(header, Answer):
         return []
+    if header.to == "confirm":
+        payload = payload[32:]  # the head of the site's own journal stands in that journal
     step = max(32, len(payload) // 8)
     found = [payload[at : at + 24] for at in range(4, len(payload) - 24, step)]
     assert found
