@@ -33,6 +33,10 @@ DEFAULT_PAYLOAD_BYTES = 4 * MIB
 NEED_BYTES, LEAST_BYTES = 1024 * MIB, 64 * MIB
 MODELS_ON_DISK = 10
 AGENT_SECONDS = 3.0
+NO_IDENTITY = "the identity key cannot be used"
+LOST_KEY = (
+    "collegium-client renew-keys --without-old-key, which the coordinator admits after a call by telephone"
+)
 NO_SITE, NO_SERVER, NO_KEY = (
     "site.toml cannot be used",
     "site.toml names no server",
@@ -64,6 +68,7 @@ class _Known:
     site: SiteFile | None = None
     agent: str | None = None
     node_key: bytes | None = None
+    identity_key: str | None = None
     roster: Roster | None = None
 
 
@@ -172,9 +177,11 @@ class SiteDoctor:
 
     def _identity_key(self) -> Outcome:
         path = self._site().consortium.identity_key
-        read_private_file(path, mend="put the key back that `collegium-client init` made")
+        read_private_file(
+            path, mend=f"put the key back that `collegium-client init` made, or, if it is lost: {LOST_KEY}"
+        )
         try:
-            read_identity_line(path)
+            self._known.identity_key = read_identity_line(path)
         except IdentityKeyError as error:
             raise Wrong(str(error)) from error
         return ok(f"{path} is there and private")
@@ -192,6 +199,7 @@ class SiteDoctor:
         return ok(f"{path} is there and private; keep a backup")
 
     def _journal(self) -> Outcome:
+        needed(self._known.identity_key, NO_IDENTITY)
         try:
             entries = read_journal(self._site()).verify()
         except (JournalError, MembershipError) as error:
@@ -240,6 +248,7 @@ class SiteDoctor:
 
     def _roster(self) -> Outcome:
         site = self._site()
+        needed(self._known.identity_key, NO_IDENTITY)
         try:
             roster = read_joined(site)
             check_node_key(site, roster)

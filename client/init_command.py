@@ -154,7 +154,7 @@ def init(  # noqa: PLR0917 - the options of a command line
     path, request = make_keys(folder, name, secret, node_public=node_key)
     site = read_site(config)
     make_journal(site, own_key(site, lambda _: secret or ""))
-    out.print(f"Made {config}. Read it; its policy is this hospital's own decision.")
+    out.print(f"Made {config}. Read its [policy]: what this hospital refuses, whatever anybody asks.")
     out.print(
         f"Root key of the consortium: {fingerprint(root_key)}; compare it with the coordinator by telephone"
     )
@@ -164,7 +164,8 @@ def init(  # noqa: PLR0917 - the options of a command line
     out.print(f"and read out this fingerprint of your keys to them by telephone: {request.fingerprint}")
     out.print("When the coordinator's roster.toml comes back:")
     out.print(f"  collegium-client join roster.toml --config {config}")
-    out.print("and when a study is proposed:")
+    out.print("When a study is proposed, look at what this hospital has for it, then decide on it:")
+    out.print(f"  collegium-client index --study study.proposal.toml --config {config}")
     out.print(f"  collegium-client review study.proposal.toml --config {config}")
     how = "agent" if node_key is not None else "start"
     out.print(f"Then start:  collegium-client {how} --config {config}")

@@ -87,10 +87,15 @@ def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False
         return
     table = Table(title=f"Runs at {site.name}", title_justify="left")
     for column in ("run", "study", "rounds begun", "steps", "epsilon", "delta"):
-        table.add_column(column, justify="left" if column in ("run", "study") else "right")
+        table.add_column(column, justify="left" if column in ("run", "study") else "right", overflow="fold")
     for entry in entries:
         table.add_row(*(_shown(value) for value in entry.values()))
     out.print(table)
+    if entries:
+        out.print(
+            "Epsilon is what training patients have spent. Validation and test patients are others: each spends at most"
+            " the study's evaluation.epsilon, where it has one."
+        )
     if lifetime is None:
         out.print("No lifetime budget is set (policy.lifetime_epsilon in site.toml).")
     elif lifetime["spent"] is None:

@@ -14,7 +14,7 @@ from rich.text import Text
 from client.membership import MembershipError, own_key, read_joined
 from client.receipt_check import check_receipts, read_receipts, receipts_of
 from client.site_file import SiteFile, read_site
-from client.site_journal import make_journal, read_journal
+from client.site_journal import KINDS, make_journal, read_journal
 from privacy.journal import (
     ANCHOR_NAME,
     JOURNAL_NAME,
@@ -51,12 +51,15 @@ out = Console(highlight=False, soft_wrap=True)
 def show(
     config: ConfigOption = Path("site.toml"),
     kind: Annotated[
-        list[str] | None, typer.Option(help="Only entries of this kind; may be given several times.")
+        list[str] | None,
+        typer.Option(help=f"Only entries of this kind, may be given several times: {', '.join(KINDS)}."),
     ] = None,
     last: Annotated[int, typer.Option(min=1, help="How many entries, from the end.")] = 30,
     as_json: JsonOption = False,
 ) -> None:
     """Show the last entries of the journal."""
+    if strange := sorted(set(kind or ()) - set(KINDS)):
+        raise ConfigurationError(f"--kind {strange[0]}: there is no such kind; there are {', '.join(KINDS)}")
     entries = read_journal(read_site(config)).entries(*(kind or ()))[-last:]
     if as_json:
         typer.echo(json.dumps([entry.to_json() for entry in entries], indent=2))
@@ -106,7 +109,11 @@ def verify(
         f'{origin}: {len(entries)} entries of "{site}", each signed, none changed, none missing.',
         markup=False,
     )
-    out.print(f"Identity key: {line_of_public_bytes(keys_of(entries)[-1])}", markup=False)
+    out.print(
+        f"Identity key: {line_of_public_bytes(keys_of(entries)[-1])}\n"
+        f'(the identity_key of "{site}" in the consortium\'s roster.toml)',
+        markup=False,
+    )
     if entries[0].body["after_loss"] is not None:
         out.print(
             f"It continues no earlier journal: {entries[0].body['after_loss']}", style="yellow", markup=False
@@ -249,7 +256,8 @@ def in_words(entry: Entry) -> str:
             noise = body["noise_multiplier"]
             words = f"{about} opened, " + ("no privacy" if noise is None else f"noise multiplier {noise:.3f}")
         case "spent":
-            words = f"{about}, {body['num_steps']} steps"
+            what = f"{body['num_steps']} steps" if body["num_steps"] else "the final test"
+            words = f"{about}, {what}"
         case "receipts":
             signers = Counter(str(one["site"]) for one in body["receipts"])  # type: ignore[union-attr,call-overload,index]
             words = "signed by " + ", ".join(sorted(signers))

@@ -163,15 +163,14 @@ def join(file: SiteFile, given: Path) -> Roster:
         raise MembershipError(f"{given}: is not UTF-8 text; get it from the coordinator again") from error
     except ConfigurationError as error:
         raise MembershipError(str(error)) from error
+    _check_newer(file, roster, given, root)
     renewed = renewed_keys(file)
     if renewed is None or not renewed.are_in(roster):
         identity = own_identity(file)
         if roster.entry(file.name) is None and _own_revocation(file, roster, identity):
-            _check_newer(file, roster, given, root)
             replace_private_file(file.consortium.roster, raw)
         check_entry(file, roster, identity)
         check_node_key(file, roster)
-    _check_newer(file, roster, given, root)
     replace_private_file(file.consortium.roster, raw)
     return roster
 

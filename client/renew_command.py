@@ -60,8 +60,8 @@ def renew(
     out.print("The coordinator admits it with:  collegium-server admit REQUEST_FILE --replace")
     out.print("(without --replace if this hospital is not in the roster any more)")
     out.print("Until then the old keys stay in use. When the coordinator's roster.toml comes back:")
-    out.print(f"  collegium-client join roster.toml --config {config}")
-    out.print("which puts the new keys in the old ones' place. Then end the site and start it again.")
+    out.print(f"end the site, then:  collegium-client join roster.toml --config {config}")
+    out.print("which puts the new keys in the old ones' place. Then start the site again.")
 
 
 def _for_the_new(site: SiteFile, opened: PassphraseOf, *, signed: bool, asked: bool) -> str | None:

@@ -106,8 +106,10 @@ def patient(
 def _patient_ids(file: Path | None) -> list[str]:
     try:
         text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file}: cannot be read as UTF-8 text; check the path") from error
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file or 'the input'}: is not UTF-8 text; save it as UTF-8") from error
     found = [name for line in text.removeprefix("\ufeff").split("\n") if (name := normalised(line))]
     if not found:
         raise ConfigurationError("no Patient ID was given; write one a line")

@@ -336,8 +336,7 @@ class Journal:
     def _connection(self) -> Iterator[sqlite3.Connection]:
         if not self._path.exists():
             raise JournalMissing(
-                f"{self._path} is not there. `collegium-client init` makes it, once; then it is the only record of "
-                "what patients have spent: "
+                f"{self._path} is not there, and it is the only record of what patients have spent: "
                 + _REMEDY.format(name=self._path.name, anchor=self._anchor.name)
                 + ". If it is lost for good: collegium-client journal replace"
             )
@@ -505,7 +504,7 @@ def _rows(connection: sqlite3.Connection, after: int, kinds: tuple[str, ...]) ->
 
 def _edited(origin: Path | str, what: str) -> str:
     return (
-        f"{origin} was changed by somebody else than this site: {what}. Find out who could write it, and put the "
+        f"{origin} was damaged, or changed by somebody else than this site: {what}. Find out which, and put the "
         f"newest backup of {JOURNAL_NAME} and {ANCHOR_NAME} back, both of one time"
     )
 

@@ -33,7 +33,7 @@ from shared_models.passphrase import asked_passphrase, new_passphrase
 from shared_models.processes import follow_parent, private_folder, signals_end, write_private
 from shared_models.proposal import PROPOSAL_NAME, read_proposal
 from shared_models.roster import Roster, write_roster
-from shared_models.study import Study
+from shared_models.study import Study, read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 PARENT_SECONDS = 40.0
@@ -98,7 +98,7 @@ def init(
         out.print("Both keys are under the passphrase; keep it: without it they are lost.")
     out.print(
         f"Keep {tls / 'ca.key'} and {folder / 'root.key'} to yourself: who has root.key decides who is a site. "
-        "Best take both off this machine; root.key is needed for admissions and proposals only."
+        "Best take both off this machine; root.key is needed for `admit`, `revoke` and `propose` only."
     )
 
 
@@ -128,6 +128,8 @@ def run(
                 folder.mkdir(parents=True)
                 shutil.copyfile(server.study, folder / PROPOSAL_NAME)
             out.print(f"Study {study.name}, hash {study.hash[:16]}, run {run_id}")
+            if resume is None and (changed := _edited_since(server, study)):
+                err.print(changed, style="yellow", markup=False)
             out.print(f"Open for {len(roster.site)} sites at {server.listen.address}")
             with _shown(server, roster, study, folder) as watch:
                 running.run(run_id, watch=watch)
@@ -237,6 +239,21 @@ def _proposed(server: ServerFile, root: str) -> Study:
     return read_proposal(server.study, root)[0]
 
 
+def _edited_since(server: ServerFile, study: Study) -> str | None:
+    """A warning where the study.toml beside the proposal is not the one that was proposed."""
+    path = server.study.with_name("study.toml")
+    try:
+        differs = path.exists() and read_study(path).hash != study.hash
+    except ConfigurationError:
+        return None
+    if not differs:
+        return None
+    return (
+        f"{path} is not the study that is run: it was changed after it was proposed. To run it: "
+        f"collegium-server propose {path}, and every hospital reviews it"
+    )
+
+
 def _check_cohort(server: ServerFile, roster: Roster, study: Study) -> None:
     aggregation, there = study.aggregation, len(roster.site)
     least, most = aggregation.min_sites_in_sum, aggregation.num_sites_max
@@ -272,7 +289,7 @@ def _shown(server: ServerFile, roster: Roster, study: Study, folder: Path) -> It
         TextColumn("{task.fields[sites]}"),
         TimeElapsedColumn(),
     )
-    total = study.training.num_rounds
+    total, least = study.training.num_rounds, study.aggregation.min_sites_in_sum
     with Progress(*columns, console=out, disable=not out.is_terminal) as bar:
         task = bar.add_task(f"round 0 of {total}", total=total, sites="")
         asked = 0.0
@@ -284,9 +301,11 @@ def _shown(server: ServerFile, roster: Roster, study: Study, folder: Path) -> It
                 return
             now = connected(server.state, roster)
             asked = time.monotonic()
-            sites = f"{len(now[1]) if now else 0} of {len(roster.site)} sites connected"
-            done = _rounds(folder)
+            done, there = _rounds(folder), len(now[1]) if now else 0
             text = f"round {done} of {total}"
+            if not done and there < least:
+                text = f"waiting for at least {least} hospitals (half an hour at most)"
+            sites = f"{there} of {len(roster.site)} sites connected"
             bar.update(task, completed=done, description=text, sites=sites)
             if not out.is_terminal and (text, sites) != shown:
                 out.print(f"{text}, {sites}")

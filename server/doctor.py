@@ -75,7 +75,10 @@ class ServerDoctor:
             ("study", self._study),
             ("roster", self._roster),
             ("sites", self._sites),
-            ("root key", lambda: self._best_elsewhere("root.key", "each `collegium-server admit`")),
+            (
+                "root key",
+                lambda: self._best_elsewhere("root.key", "`collegium-server admit`, `revoke` and `propose`"),
+            ),
             ("authority", self._authority),
             ("authority key", lambda: self._best_elsewhere("ca.key", "a new server certificate")),
             ("certificate", self._certificate),

@@ -397,7 +397,7 @@ def check_the_separation(hospital: Hospital, port: int) -> None:
         next((pacs / "images").rglob("*.dcm")),
         pacs / "labels.csv",
         *(hospital.site / name for name in ("site.toml", "identity.key", "roster.toml")),
-        *(state / name for name in ("site.secret", "ledger.sqlite", "index.json", "logs/agent.log")),
+        *(state / name for name in ("site.secret", "journal.sqlite", "index.json", "logs/agent.log")),
         next(state.glob("runs/*/site_result.json")),
     ]
     attempts: dict[str, tuple[str | int, ...]] = {str(path): ("read", str(path)) for path in files}
