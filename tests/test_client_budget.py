@@ -66,7 +66,8 @@ class Agent:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                self.client.status()
+                with AgentClient(socket_path(self.state)) as control:
+                    control.status()
             except (AgentUnreachable, TimeoutError):
                 assert self.child.ended() is None, self.child.said()
                 assert time.monotonic() < deadline, self.child.said()
