@@ -181,8 +181,9 @@ def test_runs_in_a_row_under_kill_9_never_spend_more_than_the_cap_and_the_run_th
 ) -> None:
     agent, chance, ended = talk.agent, random.Random(7), dict[str, int]()
     journal = agent.state / "journal.sqlite"
+    whole = 0.0  # seconds of an undisturbed run
     for number in range(num_runs):
-        killer = threading.Timer(chance.uniform(0.0, 3.0), agent.kill)
+        killer, begun = threading.Timer(chance.uniform(0.0, whole), agent.kill), time.monotonic()
         if number % 3:
             killer.start()
         try:
@@ -194,6 +195,7 @@ def test_runs_in_a_row_under_kill_9_never_spend_more_than_the_cap_and_the_run_th
             if killer.ident is not None:
                 killer.join()
         ended[how] = ended.get(how, 0) + 1
+        whole = whole or time.monotonic() - begun
         if agent.child.ended() is not None or how == "killed":
             agent.restart()
         epsilon, _ = recomputed(journal, DELTA)
