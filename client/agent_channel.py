@@ -1,9 +1,9 @@
-"""How the forwarder and the local command line speak with the site's agent: gRPC over a unix socket.
+"""How the forwarder and the local command line speak with the site's agent: gRPC over unix sockets.
 
 Three methods, all on plain bytes: ``Handle`` (request → reply), ``Status`` (→ JSON) and ``Drain`` (finish what
-runs, take nothing new, end). gRPC does not tell its Python servers who the peer of a unix socket is
-(``SO_PEERCRED`` is out of reach), so the file system decides who may connect: the socket is 0660 in a folder
-that is 0750. Whoever is to speak with the agent belongs to that folder's group, and nobody else does.
+runs, take nothing new, end). ``Handle`` is reached through the door (`client.door`), which lets one user in and
+nobody else; behind it lies the inner socket. ``Status`` and ``Drain`` are on the control socket. Inner and
+control socket lie in a folder 0700 of the agent's own user.
 """
 
 import hashlib
@@ -19,12 +19,15 @@ import grpc
 
 SERVICE = "collegium.Agent"
 HANDLE, STATUS, DRAIN = "Handle", "Status", "Drain"
+CONTROL, INNER, DOOR = "control", "inner", "door"
 MAX_SOCKET_PATH = 100
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_http_proxy", 0),
 )
+# An agent that was started again is found at once, however long it was away.
+RECONNECT = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000))
 
 
 class AgentUnreachable(RuntimeError):
@@ -35,39 +38,43 @@ class AgentFailed(RuntimeError):
     """The agent answered with a failure of its own."""
 
 
-def socket_path(state: Path) -> Path:
-    """Where the agent of the site with this state folder listens.
+def socket_path(state: Path, name: str = CONTROL) -> Path:
+    """Where the agent of the site with this state folder has its socket of this *name*.
 
     Operating systems allow about 100 characters for a socket's path. Where the state folder's own is too long, the
-    socket lies in a folder of this user below the system's folder for temporary files instead.
+    sockets lie in a folder of this user below the system's folder for temporary files instead.
+
+    Args:
+        state: the site's state folder.
+        name: `CONTROL`, `INNER`, or `DOOR` where one user runs the whole site.
 
     Raises:
         ValueError: that folder belongs to somebody else, who could then listen in the agent's place.
     """
-    path = state / "agent" / "socket"
-    if len(str(path)) <= MAX_SOCKET_PATH:
-        return path
+    folder = state / "agent"
+    if len(str(folder / CONTROL)) <= MAX_SOCKET_PATH:
+        return folder / name
     digest = hashlib.sha256(str(state.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     own = Path(tempfile.gettempdir()) / f"collegium-{os.getuid()}"
-    own.mkdir(mode=0o750, exist_ok=True)
+    own.mkdir(mode=0o700, exist_ok=True)
     found = own.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
         raise ValueError(
             f"state = {state}: the path is too long for a socket, and {own}, which would hold it instead, is not "
             "only this user's to write; choose a shorter state folder, or remove the other one"
         )
-    return own / digest / "socket"
+    return own / digest / name
 
 
 class AgentClient:
     """A connection to the agent.
 
     Args:
-        path: the agent's socket.
+        path: the door, to have requests handled; the control socket, to ask and to drain.
     """
 
     def __init__(self, path: Path) -> None:
-        self._channel = grpc.insecure_channel(f"unix:{path}", options=OPTIONS)
+        self._channel = grpc.insecure_channel(f"unix:{path}", options=(*OPTIONS, *RECONNECT))
 
     def handle(self, message: bytes, *, timeout_seconds: float) -> bytes:
         """Have one request answered. Raises AgentUnreachable, AgentFailed, or TimeoutError after the timeout."""

@@ -5,6 +5,7 @@ counts. The approved study itself lies beside the journal, under its hash, which
 """
 
 import getpass
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,7 +79,7 @@ class Approvals:
             study_name=study.name,
             verdict=verdict,
             reason=reason,
-            by=by if by is not None else getpass.getuser(),
+            by=by if by is not None else _this_user(),
             run_id=run_id,
             signature=signature,
         )
@@ -103,6 +104,18 @@ class Approvals:
         hashes = dict.fromkeys(one.study_hash for one in self.decisions() if one.run_id is None)
         return tuple(self.study(study_hash) for study_hash in hashes if self.is_approved(study_hash))
 
+    def approved_before(self, study: Study) -> Decision | None:
+        """The last approval of another version of this study, by its name; None where there was none."""
+        others = [
+            one
+            for one in self.decisions()
+            if one.study_name == study.name
+            and one.study_hash != study.hash
+            and one.run_id is None
+            and one.verdict == "approved"
+        ]
+        return others[-1] if others else None
+
     def study(self, study_hash: str) -> Study:
         """The study of that hash, on which there was a decision.
 
@@ -122,3 +135,11 @@ class Approvals:
                 "again: collegium-client review"
             )
         return study
+
+
+def _this_user() -> str:
+    """The name of this unix user, or its uid where it has no account."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

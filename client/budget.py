@@ -1,5 +1,8 @@
 """What a study costs this site's patients, and whether the site can still afford it."""
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
 from client.site_file import Policy
@@ -9,6 +12,7 @@ from privacy.accounting import (
     RunCost,
     TrainingCost,
     gaussian_standard_deviation,
+    lifetime_epsilon,
 )
 from privacy.ledger import Ledger, LedgerRun
 from privacy.randomness import CryptographicGenerator
@@ -58,6 +62,46 @@ def check_lifetime(ledger: Ledger, policy: Policy, study: Study, *, run_id: str)
             f"the run would bring the lifetime epsilon from {spent:.2f} to {total:.2f} (Rényi composition), "
             f"above policy.lifetime_epsilon = {policy.lifetime_epsilon:g}"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifetime:
+    """The lifetime budget around one run of a study, by Rényi composition; infinite where it has no bound.
+
+    Attributes:
+        cap, delta: of the site's policy.
+        spent: by all runs so far, without the one that is asked about.
+        with_run: and this run of the study, in full.
+        with_all_runs: and every run of the study that the policy allows, in full.
+    """
+
+    cap: float
+    delta: float
+    spent: float
+    with_run: float
+    with_all_runs: float
+
+
+def lifetime(ledger: Ledger, policy: Policy, study: Study, *, run_id: str) -> Lifetime | None:
+    """What run *run_id* of the study would leave of the budget; None where there is no cap."""
+    cap, delta = policy.lifetime_epsilon, policy.lifetime_delta
+    if cap is None or delta is None:
+        return None
+    training, evaluation = training_cost(study), evaluation_cost(study)
+    own = tuple(run.run_id for run in ledger.runs() if run.study_hash == study.hash)
+    spent = ledger.lifetime_epsilon(cap=cap, delta=delta, without=run_id)
+    others = ledger.costs(without=own)
+    if training is None or evaluation is None or others is None:
+        return Lifetime(cap=cap, delta=delta, spent=spent, with_run=math.inf, with_all_runs=math.inf)
+    planned = RunCost(training=training, evaluation=evaluation)
+    num_runs = max(policy.max_runs_per_study, len(own))
+    return Lifetime(
+        cap=cap,
+        delta=delta,
+        spent=spent,
+        with_run=ledger.lifetime_epsilon(cap=cap, delta=delta, planned=planned, without=run_id),
+        with_all_runs=lifetime_epsilon((*others, *[planned] * num_runs), cap=cap, delta=delta),
+    )
 
 
 def check_runs(ledger: Ledger, policy: Policy, study: Study, *, run_id: str) -> None:

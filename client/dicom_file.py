@@ -23,6 +23,7 @@ from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
+from client.identifiers import normalised
 from client.reasons import Reason
 
 # pydicom's log lines quote values, patients' names among them: none may reach any handler.
@@ -167,7 +168,7 @@ class Identifiers:
 
 def identifiers_of(header: FileDataset) -> Identifiers:
     """Return the identifiers, without padding. Raises Unusable where one cannot be parsed."""
-    return Identifiers(**{keyword: text_of(header, keyword) for keyword in IDENTIFIER_KEYWORDS})
+    return Identifiers(**{keyword: normalised(text_of(header, keyword)) for keyword in IDENTIFIER_KEYWORDS})
 
 
 def text_of(header: FileDataset, keyword: str) -> str:

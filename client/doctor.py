@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 from client.doctor_data import check_images, check_index, check_labels
 from client.doctor_server import ServerChecks
-from client.membership import MembershipError, check_node_key, read_membership
+from client.membership import MembershipError, check_node_key, read_joined
 from client.secret import SECRET_NAME, SecretError, SiteSecret
 from client.site_file import Server, SiteFile, read_site
-from client.site_journal import open_journal
+from client.site_journal import read_journal
 from privacy.journal import JournalError
 from shared_models.checkup import Check, NotChecked, Outcome, Wrong, needed, ok, warning
 from shared_models.configuration import ConfigurationError
 from shared_models.file_checks import MIB, check_disk, check_own_folder, check_state_folder, read_private_file
-from shared_models.identity_keys import IdentityKeyError, read_identity_key
-from shared_models.node_keys import NodeKeyError, public_line
+from shared_models.identity_keys import IdentityKeyError, read_identity_line
+from shared_models.key_files import KeyFileError, is_encrypted
+from shared_models.node_keys import NodeKeyError, plain_node_key, public_line
+from shared_models.passphrase import PassphraseError, asked_passphrase
 from shared_models.roster import Roster
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ DEFAULT_PAYLOAD_BYTES = 4 * MIB
 NEED_BYTES, LEAST_BYTES = 1024 * MIB, 64 * MIB
 MODELS_ON_DISK = 10
 AGENT_SECONDS = 3.0
+NO_IDENTITY = "the identity key cannot be used"
+LOST_KEY = (
+    "collegium-client renew-keys --without-old-key, which the coordinator admits after a call by telephone"
+)
 NO_SITE, NO_SERVER, NO_KEY = (
     "site.toml cannot be used",
     "site.toml names no server",
@@ -62,6 +68,7 @@ class _Known:
     site: SiteFile | None = None
     agent: str | None = None
     node_key: bytes | None = None
+    identity_key: str | None = None
     roster: Roster | None = None
 
 
@@ -157,14 +164,24 @@ class SiteDoctor:
             public_line(raw)
         except NodeKeyError as error:
             raise Wrong(f"{path} {error}; put the key back that `collegium-client init` made") from error
-        self._known.node_key = raw
-        return ok(f"{path} is there and private")
+        if not is_encrypted(raw):
+            self._known.node_key = raw
+            return ok(f"{path} is there and private")
+        try:
+            self._known.node_key = plain_node_key(raw, path, asked_passphrase())
+        except PassphraseError:
+            return ok(f"{path} is there, private, and under a passphrase, which was not given")
+        except (KeyFileError, NodeKeyError) as error:
+            raise Wrong(str(error)) from error
+        return ok(f"{path} is there, private, and opens under its passphrase")
 
     def _identity_key(self) -> Outcome:
         path = self._site().consortium.identity_key
-        read_private_file(path, mend="put the key back that `collegium-client init` made")
+        read_private_file(
+            path, mend=f"put the key back that `collegium-client init` made, or, if it is lost: {LOST_KEY}"
+        )
         try:
-            read_identity_key(path)
+            self._known.identity_key = read_identity_line(path)
         except IdentityKeyError as error:
             raise Wrong(str(error)) from error
         return ok(f"{path} is there and private")
@@ -182,8 +199,9 @@ class SiteDoctor:
         return ok(f"{path} is there and private; keep a backup")
 
     def _journal(self) -> Outcome:
+        needed(self._known.identity_key, NO_IDENTITY)
         try:
-            entries = open_journal(self._site(), to_append=False).verify()
+            entries = read_journal(self._site()).verify()
         except (JournalError, MembershipError) as error:
             raise Wrong(str(error)) from error
         return ok(f"{len(entries)} entries, each signed, none changed, none missing")
@@ -230,8 +248,9 @@ class SiteDoctor:
 
     def _roster(self) -> Outcome:
         site = self._site()
+        needed(self._known.identity_key, NO_IDENTITY)
         try:
-            _, roster = read_membership(site)
+            roster = read_joined(site)
             check_node_key(site, roster)
         except MembershipError as error:
             raise Wrong(str(error)) from error

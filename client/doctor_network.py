@@ -38,8 +38,8 @@ class Route:
 
     @property
     def address(self) -> str:
-        """``host:port`` of the server."""
-        return f"{self.host}:{self.port}"
+        """``host:port`` of the server, with brackets around an IPv6 host."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)

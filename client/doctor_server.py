@@ -68,9 +68,9 @@ class ServerChecks:
 
     def check_proxy(self, server: Server) -> Outcome:
         """Say which way the SuperNode goes to the server. Raises Wrong."""
-        host, _, port = server.address.rpartition(":")
-        proxy = proxy_for(host, int(port), self._environment)
-        self._route = Route(host, int(port), proxy)
+        host = server.host
+        proxy = proxy_for(host, server.port, self._environment)
+        self._route = Route(host, server.port, proxy)
         if proxy is None:
             return ok("none on the way to the server")
         if proxy.scheme == "https":

@@ -4,6 +4,9 @@ Both stay at the site. The file names images by path and patients by pseudonym; 
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -17,10 +20,50 @@ from client.roles import Role
 INDEX_NAME = "index.json"
 
 
-def write_index(index: Index, state: Path) -> Path:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What an index counted for one study.
+
+    Attributes:
+        num_patients: by role.
+        num_files: in the images folder.
+        num_images: of these, usable.
+        unusable_share: of the files.
+        time: when it was written, UTC.
+    """
+
+    num_patients: Mapping[Role, int]
+    num_files: int
+    num_images: int
+    unusable_share: float
+    time: datetime
+
+
+def read_counts(state: Path, study_hash: str) -> Counts | None:
+    """The counts of the index in the site's state folder; None where there is none, or it is of another study."""
+    path = state / INDEX_NAME
+    try:
+        time = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        values = json.loads(path.read_text(encoding="ascii"))
+        if values["study_hash"] != study_hash:
+            return None
+        summary = values["summary"]
+        return Counts(
+            num_patients={role: sum(summary["patients"][role.value].values()) for role in Role},
+            num_files=summary["num_files"],
+            num_images=summary["num_images"],
+            unusable_share=summary["unusable_share"],
+            time=time,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it can be made again at any time
+
+
+def write_index(index: Index, state: Path, *, study_hash: str) -> Path:
     """Write the index to the site's state folder: whole or not at all, mode 0600. Returns its path."""
     values = {
         "schema": 1,
+        "study_hash": study_hash,
         "summary": summary_of(index),
         "label_problems": {problem.code: number for problem, number in index.label_problems.items()},
         "images": [

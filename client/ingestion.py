@@ -73,7 +73,7 @@ def ingest(
         raise DataRefused(
             f"{site.images.folder}: cannot be listed ({error.strerror}); check images.folder in site.toml"
         ) from error
-    write_index(index, site.state)
+    write_index(index, site.state, study_hash=study.hash)
     return Ingested(index=index, patients=gather_patients(index, prepared, study.image))
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from client.approvals import Approvals
 from client.chosen_study import chosen_study
 from client.site_file import SiteFile, read_site
-from client.site_journal import open_journal
+from client.site_journal import read_journal
 from shared_models.configuration import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def index(
     from client.withdrawal import withdrawn
 
     site = read_site(config)
-    journal = open_journal(site)
+    journal = read_journal(site)
     agreed = chosen_study(site, Approvals(journal, site.state), study)
     columns = (TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
@@ -80,17 +80,22 @@ def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False
     from privacy.ledger import Ledger
 
     site = read_site(config)
-    book = Ledger(open_journal(site))
+    book = Ledger(read_journal(site))
     entries, lifetime = _entries(book), _lifetime(book, site)
     if as_json:
         typer.echo(json.dumps({"runs": entries, "lifetime": lifetime}, indent=2))
         return
     table = Table(title=f"Runs at {site.name}", title_justify="left")
     for column in ("run", "study", "rounds begun", "steps", "epsilon", "delta"):
-        table.add_column(column, justify="left" if column in ("run", "study") else "right")
+        table.add_column(column, justify="left" if column in ("run", "study") else "right", overflow="fold")
     for entry in entries:
         table.add_row(*(_shown(value) for value in entry.values()))
     out.print(table)
+    if entries:
+        out.print(
+            "Epsilon is what training patients have spent. Validation and test patients are others: each spends at most"
+            " the study's evaluation.epsilon, where it has one."
+        )
     if lifetime is None:
         out.print("No lifetime budget is set (policy.lifetime_epsilon in site.toml).")
     elif lifetime["spent"] is None:

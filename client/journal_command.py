@@ -9,22 +9,28 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from client.membership import own_key
+from client.membership import MembershipError, own_key, read_joined
 from client.receipt_check import check_receipts, read_receipts, receipts_of
 from client.site_file import SiteFile, read_site
-from client.site_journal import make_journal, open_journal
+from client.site_journal import KINDS, make_journal, read_journal
 from privacy.journal import (
     ANCHOR_NAME,
     JOURNAL_NAME,
     NEW_KEY,
     Entry,
+    JournalEdited,
+    JournalError,
     check_chain,
     check_signatures,
     keys_of,
 )
 from shared_models.configuration import ConfigurationError
-from shared_models.identity_keys import line_of_public_bytes
+from shared_models.identity_keys import line_of_public_bytes, public_bytes, read_public_key
+from shared_models.processes import write_private
+from shared_models.roster import Roster, read_roster
+from shared_models.visible_text import visible
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
@@ -45,13 +51,16 @@ out = Console(highlight=False, soft_wrap=True)
 def show(
     config: ConfigOption = Path("site.toml"),
     kind: Annotated[
-        list[str] | None, typer.Option(help="Only entries of this kind; may be given several times.")
+        list[str] | None,
+        typer.Option(help=f"Only entries of this kind, may be given several times: {', '.join(KINDS)}."),
     ] = None,
     last: Annotated[int, typer.Option(min=1, help="How many entries, from the end.")] = 30,
     as_json: JsonOption = False,
 ) -> None:
     """Show the last entries of the journal."""
-    entries = open_journal(read_site(config)).entries(*(kind or ()))[-last:]
+    if strange := sorted(set(kind or ()) - set(KINDS)):
+        raise ConfigurationError(f"--kind {strange[0]}: there is no such kind; there are {', '.join(KINDS)}")
+    entries = read_journal(read_site(config)).entries(*(kind or ()))[-last:]
     if as_json:
         typer.echo(json.dumps([entry.to_json() for entry in entries], indent=2))
         return
@@ -59,7 +68,8 @@ def show(
     for column in ("no.", "time (UTC)", "kind", "what"):
         table.add_column(column, justify="right" if column == "no." else "left", overflow="fold")
     for entry in entries:
-        table.add_row(str(entry.sequence), entry.time[:19], entry.kind, in_words(entry))
+        words = Text(visible(in_words(entry)))
+        table.add_row(str(entry.sequence), entry.time[:19], Text(visible(entry.kind)), words)
     out.print(table)
 
 
@@ -71,21 +81,39 @@ def verify(
         typer.Option(help="An exported journal to check instead, of whatever site.", dir_okay=False),
     ] = None,
     receipts: ReceiptsOption = None,
+    roster: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --file: the consortium's roster, by which the site is known.", dir_okay=False
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="With --roster: the consortium's root.pub.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Check every link and signature of the journal, and compare it with what other hospitals keep of it."""
     if file is None:
-        journal = open_journal(read_site(config))
+        own = read_site(config)
+        journal = read_journal(own)
         entries, origin = journal.verify(), str(journal.path)
+        site, keys = own.name, _keys_by_roster(own)
     else:
         entries, origin = _read_export(file), str(file)
         check_chain(entries, origin=origin)
         check_signatures(entries, origin=origin)
-    site = str(entries[0].body["site"])
+        site, keys = _expected(entries, roster, root)
+    if entries[0].body["site"] != site:
+        raise JournalEdited(f'{origin}: is the journal of "{entries[0].body["site"]}", not of "{site}"')
+    keys |= set(keys_of(entries)[-1:])
     out.print(
         f'{origin}: {len(entries)} entries of "{site}", each signed, none changed, none missing.',
         markup=False,
     )
-    out.print(f"Identity key: {line_of_public_bytes(keys_of(entries)[-1])}", markup=False)
+    out.print(
+        f"Identity key: {line_of_public_bytes(keys_of(entries)[-1])}\n"
+        f'(the identity_key of "{site}" in the consortium\'s roster.toml)',
+        markup=False,
+    )
     if entries[0].body["after_loss"] is not None:
         out.print(
             f"It continues no earlier journal: {entries[0].body['after_loss']}", style="yellow", markup=False
@@ -96,7 +124,7 @@ def verify(
                 f"Entry {entry.sequence}: a new identity key that the old one did not sign", style="yellow"
             )
     for path in receipts or ():
-        found = check_receipts(entries, read_receipts(path), site=site, origin=origin)
+        found = check_receipts(entries, read_receipts(path), site=site, keys=keys, origin=origin)
         out.print(
             f"{path}: {found} receipts about this site, and the journal holds what each is about.",
             markup=False,
@@ -115,7 +143,7 @@ def export(
     """Write the journal as JSON, for an auditor; or the receipts about other hospitals, for these."""
     if target.exists():
         raise ConfigurationError(f"{target} exists; choose another file")
-    journal = open_journal(read_site(config))
+    journal = read_journal(read_site(config))
     entries = journal.verify()
     if only_receipts:
         receipts = receipts_of(entries)
@@ -129,7 +157,9 @@ def export(
         told = (
             f"{len(entries)} entries. It names patients by pseudonym, and holds counts of this hospital alone"
         )
-    target.write_text(json.dumps(values, indent=1) + "\n", encoding="ascii")
+    write_private(target, (json.dumps(values, indent=1) + "\n").encode("ascii"))
+    if only_receipts:
+        target.chmod(0o644)
     out.print(f"Wrote {target}: {told}.", markup=False)
 
 
@@ -142,14 +172,55 @@ def replace(
     site = read_site(config)
     if not reason.strip():
         raise ConfigurationError("--reason must say why the journal is lost")
+    identity = own_key(site)
+    if _is_whole(site):
+        raise ConfigurationError(
+            f"{site.state / JOURNAL_NAME} is whole: nothing is lost, and nothing was replaced. A new one would forget "
+            "what patients have spent, who withdrew, and which studies are approved"
+        )
     kept = _put_aside(site)
-    make_journal(site, own_key(site), after_loss=reason)
+    make_journal(site, identity, after_loss=reason)
     out.print(
         "A new journal has begun. What patients spent before is not known: with policy.lifetime_epsilon set, this site "
         "takes part in no study any more. Approve studies again, and name the patients again who withdrew."
     )
     for path in kept:
         out.print(f"Kept: {path}", markup=False)
+
+
+def _is_whole(site: SiteFile) -> bool:
+    try:
+        read_journal(site)
+    except JournalError:
+        return False
+    return True
+
+
+def _keys_by_roster(site: SiteFile) -> set[bytes]:
+    """The identity keys that the roster has, or had, under the site's name; empty where it has not joined."""
+    try:
+        return _keys_of_site(read_joined(site), site.name)
+    except MembershipError:
+        return set()
+
+
+def _expected(entries: tuple[Entry, ...], roster: Path | None, root: Path | None) -> tuple[str, set[bytes]]:
+    """Whose journal an export should be, and the keys of that site: by the roster, where one is given."""
+    site = str(entries[0].body["site"])
+    if roster is None or root is None:
+        out.print(
+            "Whose journal this is, it says itself: give --roster and --root, or compare name and key by hand.",
+            style="yellow",
+        )
+        return site, set()
+    return site, _keys_of_site(read_roster(roster, read_public_key(root)), site)
+
+
+def _keys_of_site(roster: Roster, site: str) -> set[bytes]:
+    lines = [one.identity_key for one in (*roster.site, *roster.revoked) if one.name == site]
+    if not lines:
+        raise ConfigurationError(f'the roster knows no "{site}"')
+    return {public_bytes(line) for line in lines}
 
 
 def in_words(entry: Entry) -> str:
@@ -185,7 +256,8 @@ def in_words(entry: Entry) -> str:
             noise = body["noise_multiplier"]
             words = f"{about} opened, " + ("no privacy" if noise is None else f"noise multiplier {noise:.3f}")
         case "spent":
-            words = f"{about}, {body['num_steps']} steps"
+            what = f"{body['num_steps']} steps" if body["num_steps"] else "the final test"
+            words = f"{about}, {what}"
         case "receipts":
             signers = Counter(str(one["site"]) for one in body["receipts"])  # type: ignore[union-attr,call-overload,index]
             words = "signed by " + ", ".join(sorted(signers))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.dicom_file import IDENTIFIER_KEYWORDS, Unusable
+from client.identifiers import normalised
 from client.reasons import LabelProblem, Reason
 from client.roles import Role
 from client.site_file import Labels
@@ -81,7 +82,7 @@ def read_labels(file: Labels, study: Study) -> LabelTable:
             problems[LabelProblem.WRONG_LENGTH] += 1
             continue
         cells = [cell.strip() for cell in row]
-        if not (key := cells[columns.key]):
+        if not (key := normalised(cells[columns.key])):
             problems[LabelProblem.EMPTY_KEY] += 1
             continue
         _add_label(said.setdefault(key, set()), cells[columns.label], study.task, problems)

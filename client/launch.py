@@ -1,10 +1,11 @@
-"""Brings up a site's three processes, keeps them up, and ends them in order.
+"""Brings up a site's processes, keeps them up, and ends them in order.
 
-The agent (data, keys, model), Flower's SuperNode (the connection to the server) and the forwarder between them.
-One that dies is started again, at growing intervals; the operator is told why in words. None outlives this
-process, even when it is killed.
+The agent (data, keys, model), Flower's SuperNode (the connection to the server) and the forwarder between them:
+all three as one user, or the agent as one and the other two as another. One that dies is started again, at growing
+intervals; the operator is told why in words. None outlives this process, even when it is killed.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -18,8 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.agent import DRAINED, UNUSABLE
-from client.agent_channel import socket_path
+from client.certificate_words import certificate_words
+from client.door_place import DoorError, door_place
+from client.key_handover import HandedKey, handed_identity_key, handed_node_key
+from client.network_file import NetworkFile
 from client.site_file import Server, SiteFile
+from shared_models.passphrase import PassphraseOf, passphrase_of
 from shared_models.processes import (
     Child,
     flower_environment,
@@ -34,11 +39,13 @@ LOOK_SECONDS = 0.2
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 STEADY_SECONDS = 60.0
-RUNNING = "site.json"
+LOCK_TRIES = 3
+RUNNING, TROUBLE = "site.json", "trouble.json"
 NOT_ADMITTED = "[code: 2004]"  # Flower: the node key is not registered
 NOT_AUTHENTICATED = "Invalid SuperNode authentication"
 
 Tell = Callable[[str], None]
+Words = Callable[[str, "Child"], str]  # why the process of this name has ended
 
 
 class SiteError(RuntimeError):
@@ -67,7 +74,7 @@ def check_server(server: Server) -> None:
         SiteError: the certificate is not what the site was given to expect, or a file is missing.
         ServerNotReached: nobody answers there at the moment.
     """
-    host, port = server.address.rsplit(":", 1)
+    host, port = server.host, server.port
     ca = server.ca_certificate
     try:
         context = ssl.create_default_context(cafile=str(ca))
@@ -81,12 +88,12 @@ def check_server(server: Server) -> None:
         ) from error
     try:
         with (
-            socket.create_connection((host, int(port)), CONNECT_SECONDS) as plain,
+            socket.create_connection((host, port), CONNECT_SECONDS) as plain,
             context.wrap_socket(plain, server_hostname=host),
         ):
             return
     except ssl.SSLCertVerificationError as error:
-        raise SiteError(_certificate_words(server, host, error)) from error
+        raise SiteError(certificate_words(server, error)) from error
     except ssl.SSLError as error:
         raise SiteError(
             f"{server.address} answers, but not with TLS ({error.reason}); check server.address and any proxy"
@@ -106,7 +113,13 @@ def check_server(server: Server) -> None:
 
 
 def run_site(
-    file: SiteFile, config: Path, *, tell: Tell, agent: Sequence[str] | None = None, ended: Callable[[], bool]
+    file: SiteFile,
+    config: Path,
+    *,
+    tell: Tell,
+    agent: Sequence[str] | None = None,
+    ended: Callable[[], bool],
+    passphrase: PassphraseOf = passphrase_of,
 ) -> None:
     """Keep the site up until *ended* says so, the agent was drained, or an exception (Ctrl-C) comes.
 
@@ -116,36 +129,112 @@ def run_site(
         tell: shows one line to the operator.
         agent: command that runs the agent; our own unless a test brings another.
         ended: asked several times a second.
+        passphrase: opens the site's keys where they are encrypted.
 
     Raises:
         SiteError: something is wrong that waiting does not mend.
+        ConfigurationError: a key cannot be opened.
     """
     if file.server is None:
         raise SiteError(f"{config}: [server] is missing; add it with address, ca_certificate and node_key")
-    private_folder(file.state)
-    with _only_one(file.state):
-        try:
-            check_server(file.server)
-        except ServerNotReached as error:
-            tell(f"{error}. Trying again until it answers.")
-        parts = _parts(file, file.server, config, agent)
-        try:
-            _supervise(parts, file, tell, ended)
-        finally:
-            for part in parts.values():
-                if part.child is not None:
-                    part.child.stop()
-            (file.state / RUNNING).unlink(missing_ok=True)
+    own, node = file.consortium.identity_key, file.server.node_key
+    with (
+        only_one(private_folder(file.state)),
+        handed_identity_key(own, passphrase) as identity_key,
+        handed_node_key(node, passphrase) as node_key,
+    ):
+        _look_at(file.server, tell)
+        parts = _network_parts(file.server, file.state, door_of(file), node_key)
+        parts["agent"] = _agent_part(file, config, identity_key, agent)
+        request = f"{file.name}.request.toml"
+        _keep_up(parts, file.state, tell, ended, _words(file.server, request))
 
 
-def _parts(file: SiteFile, server: Server, config: Path, agent: Sequence[str] | None) -> dict[str, _Part]:
-    """The three processes, in the order in which they are ended."""
+def run_agent(
+    file: SiteFile,
+    config: Path,
+    *,
+    tell: Tell,
+    agent: Sequence[str] | None = None,
+    ended: Callable[[], bool],
+    passphrase: PassphraseOf = passphrase_of,
+) -> None:
+    """Keep the agent alone up, as the user who has the data; arguments and errors as those of `run_site`."""
+    with (
+        only_one(private_folder(file.state)),
+        handed_identity_key(file.consortium.identity_key, passphrase) as key,
+    ):
+        _keep_up({"agent": _agent_part(file, config, key, agent)}, file.state, tell, ended, _log_words)
+
+
+def run_network(
+    file: NetworkFile, *, tell: Tell, ended: Callable[[], bool], passphrase: PassphraseOf = passphrase_of
+) -> None:
+    """Keep SuperNode and forwarder up, as the network user, until *ended* says so or an exception comes.
+
+    Args:
+        file: the network user's file.
+        tell: shows one line to the operator.
+        ended: asked several times a second.
+        passphrase: opens the node key where it is encrypted.
+
+    Raises:
+        SiteError: something is wrong that waiting does not mend.
+        ConfigurationError: the key cannot be opened.
+    """
+    with only_one(private_folder(file.state)), handed_node_key(file.server.node_key, passphrase) as key:
+        _look_at(file.server, tell)
+        parts = _network_parts(file.server, file.state, file.agent_socket, key)
+        request = f"{file.name}.request.toml" if file.name else "the hospital's request"
+        _keep_up(parts, file.state, tell, ended, _words(file.server, request))
+
+
+def running(state: Path) -> dict[str, int]:
+    """Name → process id of what a launcher on this state folder keeps up; empty where there is no launcher."""
     try:
-        socket_at = socket_path(file.state)
-    except ValueError as error:
+        with (state / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(OSError, ValueError):
+            values = json.loads((state / RUNNING).read_text(encoding="utf-8"))
+            return {str(name): int(pid) for name, pid in values.items()}
+    except OSError:
+        pass
+    return {}
+
+
+def last_trouble(state: Path) -> str | None:
+    """Why a process ended last since the launcher was started, with the time; None where none did."""
+    try:
+        values = json.loads((state / TROUBLE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return f"{values['at']}: {values['reason']}"
+
+
+def door_of(file: SiteFile) -> Path:
+    """The socket of the agent's door. Raises SiteError where it cannot be opened."""
+    try:
+        return door_place(file).socket
+    except DoorError as error:
         raise SiteError(str(error)) from error
-    logs = file.state / "logs"
-    flower = private_folder(file.state / "flower")
+
+
+def _look_at(server: Server, tell: Tell) -> None:
+    try:
+        check_server(server)
+    except ServerNotReached as error:
+        tell(f"{error}. Trying again until it answers.")
+
+
+def _agent_part(file: SiteFile, config: Path, key: HandedKey, agent: Sequence[str] | None) -> _Part:
+    own = python_module("client.agent", "--config", str(config.resolve()), "--identity-key", str(key.path))
+    return _part("agent", agent or own, file.state, {}, key.descriptors)
+
+
+def _network_parts(server: Server, state: Path, door: Path, key: HandedKey) -> dict[str, _Part]:
+    """SuperNode and forwarder, in the order in which they are ended."""
+    flower = private_folder(state / "flower")
     secret = flower / "superexec.secret"
     write_private(secret, secrets.token_bytes(32), replace=True)
     port = free_port()
@@ -153,27 +242,48 @@ def _parts(file: SiteFile, server: Server, config: Path, agent: Sequence[str] | 
     supernode = python_module(
         "client.supernode",
         *("--superlink", server.address, "--root-certificates", str(server.ca_certificate)),
-        *("--auth-supernode-private-key", str(server.node_key)),
+        *("--auth-supernode-private-key", str(key.path)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--host", "127.0.0.1", "--port", str(port)),
     )
     forwarder = python_module(
         "client.forwarder",
-        *("--supernode", f"127.0.0.1:{port}", "--secret", str(secret), "--agent", str(socket_at)),
+        *("--supernode", f"127.0.0.1:{port}", "--secret", str(secret), "--agent", str(door)),
     )
-    own = agent or python_module("client.agent", "--config", str(config.resolve()))
-
-    def part(name: str, command: Sequence[str], variables: dict[str, str]) -> _Part:
-        return _Part(lambda: Child(name, command, log=logs / f"{name.lower()}.log", environment=variables))
-
     return {
-        "SuperNode": part("SuperNode", supernode, environment),
-        "forwarder": part("forwarder", forwarder, environment),
-        "agent": part("agent", own, {}),
+        "SuperNode": _part("SuperNode", supernode, state, environment, key.descriptors),
+        "forwarder": _part("forwarder", forwarder, state, environment),
     }
 
 
-def _supervise(parts: dict[str, _Part], file: SiteFile, tell: Tell, ended: Callable[[], bool]) -> None:
+def _part(
+    name: str,
+    command: Sequence[str],
+    state: Path,
+    environment: dict[str, str],
+    inherited: Sequence[int] = (),
+) -> _Part:
+    log = state / "logs" / f"{name.lower()}.log"
+    return _Part(lambda: Child(name, command, log=log, environment=environment, descriptors=inherited))
+
+
+def _keep_up(
+    parts: dict[str, _Part], state: Path, tell: Tell, ended: Callable[[], bool], words: Words
+) -> None:
+    """Supervise; in the end, however it comes, end all in order."""
+    (state / TROUBLE).unlink(missing_ok=True)
+    try:
+        _supervise(parts, state, tell, ended, words)
+    finally:
+        for part in parts.values():
+            if part.child is not None:
+                part.child.stop()
+        (state / RUNNING).unlink(missing_ok=True)
+
+
+def _supervise(
+    parts: dict[str, _Part], state: Path, tell: Tell, ended: Callable[[], bool], words: Words
+) -> None:
     while not ended():
         now = time.monotonic()
         for name, part in parts.items():
@@ -186,21 +296,23 @@ def _supervise(parts: dict[str, _Part], file: SiteFile, tell: Tell, ended: Calla
                     return
                 if name == "agent" and status == UNUSABLE:
                     raise SiteError(part.child.said().strip())
-                _mourn(name, part, file, tell, now)
+                _mourn(name, part, state, tell, words)
             if now >= part.not_before:
                 part.child, part.started = part.start(), now
-                _write_running(parts, file.state)
+                _write_running(parts, state)
         time.sleep(LOOK_SECONDS)
 
 
-def _mourn(name: str, part: _Part, file: SiteFile, tell: Tell, now: float) -> None:
+def _mourn(name: str, part: _Part, state: Path, tell: Tell, words: Words) -> None:
     """A process has ended by itself: say why, and set when it is started again."""
-    child = part.child
+    child, now = part.child, time.monotonic()
     if child is None:
         return
     if now - part.started > STEADY_SECONDS:
         part.pause = FIRST_PAUSE_SECONDS
-    reason = _supernode_words(child, file) if name == "SuperNode" else f"the {name} ended; see {child.log}"
+    reason = words(name, child)
+    trouble = {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "reason": reason}
+    (state / TROUBLE).write_text(json.dumps(trouble), encoding="utf-8")
     tell(f"{reason}. Starting it again in {part.pause:.0f} s.")
     part.not_before = now + part.pause
     part.pause = min(2 * part.pause, LONGEST_PAUSE_SECONDS)
@@ -208,33 +320,26 @@ def _mourn(name: str, part: _Part, file: SiteFile, tell: Tell, now: float) -> No
     part.child = None
 
 
-def _supernode_words(child: Child, file: SiteFile) -> str:
-    said = child.said()
-    if file.server is not None and NOT_ADMITTED in said:
-        return (
-            f"the server does not know this site's node key {file.server.node_key}: send {file.name}.request.toml to "
-            "the coordinator, who adds it with `collegium-server admit` and starts the server again"
-        )
-    if NOT_AUTHENTICATED in said:
-        return "the server refuses this site's signature: check that this machine's clock is right"
-    return f"the SuperNode ended; see {child.log}"
+def _log_words(name: str, child: Child) -> str:
+    return f"the {name} ended; see {child.log}"
 
 
-def _certificate_words(server: Server, host: str, error: ssl.SSLCertVerificationError) -> str:
-    if error.verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-        return (
-            f"the certificate of {server.address} is not for the name {host}; use a name that it holds, or ask "
-            "the coordinator to make it again with --host " + host
-        )
-    if error.verify_code in (9, 10):  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
-        return (
-            f"the certificate of {server.address} is not valid now; check the clock, then ask the coordinator"
-        )
-    return (
-        f"{server.address} is not the consortium's server: its certificate was not issued by "
-        f"{server.ca_certificate} ({error.verify_message}). Compare that file with the coordinator's ca.pem; "
-        "nothing was sent"
-    )
+def _words(server: Server, request: str) -> Words:
+    """Why SuperNode or forwarder ended; *request* is what the coordinator has to admit."""
+
+    def words(name: str, child: Child) -> str:
+        said = child.said() if name == "SuperNode" else ""
+        if NOT_ADMITTED in said:
+            return (
+                f"the server does not know this site's node key {server.node_key}: send {request} to the coordinator, "
+                "who adds it with `collegium-server admit` and starts the server again. If it was admitted before, it "
+                "was taken out: the newest roster.toml says so when you join with it"
+            )
+        if NOT_AUTHENTICATED in said:
+            return "the server refuses this site's signature: check that this machine's clock is right"
+        return _log_words(name, child)
+
+    return words
 
 
 def _write_running(parts: dict[str, _Part], state: Path) -> None:
@@ -243,10 +348,15 @@ def _write_running(parts: dict[str, _Part], state: Path) -> None:
 
 
 @contextmanager
-def _only_one(state: Path) -> Iterator[None]:
+def only_one(state: Path) -> Iterator[None]:
+    """Keep the site with this state folder from running, but for here. Raises SiteError where it runs already."""
     with (state / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SiteError(f"this site is running already on {state}; end it first") from error
+        for tries_left in reversed(range(LOCK_TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if not tries_left:
+                    raise SiteError(f"this site is running already on {state}; end it first") from error
+            time.sleep(LOOK_SECONDS)  # `running` holds the lock for a moment
         yield

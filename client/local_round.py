@@ -29,7 +29,6 @@ from client.patients import PatientSet
 from client.roles import Role
 from client.training import GradientSum, Machine, PlainGradientSum, PrivateGradientSum, train
 from privacy.accounting import TrainingCost
-from privacy.ledger import Ledger
 from privacy.noise import noised_counts
 from privacy.randomness import CryptographicGenerator
 from shared_models.layouts import final_layout, training_layout
@@ -101,6 +100,9 @@ class LocalTest:
     tested: Evaluated
 
 
+Spend = Callable[[], OpenRun]
+"""Charges a round, durably, and returns the run with the patients who are in it."""
+
 Mask = Callable[[IntVector], bytes]
 """Turns a vector into the message that may leave: `client.secure_session.SecureSession.mask`."""
 
@@ -110,11 +112,19 @@ def local_round(
     number: int,
     weights: FloatVector,
     *,
-    ledger: Ledger,
+    spend: Spend,
     generator: CryptographicGenerator,
     mask: Mask,
 ) -> LocalRound:
     """Spend, train from *weights*, mask, and return the message of round *number*.
+
+    Args:
+        run: which is open.
+        number: of the round.
+        weights: of the incoming model.
+        spend: charges the round, and says with which patients.
+        generator: of sampling and noise.
+        mask: turns the vector into what may leave.
 
     Raises:
         AlreadySpentError: the round was begun before; nothing was trained or drawn.
@@ -122,7 +132,7 @@ def local_round(
     """
     unflatten(weights, run.model)
 
-    ledger.begin_round(run.run_id, number, num_steps=run.study.training.local_steps)
+    run = spend()
 
     local = training_vector(run, number, weights, generator=generator)
 
@@ -134,7 +144,7 @@ def local_round(
 
 
 def local_test(
-    run: OpenRun, weights: FloatVector, *, ledger: Ledger, generator: CryptographicGenerator, mask: Mask
+    run: OpenRun, weights: FloatVector, *, spend: Spend, generator: CryptographicGenerator, mask: Mask
 ) -> LocalTest:
     """Evaluate the final model, mask the statistics, and return their message. Charged as the round after the last.
 
@@ -144,7 +154,7 @@ def local_test(
     """
     unflatten(weights, run.model)
 
-    ledger.begin_round(run.run_id, run.study.test_round, num_steps=0)
+    run = spend()
 
     local = final_vector(run, generator=generator)
     if local.tested is None:

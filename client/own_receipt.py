@@ -8,7 +8,8 @@ server that withholds it takes this check away, and the receipts that other hosp
 
 import logging
 
-from privacy.journal import CREATED, Journal, JournalOlder, keys_of
+from client.site_journal import FORGIVEN, RELEASED
+from privacy.journal import Entry, Journal, JournalOlder, keys_of
 from privacy.secure_aggregation.receipts import Receipt
 from privacy.secure_aggregation.refusals import Malformed
 
@@ -32,7 +33,10 @@ def check_own_receipt(message: bytes, journal: Journal) -> None:
     if not any(receipt.is_signed(key) for key in keys_of(entries)):
         log.warning("the server gave back a receipt that this site did not sign")
         return
-    if any(entry.hash == receipt.journal_head for entry in entries) or _begun_after_loss(journal):
+    if journal.holds(receipt.journal_head) or receipt.journal_head.hex() in _forgiven(entries):
+        return
+    if _begun_after_loss(entries):
+        journal.append(FORGIVEN, {"journal_head": receipt.journal_head.hex()})
         return
     raise JournalOlder(
         f"in round {receipt.round} of run {receipt.run_id} this site signed for a journal that went further than "
@@ -41,7 +45,12 @@ def check_own_receipt(message: bytes, journal: Journal) -> None:
     )
 
 
-def _begun_after_loss(journal: Journal) -> bool:
+def _forgiven(entries: tuple[Entry, ...]) -> set[str]:
+    """Heads of the lost journal that the site was shown before."""
+    return {str(entry.body["journal_head"]) for entry in entries if entry.kind == FORGIVEN}
+
+
+def _begun_after_loss(entries: tuple[Entry, ...]) -> bool:
     """The hospital said itself that an earlier journal is lost, and has confirmed no round since."""
-    lost = journal.entries(CREATED)[0].body["after_loss"] is not None
-    return lost and not any(entry.body["asked"] == "confirm" for entry in journal.entries("released"))
+    lost = entries[0].body["after_loss"] is not None
+    return lost and not any(entry.kind == RELEASED and entry.body["asked"] == "confirm" for entry in entries)

@@ -1,11 +1,11 @@
 """Receipts that hospitals keep of each other, and what they say about a journal."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from client.site_journal import RECEIPTS
-from privacy.journal import Entry, JournalOlder, keys_of
+from privacy.journal import Entry, JournalEdited, JournalOlder
 from privacy.secure_aggregation.receipts import Receipt
 from privacy.secure_aggregation.refusals import Malformed
 from shared_models.configuration import ConfigurationError
@@ -37,23 +37,43 @@ def read_receipts(path: Path) -> tuple[Receipt, ...]:
         ) from error
 
 
-def check_receipts(entries: tuple[Entry, ...], receipts: Iterable[Receipt], *, site: str, origin: str) -> int:
-    """Check that a journal holds the head of every receipt that its site signed.
+def check_receipts(
+    entries: tuple[Entry, ...],
+    receipts: Iterable[Receipt],
+    *,
+    site: str,
+    keys: Collection[bytes],
+    origin: str,
+) -> int:
+    """Check that a journal holds the head of every receipt that a site signed.
 
     Args:
         entries: of the journal; its chain and signatures are checked.
         receipts: of whatever sites.
-        site: name of the journal's.
+        site: name of the site whose journal this should be, as known from elsewhere than the journal.
+        keys: its identity keys, now and before, likewise.
         origin: names the journal in messages.
 
     Returns:
-        How many of the receipts the site signed.
+        How many of the receipts the site signed; one at least.
 
     Raises:
         JournalOlder: a head is not in the journal: it was put back to an older copy, or written anew.
+        JournalEdited: a receipt names the site, and none of its keys signed it.
+        ConfigurationError: there is no receipt about the site.
     """
-    keys, heads = keys_of(entries), {entry.hash for entry in entries}
-    about = [one for one in receipts if one.site == site and any(one.is_signed(key) for key in keys)]
+    heads, given = {entry.hash for entry in entries}, tuple(receipts)
+    about = [one for one in given if one.site == site]
+    if not about:
+        others = ", ".join(sorted({one.site for one in given})) or "nobody"
+        raise ConfigurationError(
+            f'there is no receipt about "{site}" (there are: {others}); nothing was compared'
+        )
+    if any(not any(one.is_signed(key) for key in keys) for one in about):
+        raise JournalEdited(
+            f'{origin}: a receipt about "{site}" is signed by none of its keys: the receipt was made up, or the '
+            "journal was begun anew under another key. Compare the identity key with the roster"
+        )
     missing = [one for one in about if one.journal_head not in heads]
     if missing:
         first = missing[0]

@@ -91,6 +91,11 @@ class SiteSecret:
             raise SecretError(f"{path}: holds {len(key)} bytes, must be {NUM_SECRET_BYTES}. {_LOST}")
         return cls(key=key)
 
+    @property
+    def commitment(self) -> str:
+        """What stands for the secret where another one must be noticed; it tells nothing about the secret."""
+        return self._digest("commitment", "site", "secret").hex()
+
     def _digest(self, purpose: str, kind: str, identifier: str) -> bytes:
         parts = (purpose.encode(), kind.encode(), identifier.encode("utf-8", "surrogateescape"))
         message = b"collegium-1" + b"".join(len(part).to_bytes(8, "big") + part for part in parts)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.approvals import Approvals
-from client.budget import BudgetExceeded, check_lifetime, check_runs, open_in_ledger
+from client.admission import objections
+from client.approvals import Approvals, Decision
+from client.budget import open_in_ledger
 from client.device import prepare_torch
 from client.dicom_index import Index
 from client.ingestion import DataRefused
@@ -18,13 +19,12 @@ from client.labels import LabelsError
 from client.local_round import OpenRun, local_round, local_test
 from client.membership import read_membership
 from client.own_receipt import check_own_receipt
-from client.policy import PolicyRefused, check_study
 from client.roles import Role
 from client.secret import SiteSecret
 from client.secure_session import NoBatch, SecureSession
 from client.site_data import SiteData
 from client.site_file import SiteFile
-from client.site_journal import Record, open_journal
+from client.site_journal import Record, check_secret, open_journal
 from client.site_result import SiteResult, SiteRound
 from client.training import Machine
 from client.withdrawal import remember_patients, withdrawn
@@ -94,6 +94,7 @@ class Site:
         self._roster = roster
         self._secret = SiteSecret.load(site_file.state)
         self._journal = journal
+        check_secret(journal, self._secret)
         self._record = Record(journal)
         self._approvals = Approvals(journal, site_file.state)
         self._ledger = Ledger(journal)
@@ -134,7 +135,7 @@ class Site:
     def _reply(self, number: int, request: Request, payload: bytes, digest: bytes) -> bytes:
         """Decide on request *number* of the journal, record what leaves, and return the encoded reply."""
         stored = self._replies.get(request.kind)
-        again = stored is not None and stored[0] == digest
+        again = stored is not None and stored[0] == digest and not self._refusal_of(request)
         if stored is not None and again:
             reply = stored[1]
         else:
@@ -171,7 +172,7 @@ class Site:
             self._doing = "waiting"
 
     def _decide(self, request: Request, payload: bytes, digest: bytes) -> tuple[Reply, bytes]:
-        study = self._approved(request.study_hash)
+        study = self._approved(request)
         if isinstance(request, Open):
             self._open(request, study, payload)
             return _answer_to(request), b""
@@ -218,22 +219,35 @@ class Site:
     def _opened(self, request: Request) -> tuple[OpenRun, SecureSession]:
         if self._run is None or self._session is None or self._run.run_id != request.run_id:
             raise RequestRefused("not-open", "the run is not open here (the agent may have been restarted)")
+        if self._run.study.hash != request.study_hash:
+            raise RequestRefused("study-not-approved", f"run {request.run_id} is open for another study")
         return self._run, self._session
 
-    def _approved(self, study_hash: str) -> Study:
-        """The study of that hash, if it is approved now. Raises RequestRefused."""
-        last = self._approvals.last(study_hash)
-        if last is not None and last.verdict == "refused":
-            raise RequestRefused(
-                "study-not-approved", f"study {study_hash[:12]} was refused here on {last.time} by {last.by}"
-            )
-        if last is None:
+    def _approved(self, request: Request) -> Study:
+        """The study of a request, if it is approved now. Raises RequestRefused, and leaves a run that no longer is."""
+        if refused := self._refusal_of(request):
+            if self._run is not None and self._run.run_id == request.run_id:
+                self._forget_run()
+            what = f"run {refused.run_id} of study" if refused.run_id else "study"
             raise RequestRefused(
                 "study-not-approved",
-                f"the server asks for study {study_hash[:12]}, which nobody at this site has approved; ask the "
+                f"{what} {refused.study_hash[:12]} was refused here on {refused.time} by {refused.by}",
+            )
+        if self._approvals.last(request.study_hash) is None:
+            raise RequestRefused(
+                "study-not-approved",
+                f"the server asks for study {request.study_hash[:12]}, which nobody at this site has approved; ask the "
                 "coordinator for its proposal, and review it: collegium-client review",
             )
-        return self._approvals.study(study_hash)
+        return self._approvals.study(request.study_hash)
+
+    def _refusal_of(self, request: Request) -> Decision | None:
+        """The refusal that stands on the study or on this run of it: never approved, or an approval taken back."""
+        about = (
+            self._approvals.last(request.study_hash),
+            self._approvals.last(request.study_hash, request.run_id),
+        )
+        return next((one for one in about if one is not None and one.verdict == "refused"), None)
 
     def _forget_run(self) -> None:
         """Leave the run as after a restart: nothing of its secure aggregation stays in memory."""
@@ -245,14 +259,15 @@ class Site:
     # Opening: every refusal that concerns data, policy or budget happens here, before anything is trained.
 
     def _open(self, request: Open, study: Study, payload: bytes) -> None:
-        if self._run is not None and self._run.run_id == request.run_id:
-            if self._run.study.hash != study.hash:
-                raise RequestRefused("budget", f"run {request.run_id} is open for another study")
-            return
+        self._journal.verify()
         try:
             check_own_receipt(payload, self._journal)
         except JournalOlder as error:
             raise RequestRefused("journal", str(error)) from error
+        if self._run is not None and self._run.run_id == request.run_id:
+            if self._run.study.hash != study.hash:
+                raise RequestRefused("budget", f"run {request.run_id} is open for another study")
+            return
         if request.roster_hash != self._roster.hash.hex():
             raise RequestRefused(
                 "roster-differs",
@@ -265,14 +280,8 @@ class Site:
         if study.privacy.mode != "none":
             image = study.image
             check_supported(model, image_shape=(image.channels, image.rows, image.columns))
-        try:
-            check_study(self._file, study)
-            check_runs(self._ledger, self._file.policy, study, run_id=request.run_id)
-            check_lifetime(self._ledger, self._file.policy, study, run_id=request.run_id)
-        except PolicyRefused as error:
-            raise RequestRefused("policy", str(error)) from error
-        except BudgetExceeded as error:
-            raise RequestRefused("budget", str(error)) from error
+        if against := objections(self._file, self._ledger, study, run_id=request.run_id):
+            raise RequestRefused(against[0].reason, "; ".join(one.words for one in against))
         if self._file.policy.ask_each_run and not self._approvals.is_approved(study.hash, request.run_id):
             raise RequestRefused(
                 "awaiting-approval",
@@ -331,14 +340,14 @@ class Site:
         number, last = request.round, run.study.training.num_rounds
         if number > last:
             raise RequestRefused("budget", f"round {number} is beyond the study's {last} rounds")
-        weights, run = _weights(payload, run), self._without_withdrawn(run)
+        weights = _weights(payload, run)
         layout = training_layout(run.study, number, num_weights=len(weights))
         session.begin(number, request.round_set, request_hash=digest, length=layout.length)
         done = local_round(
             run,
             number,
             weights,
-            ledger=self._ledger,
+            spend=lambda: self._spend(run, number, num_steps=run.study.training.local_steps),
             generator=self._generator(run, number),
             mask=session.mask,
         )
@@ -358,10 +367,14 @@ class Site:
         number, layout = run.study.test_round, final_layout(run.study)
         if request.round != number:
             raise RequestRefused("budget", f"the final test is round {number}, not {request.round}")
-        weights, run = _weights(payload, run), self._without_withdrawn(run)
+        weights = _weights(payload, run)
         session.begin(number, request.round_set, request_hash=digest, length=layout.length)
         done = local_test(
-            run, weights, ledger=self._ledger, generator=self._generator(run, number), mask=session.mask
+            run,
+            weights,
+            spend=lambda: self._spend(run, number, num_steps=0),
+            generator=self._generator(run, number),
+            mask=session.mask,
         )
         if self._result is not None:
             if done.validation is not None:
@@ -389,12 +402,28 @@ class Site:
         cost, delta = self._ledger.training_cost(run.run_id), run.study.privacy.delta
         return None if cost is None or delta is None else cost.epsilon(delta)
 
-    def _without_withdrawn(self, run: OpenRun) -> OpenRun:
-        """The run without the patients who withdrew since it was opened; its noised count stays."""
-        gone = withdrawn(self._journal)
-        patients = {role: part.without(gone) for role, part in run.patients.items()}
-        if any(len(patients[role]) < len(run.patients[role]) for role in patients):
-            run = self._run = replace(run, patients=patients)
+    def _spend(self, run: OpenRun, number: int, *, num_steps: int) -> OpenRun:
+        """Charge a round; return the run with the patients who are in it: those who had not withdrawn by then.
+
+        Nobody can withdraw between the look and the charge. The noised count stays.
+
+        Raises:
+            RequestRefused: too few patients are left; nothing was spent.
+            AlreadySpentError: the round was begun before.
+        """
+        with self._journal.exclusive():
+            gone = withdrawn(self._journal)
+            patients = {role: part.without(gone) for role, part in run.patients.items()}
+            if any(len(patients[role]) < len(run.patients[role]) for role in patients):
+                left, least = len(patients[Role.TRAIN]), self._file.policy.min_patients
+                needed = max(least, run.study.patients.min_training)
+                if left < needed:
+                    raise RequestRefused(
+                        "data",
+                        f"{left} training patients are left, who did not withdraw; wanted are {needed}",
+                    )
+                run = self._run = replace(run, patients=patients)
+            self._ledger.begin_round(run.run_id, number, num_steps=num_steps)
         return run
 
     def _result_of(self, run: OpenRun, index: Index, seconds: float) -> SiteResult:

@@ -6,14 +6,12 @@ from client.secret import SecretError
 from privacy.accounting import PrivacyTargetError
 from privacy.clipping import UnsupportedModelError
 from privacy.journal import JournalError
-from privacy.ledger import LedgerError
 from shared_models.configuration import ConfigurationError
 
 SITE_ERRORS = (
     ConfigurationError,
     DeviceError,
     JournalError,
-    LedgerError,
     MembershipError,
     PrivacyTargetError,
     SecretError,

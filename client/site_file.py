@@ -1,9 +1,11 @@
 """``site.toml``: one hospital's own file. Nobody else ever sees it."""
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from shared_models.configuration import Frozen, read_toml
 from shared_models.study import Slug
@@ -29,12 +31,52 @@ class Labels(Frozen):
     column: str | None = None
 
 
+def server_address(text: str) -> str:
+    """``HOST:PORT``, with brackets around an IPv6 address. Raises ValueError where the text is none."""
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):([0-9]{1,5})", text)
+    if not found or not 1 <= int(found.group(2)) <= 65535:
+        raise ValueError("is not HOST:PORT (an IPv6 address as [2001:db8::1]:9443)")
+    if found.group(1).startswith("["):
+        try:
+            ipaddress.IPv6Address(found.group(1)[1:-1])
+        except ValueError as error:
+            raise ValueError("holds no IPv6 address between its brackets") from error
+    return text
+
+
 class Server(Frozen):
     """Where the consortium's server answers, and the certificate that it must prove itself against."""
 
-    address: str = Field(pattern=r"^[^\s/:]+:\d{1,5}$")
+    address: Annotated[str, AfterValidator(server_address)]
     ca_certificate: FilePath
     node_key: FilePath
+
+    @property
+    def host(self) -> str:
+        """The address's name or number; an IPv6 address without its brackets."""
+        return self.address.rsplit(":", 1)[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The address's port."""
+        return int(self.address.rsplit(":", 1)[1])
+
+    def below(self, root: Path) -> Self:
+        """The same, with relative paths counted from *root*."""
+        return self.model_copy(
+            update={"ca_certificate": root / self.ca_certificate, "node_key": root / self.node_key}
+        )
+
+
+class AgentDoor(Frozen):
+    """Where the agent lets the network user in, where SuperNode and forwarder run as a user of their own.
+
+    ``network_user`` is a name or a uid; nobody else is let in. ``node_public`` is that user's public node key.
+    """
+
+    socket: FilePath
+    network_user: Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
+    node_public: FilePath
 
 
 class Consortium(Frozen):
@@ -90,7 +132,11 @@ class Testing(Frozen):
 
 
 class SiteFile(Frozen):
-    """One hospital's installation: its data, device, state, consortium, server and policy."""
+    """One hospital's installation: its data, device, state, consortium, server and policy.
+
+    ``server``: one user runs everything. ``agent``: the connection to the server is another user's, who has a
+    ``network.toml``. Neither: the site is only simulated.
+    """
 
     name: Slug
     state: FilePath
@@ -99,18 +145,28 @@ class SiteFile(Frozen):
     policy: Policy
     consortium: Consortium
     server: Server | None = None
+    agent: AgentDoor | None = None
     compute: Compute = Compute()
     testing: Testing | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.server is not None and self.agent is not None:
+            raise ValueError(
+                "[server] and [agent] exclude each other: [server] where one user runs the whole site; [agent] where "
+                "another user connects to the server, by a network.toml"
+            )
+        return self
 
 
 def read_site(path: Path) -> SiteFile:
     """Read ``site.toml``; relative paths in it count from the file's own folder. Raises ConfigurationError."""
     site = read_toml(path, SiteFile)
     root = path.resolve().parent
-    server, consortium = site.server, site.consortium
-    if server is not None:
-        server = server.model_copy(
-            update={"ca_certificate": root / server.ca_certificate, "node_key": root / server.node_key}
+    agent, consortium = site.agent, site.consortium
+    if agent is not None:
+        agent = agent.model_copy(
+            update={"socket": root / agent.socket, "node_public": root / agent.node_public}
         )
     return site.model_copy(
         update={
@@ -122,6 +178,7 @@ def read_site(path: Path) -> SiteFile:
                 roster=root / consortium.roster,
                 identity_key=root / consortium.identity_key,
             ),
-            "server": server,
+            "server": None if site.server is None else site.server.below(root),
+            "agent": agent,
         }
     )

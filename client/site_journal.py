@@ -13,44 +13,81 @@ spent          a round was charged, before its training
 released       an answer left the site: kind, bytes and hash
 receipts       what the other sites signed in a round
 withdrawn      a patient withdrew, by pseudonym
+forgiven       a head of the lost journal, in a journal that was begun after a loss
 =============  ==========================================================================================
 """
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.membership import own_key
-from client.secret import SiteSecret
+from client.membership import own_identity, own_key
+from client.secret import SECRET_NAME, SecretError, SiteSecret
 from client.site_file import SiteFile
-from privacy.journal import Journal, create_journal
+from privacy.journal import CREATED, NEW_KEY, Journal, create_journal
 from privacy.secure_aggregation.receipts import Receipt
+from shared_models.identity_keys import public_bytes
 from shared_models.messages import Confirm, Evaluate, Request, Train, Unmask
 from shared_models.processes import private_folder
 
 APPROVAL, REQUEST, REFUSED, RELEASED = "approval", "request", "refused", "released"
 RECEIPTS, WITHDRAWN = "receipts", "withdrawn"
+FORGIVEN = "forgiven"
+KINDS = (
+    CREATED,
+    NEW_KEY,
+    APPROVAL,
+    REQUEST,
+    REFUSED,
+    "run",
+    "spent",
+    RELEASED,
+    RECEIPTS,
+    WITHDRAWN,
+    FORGIVEN,
+)
+SECRET = "secret"  # noqa: S105 - the name of a value that commits to it
 
 
 def make_journal(file: SiteFile, identity: Ed25519PrivateKey, *, after_loss: str | None = None) -> Journal:
     """Make the journal of a new site, and its secret where there is none. Raises FileExistsError."""
-    SiteSecret.create(private_folder(file.state))
-    return create_journal(file.state, identity, site=file.name, after_loss=after_loss)
+    secret = SiteSecret.create(private_folder(file.state))
+    details = {SECRET: secret.commitment}
+    return create_journal(file.state, identity, site=file.name, details=details, after_loss=after_loss)
 
 
-def open_journal(
-    file: SiteFile, identity: Ed25519PrivateKey | None = None, *, to_append: bool = True
-) -> Journal:
-    """Open and check the site's journal; without *to_append* nothing is written, not even the anchor.
+def check_secret(journal: Journal, secret: SiteSecret) -> None:
+    """Check that the secret is the one with which the journal's pseudonyms were made.
+
+    Raises:
+        SecretError: it is another: who withdrew could not be recognised.
+    """
+    expected = journal.entries(CREATED)[0].body.get(SECRET)
+    if expected is not None and expected != secret.commitment:
+        raise SecretError(
+            f"{journal.path.with_name(SECRET_NAME)}: is another secret than the one that this site began with. "
+            "Put the right one back from a backup: with this one every patient has another pseudonym and role, and who "
+            "withdrew is in again"
+        )
+
+
+def open_journal(file: SiteFile, identity: Ed25519PrivateKey | None = None) -> Journal:
+    """Open and check the site's journal, to append to it.
 
     Raises:
         JournalError: it is missing, older than it should be, or not what the site wrote.
         MembershipError: the identity key cannot be read.
     """
     identity = identity or own_key(file)
-    return Journal(
-        file.state,
-        public_key=identity.public_key().public_bytes_raw(),
-        identity=identity if to_append else None,
-    )
+    return Journal(file.state, public_key=identity.public_key().public_bytes_raw(), identity=identity)
+
+
+def read_journal(file: SiteFile) -> Journal:
+    """Open and check the site's journal; nothing is written, not even the anchor, and no private key is opened.
+
+    Raises:
+        JournalError: as `open_journal`.
+        MembershipError: the identity key's file cannot be read.
+    """
+    return Journal(file.state, public_key=public_bytes(own_identity(file)))
 
 
 class Record:

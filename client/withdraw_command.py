@@ -12,11 +12,10 @@ import typer
 from rich.console import Console
 
 from client.approvals import Approvals
+from client.identifiers import normalised
 from client.secret import SiteSecret
 from client.site_file import read_site
-from client.site_journal import open_journal
-from client.withdrawal import contributions, withdrawn
-from client.withdrawal import withdraw as exclude
+from client.site_journal import check_secret, open_journal, read_journal
 from shared_models.configuration import ConfigurationError
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
@@ -32,14 +31,33 @@ out = Console(highlight=False, soft_wrap=True)
 
 def withdraw(config: ConfigOption = Path("site.toml"), file: FileOption = None) -> None:
     """Exclude patients from now on, in running studies too; what they have spent is not refunded."""
+    from client.withdrawal import known_patients, withdrawn
+    from client.withdrawal import withdraw as exclude
+
     site = read_site(config)
     secret, journal = SiteSecret.load(site.state), open_journal(site)
+    check_secret(journal, secret)
     patients = _patient_ids(file)
-    fresh = exclude(journal, (secret.pseudonym("patient", patient) for patient in patients))
+    pseudonyms = [secret.pseudonym("patient", patient) for patient in patients]
+    known = known_patients(site.state)
+    fresh = exclude(journal, pseudonyms)
     out.print(
         f"{fresh} of {len(patients)} patients are excluded from now on, {len(patients) - fresh} were before; "
         f"{len(withdrawn(journal))} in all."
     )
+    if known is None:
+        out.print(
+            "Whether these are IDs of patients here is not known yet: run collegium-client index, then this again.",
+            style="yellow",
+        )
+    strange = [number for number, name in enumerate(pseudonyms, start=1) if known and name not in known]
+    if strange:
+        lines = ", ".join(map(str, strange[:20])) + (", …" if len(strange) > 20 else "")
+        out.print(
+            f"No patient of this site has the ID on line {lines}: look for misspellings. It is excluded all the same; "
+            "a patient whose images came after the last collegium-client index is not known here either.",
+            style="yellow",
+        )
     out.print("See what each could have contributed to:  collegium-client patient")
 
 
@@ -49,8 +67,11 @@ def patient(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Say which rounds of which runs a patient could have contributed to. The answer is for this hospital only."""
+    from client.withdrawal import contributions, withdrawn
+
     site = read_site(config)
-    secret, journal = SiteSecret.load(site.state), open_journal(site)
+    secret, journal = SiteSecret.load(site.state), read_journal(site)
+    check_secret(journal, secret)
     approvals = Approvals(journal, site.state)
     gone = withdrawn(journal)
     answers = []
@@ -60,7 +81,7 @@ def patient(
         answers.append(
             {
                 "line": number,
-                "withdrawn": gone.get(pseudonym),
+                "withdrawn": gone[pseudonym].time if pseudonym in gone else None,
                 "runs": [
                     {"run": one.run_id, "study": one.study_hash, "role": one.role.value, "rounds": one.rounds}
                     for one in found
@@ -71,7 +92,7 @@ def patient(
             continue
         out.print(
             f"Patient on line {number}:"
-            + (f" withdrew on {gone[pseudonym][:19]}" if pseudonym in gone else "")
+            + (f" withdrew on {gone[pseudonym].time[:19]}" if pseudonym in gone else "")
         )
         for one in found:
             rounds = f"rounds {one.rounds[0]} to {one.rounds[-1]}" if one.rounds else "no round"
@@ -84,10 +105,12 @@ def patient(
 
 def _patient_ids(file: Path | None) -> list[str]:
     try:
-        text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file}: cannot be read as UTF-8 text; check the path") from error
-    found = [line.strip() for line in text.splitlines() if line.strip()]
+        text = sys.stdin.read() if file is None else file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file or 'the input'}: is not UTF-8 text; save it as UTF-8") from error
+    found = [name for line in text.removeprefix("\ufeff").split("\n") if (name := normalised(line))]
     if not found:
         raise ConfigurationError("no Patient ID was given; write one a line")
     return found

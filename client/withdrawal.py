@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.approvals import Approvals
+from client.index_report import INDEX_NAME
 from client.patients import PatientSet
 from client.private_file import replace_private_file
 from client.roles import Role
 from client.site_journal import WITHDRAWN
-from privacy.journal import Journal
+from privacy.journal import Entry, Journal
 from privacy.ledger import Ledger
 from shared_models.study import Study
 
@@ -37,12 +38,29 @@ class Contribution:
     rounds: tuple[int, ...]
 
 
-def withdrawn(journal: Journal) -> dict[str, str]:
-    """Pseudonym → time (UTC, ISO 8601) of each patient who withdrew."""
-    found: dict[str, str] = {}
+def withdrawn(journal: Journal) -> dict[str, Entry]:
+    """Pseudonym → entry of the journal, of each patient who withdrew."""
+    found: dict[str, Entry] = {}
     for entry in journal.entries(WITHDRAWN):
-        found.setdefault(str(entry.body["patient"]), entry.time)
+        found.setdefault(str(entry.body["patient"]), entry)
     return found
+
+
+def known_patients(state: Path) -> set[str] | None:
+    """Pseudonyms that the site has ever seen: in its index and in its runs. None where there is neither."""
+    found: set[str] = set()
+    sources = [state / INDEX_NAME, *state.glob(f"runs/*/{PATIENTS_NAME}")]
+    there = [path for path in sources if path.exists()]
+    for path in there:
+        try:
+            values = json.loads(path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+        if path.name == INDEX_NAME:
+            found |= {str(image["patient"]) for image in values["images"]}
+        else:
+            found |= {name for names in values.values() for name in names}
+    return found if there else None
 
 
 def withdraw(journal: Journal, pseudonyms: Iterable[str]) -> int:
@@ -55,9 +73,12 @@ def withdraw(journal: Journal, pseudonyms: Iterable[str]) -> int:
 
 
 def remember_patients(folder: Path, patients: Mapping[Role, PatientSet]) -> None:
-    """Write down who is in a run, in the run's folder at the site, mode 0600."""
-    values = {role.value: list(part.pseudonyms) for role, part in patients.items()}
-    replace_private_file(folder / PATIENTS_NAME, json.dumps(values).encode("ascii"))
+    """Write down who is in a run, in the run's folder at the site, mode 0600; who was in it once stays there."""
+    values = {role.value: set(part.pseudonyms) for role, part in patients.items()}
+    for role, names in _read_patients(folder / PATIENTS_NAME).items():
+        values.setdefault(role, set()).update(names)
+    listed = {role: sorted(names) for role, names in values.items()}
+    replace_private_file(folder / PATIENTS_NAME, json.dumps(listed).encode("ascii"))
 
 
 def contributions(
@@ -74,16 +95,19 @@ def contributions(
     Raises:
         ConfigurationError: an approved study's file is missing or was changed.
     """
-    until, ledger = withdrawn(journal).get(pseudonym), Ledger(journal)
+    withdrawal, ledger = withdrawn(journal).get(pseudonym), Ledger(journal)
     found = []
     for run in ledger.runs():
-        role = _role_in(state / "runs" / run.run_id / PATIENTS_NAME, pseudonym)
-        if role is None:
-            continue
-        of_role = _rounds_of(approvals.study(run.study_hash), role)
-        begun = (entry for entry in ledger.rounds(run.run_id) if until is None or entry.time <= until)
-        rounds = tuple(entry.round for entry in begun if entry.round in of_role)
-        found.append(Contribution(run_id=run.run_id, study_hash=run.study_hash, role=role, rounds=rounds))
+        patients = _read_patients(state / "runs" / run.run_id / PATIENTS_NAME)
+        begun = [
+            entry.round
+            for entry in ledger.rounds(run.run_id)
+            if withdrawal is None or entry.sequence < withdrawal.sequence
+        ]
+        for role in (Role(name) for name, names in patients.items() if pseudonym in names):
+            of_role = _rounds_of(approvals.study(run.study_hash), role)
+            rounds = tuple(number for number in begun if number in of_role)
+            found.append(Contribution(run_id=run.run_id, study_hash=run.study_hash, role=role, rounds=rounds))
     return tuple(found)
 
 
@@ -96,9 +120,9 @@ def _rounds_of(study: Study, role: Role) -> Collection[int]:
     return tuple(number + 1 for number in study.evaluation.validation_rounds)
 
 
-def _role_in(path: Path, pseudonym: str) -> Role | None:
+def _read_patients(path: Path) -> dict[str, list[str]]:
     try:
         values = json.loads(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
-        return None
-    return next((Role(role) for role, known in values.items() if pseudonym in known), None)
+        return {}
+    return {str(role): [str(name) for name in names] for role, names in values.items()}

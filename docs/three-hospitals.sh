@@ -5,7 +5,7 @@
 #
 #     bash three-hospitals.sh
 #
-# It takes a minute or two. Everything here is what people do at their machines; only the telephone calls are missing,
+# It takes some minutes. Everything here is what people do at their machines; only the telephone calls are missing,
 # by which they compare the fingerprints that the commands print. PORT says where the server listens (9443).
 set -euo pipefail
 
@@ -90,13 +90,14 @@ round_timeout_seconds = 60.0
 STUDY
 collegium-server propose coordinator/study.toml --config coordinator/server.toml
 for name in $hospitals; do
-  cp coordinator/three-hospitals.proposal.toml "$name/"
+  cp coordinator/study.proposal.toml "$name/"
 done
 
 echo "== Each hospital looks at its images, has the study explained, and approves it."
 for name in $hospitals; do
-  collegium-client index --study "$name/three-hospitals.proposal.toml" --config "$name/site/site.toml" --strict
-  collegium-client review "$name/three-hospitals.proposal.toml" --config "$name/site/site.toml" --approve
+  collegium-client index --study "$name/study.proposal.toml" --config "$name/site/site.toml" --strict
+  collegium-client review "$name/study.proposal.toml" --config "$name/site/site.toml" \
+    --approve --by "Dr Example"
 done
 
 echo "== The hospitals start their sites."

@@ -4,10 +4,13 @@ Each entry holds the hash of the one before and is signed by the site's identity
 
 ====================================  =====================================================================
 an entry changed, removed, inserted   its hash, or its neighbour's, no longer fits; nobody without the key can mend it
-the end cut off, an older copy        the anchor, a file beside the journal, names an entry that is not there
+the end cut off, an older copy        the anchor, a signed file beside the journal, names an entry that is not there
 journal and anchor both older, or     other sites hold this site's signature on a later head of the chain
 all written anew with the key         (`privacy.secure_aggregation.receipts`)
 ====================================  =====================================================================
+
+Every link and signature is checked when a journal is opened. From then on each entry that is read is compared with what
+was checked, and entries that another process appended are checked before anybody sees them.
 
 *Guarantee*: when `Journal.append` returns, the entry is on disk, and the anchor names it.
 """
@@ -24,6 +27,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 from cryptography.exceptions import InvalidSignature
@@ -93,11 +97,7 @@ class Entry:
 
     def is_signed(self, public_key: bytes) -> bool:
         """Whether the key, 32 bytes, signed this entry."""
-        try:
-            Ed25519PublicKey.from_public_bytes(public_key).verify(self.signature, _statement(self.hash))
-        except InvalidSignature:
-            return False
-        return True
+        return _verifies(public_key, self.signature, _statement(self.hash))
 
     def to_json(self) -> dict[str, Json]:
         """For exports; `from_json` reads it."""
@@ -155,16 +155,16 @@ class Journal:
         self._identity, self._clock = identity, clock
         self._turn, self._depth = threading.RLock(), 0
         with self.exclusive():
-            entries = self._read()
+            entries = self._checked()
             if keys_of(entries)[-1] != public_key:
                 raise JournalEdited(
                     f"{self._path} was written with another identity key than this site has; put the right key back, "
                     "or the journal that belongs to it"
                 )
-            self._check_anchor(entries)
-            self._head = (entries[-1].sequence, entries[-1].hash)
+            self._key = public_key
+            self._known: list[tuple[str, bytes]] = [(entry.kind, entry.hash) for entry in entries]
             if identity is not None:
-                self._write_anchor()
+                self._write_anchor(identity)
 
     @property
     def path(self) -> Path:
@@ -174,7 +174,7 @@ class Journal:
     @property
     def head(self) -> bytes:
         """Hash of the last entry, 32 bytes: it stands for the whole journal."""
-        return self._head[1]
+        return self._known[-1][1]
 
     def append(self, kind: str, body: Mapping[str, Json]) -> Entry:
         """Write an entry, durably.
@@ -201,41 +201,72 @@ class Journal:
         if signer is None:
             raise JournalError("this journal was opened for reading")
         public_key = identity.public_key().public_bytes_raw()
-        self._append(signer, NEW_KEY, {"identity": public_key.hex(), "endorsed": endorsed})
-        self._identity = identity
-
-    def _append(self, signer: Ed25519PrivateKey, kind: str, body: Mapping[str, Json]) -> Entry:
         with self.exclusive(), self._connection() as connection:
             self._catch_up(connection)
-            number, previous = self._head
+            accepted = identity.sign(_takes_over(self.head, public_key)).hex()
+            body: dict[str, Json] = {
+                "identity": public_key.hex(),
+                "endorsed": endorsed,
+                "accepted": accepted,
+            }
+            self._append(signer, NEW_KEY, body, anchor_by=identity)
+            self._identity, self._key = identity, public_key
+
+    def _append(
+        self,
+        signer: Ed25519PrivateKey,
+        kind: str,
+        body: Mapping[str, Json],
+        *,
+        anchor_by: Ed25519PrivateKey | None = None,
+    ) -> Entry:
+        with self.exclusive(), self._connection() as connection:
+            self._catch_up(connection)
             time = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
-            entry = _signed(signer, number + 1, time, kind, body, previous)
+            entry = _signed(signer, len(self._known) + 1, time, kind, body, self.head)
             with _written(connection, self._path):
                 _insert(connection, entry)
-            self._head = (entry.sequence, entry.hash)
-            self._write_anchor()
+            self._known.append((entry.kind, entry.hash))
+            try:
+                self._write_anchor(anchor_by or signer)
+            except OSError as error:
+                raise JournalError(
+                    f"{self._anchor} cannot be written ({error.strerror}); look for a full disk. The entry itself "
+                    f"({kind}) is written and counts"
+                ) from error
         return entry
 
     def entries(self, *kinds: str, after: int = 0) -> tuple[Entry, ...]:
-        """All entries in order, or those of some *kinds*, with a sequence above *after*."""
-        with self._connection() as connection:
-            chosen = f" AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
-            rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM entry WHERE sequence > ?{chosen} ORDER BY sequence",  # noqa: S608 - no value
-                (after, *kinds),
-            ).fetchall()
-        return tuple(_entry(row) for row in rows)
+        """All entries in order, or those of some *kinds*, with a sequence above *after*.
+
+        Raises:
+            JournalMissing, JournalEdited, JournalOlder: what stands on disk is not what was checked.
+        """
+        with self.exclusive(), self._connection() as connection:
+            self._catch_up(connection)
+            found = _rows(connection, after, kinds)
+        expected = [
+            (number, known)
+            for number, (kind, known) in enumerate(self._known, start=1)
+            if number > after and (not kinds or kind in kinds)
+        ]
+        if [(entry.sequence, entry.hash) for entry in found] != expected:
+            raise JournalEdited(_edited(self._path, "entries were changed or taken out while the site ran"))
+        return found
 
     def holds(self, head: bytes) -> bool:
         """Whether an entry of this journal has that hash."""
-        return any(entry.hash == head for entry in self.entries())
+        return any(known == head for _, known in self._known)
 
     def verify(self) -> tuple[Entry, ...]:
-        """Check every link and every signature; return all entries. Raises like opening it."""
+        """Check every link, every signature and the anchor again; return all entries. Raises like opening it."""
         with self.exclusive():
-            entries = self._read()
-            check_signatures(entries, origin=str(self._path))
-            self._check_anchor(entries)
+            entries = self._checked()
+            if len(entries) < len(self._known) or entries[len(self._known) - 1].hash != self.head:
+                raise JournalOlder(
+                    f"{self._path} does not go on from where it was when this command began; "
+                    + _REMEDY.format(name=self._path.name, anchor=self._anchor.name)
+                )
         return entries
 
     @contextmanager
@@ -250,10 +281,13 @@ class Journal:
             finally:
                 self._depth -= 1
 
-    def _read(self) -> tuple[Entry, ...]:
-        entries = self.entries()
+    def _checked(self) -> tuple[Entry, ...]:
+        """All entries, with every link, every signature and the anchor checked."""
+        with self._connection() as connection:
+            entries = _rows(connection, 0, ())
         check_chain(entries, origin=str(self._path))
-        check_signatures(entries, origin=str(self._path), last_only=True)  # it covers all entries before
+        check_signatures(entries, origin=str(self._path))
+        self._check_anchor(entries)
         return entries
 
     def _check_anchor(self, entries: tuple[Entry, ...]) -> None:
@@ -261,12 +295,15 @@ class Journal:
         try:
             values = json.loads(self._anchor.read_text(encoding="ascii"))
             number, found = int(values["sequence"]), bytes.fromhex(values["hash"])
+            signature = bytes.fromhex(values["signature"])
         except FileNotFoundError as error:
             raise JournalMissing(
                 f"{self._anchor} is not there: without it nobody can tell whether the journal was cut off; {remedy}"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise JournalEdited(f"{self._anchor} cannot be read as the journal's anchor; {remedy}") from error
+        if not any(_verifies(key, signature, _anchored(number, found)) for key in keys_of(entries)):
+            raise JournalEdited(_edited(self._anchor, "it is not signed by this site"))
         if number > len(entries):
             raise JournalOlder(
                 f"{self._path} ends at entry {len(entries)}, but this site wrote {number}: it is an older copy, or its "
@@ -275,34 +312,31 @@ class Journal:
         if number < 1 or entries[number - 1].hash != found:
             raise JournalEdited(_edited(self._path, f"entry {number} is not the one that its anchor names"))
 
-    def _write_anchor(self) -> None:
-        number, found = self._head
-        _replace(self._anchor, json.dumps({"sequence": number, "hash": found.hex()}).encode("ascii"))
+    def _write_anchor(self, signer: Ed25519PrivateKey) -> None:
+        _replace(self._anchor, _anchor_text(signer, len(self._known), self.head))
 
     def _catch_up(self, connection: sqlite3.Connection) -> None:
         """Take over what another process of this site appended; refuse a file that does not continue ours."""
-        number, found = self._head
-        rows = connection.execute(
-            f"SELECT {_COLUMNS} FROM entry WHERE sequence >= ? ORDER BY sequence",  # noqa: S608 - no value in it
-            (number,),
-        ).fetchall()
-        later = [_entry(row) for row in rows]
+        number = len(self._known)
+        later = _rows(connection, number - 1, ())
         if not later:
             raise JournalOlder(
                 f"{self._path} was put back to an older state while the site ran, or its end was cut off; "
                 + _REMEDY.format(name=self._path.name, anchor=self._anchor.name)
             )
-        if later[0].hash != found:
+        if later[0].hash != self.head:
             raise JournalEdited(_edited(self._path, f"entry {number} changed while the site ran"))
-        check_chain(tuple(later), origin=str(self._path), first=number, previous=later[0].previous)
-        self._head = (later[-1].sequence, later[-1].hash)
+        if len(later) == 1:
+            return
+        check_chain(later, origin=str(self._path), first=number, previous=later[0].previous)
+        self._key = check_signatures(later[1:], origin=str(self._path), key=self._key)
+        self._known += [(entry.kind, entry.hash) for entry in later[1:]]
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         if not self._path.exists():
             raise JournalMissing(
-                f"{self._path} is not there. `collegium-client init` makes it, once; then it is the only record of "
-                "what patients have spent: "
+                f"{self._path} is not there, and it is the only record of what patients have spent: "
                 + _REMEDY.format(name=self._path.name, anchor=self._anchor.name)
                 + ". If it is lost for good: collegium-client journal replace"
             )
@@ -323,6 +357,7 @@ def create_journal(
     identity: Ed25519PrivateKey,
     *,
     site: str,
+    details: Mapping[str, Json] = MappingProxyType({}),
     after_loss: str | None = None,
     clock: Clock = lambda: datetime.now(UTC),
 ) -> Journal:
@@ -332,6 +367,7 @@ def create_journal(
         folder: where it will lie.
         identity: the site's identity key.
         site: its name.
+        details: what else the first entry says.
         after_loss: why an earlier journal is not continued; what was spent before is then not known.
         clock: tells the time of entries.
 
@@ -347,6 +383,7 @@ def create_journal(
         "identity": public_key.hex(),
         "nonce": secrets.token_hex(32),  # keeps the hashes of later entries from being guessed
         "after_loss": after_loss,
+        **details,
     }
     time = clock().astimezone(UTC).isoformat(timespec="milliseconds")
     with _lock(folder):
@@ -359,7 +396,7 @@ def create_journal(
                 _insert(connection, entry)
         finally:
             connection.close()
-        _replace(anchor, json.dumps({"sequence": 1, "hash": entry.hash.hex()}).encode("ascii"))
+        _replace(anchor, _anchor_text(identity, 1, entry.hash))
     return Journal(folder, public_key=public_key, identity=identity, clock=clock)
 
 
@@ -377,8 +414,10 @@ def check_chain(
                 _edited(origin, f"entry {max(number - 1, 1)} was changed, or one was put in after it")
             )
         previous = entry.hash
-    if first == 1 and entries[0].kind != CREATED:
-        raise JournalEdited(_edited(origin, "its first entry is not a journal's"))
+    if any((entry.kind == CREATED) != (entry.sequence == 1) for entry in entries):
+        raise JournalEdited(
+            _edited(origin, "its first entry, and no other, is that of a journal's beginning")
+        )
 
 
 def keys_of(entries: tuple[Entry, ...]) -> tuple[bytes, ...]:
@@ -393,24 +432,79 @@ def keys_of(entries: tuple[Entry, ...]) -> tuple[bytes, ...]:
         raise JournalEdited("the journal names a key that is none") from error
 
 
-def check_signatures(entries: tuple[Entry, ...], *, origin: str, last_only: bool = False) -> None:
-    """Check every signature, or the last, by the key that was the site's at that entry. Raises JournalEdited.
+def check_signatures(entries: tuple[Entry, ...], *, origin: str, key: bytes | None = None) -> bytes:
+    """Check every signature, by the key that was the site's at that entry.
 
-    An entry that names a new key is signed by the one before, or, where that was lost, by the new one and says so.
+    An entry that names a new key is signed by the one before, or, where that was lost, by the new one and says so. In
+    both cases the new key has signed that it takes this very journal over.
+
+    Args:
+        entries: a chain that was checked.
+        origin: names it in messages.
+        key: the site's when they begin; None for a whole journal, which says it itself.
+
+    Returns:
+        The site's key after the last entry.
+
+    Raises:
+        JournalEdited: by the first entry that is not signed as it has to be.
     """
-    current = keys_of(entries[:1])[0]
+    current = keys_of(entries[:1])[0] if key is None else key
     for entry in entries:
         signer = current
         if entry.kind == NEW_KEY:
-            current = bytes.fromhex(str(entry.body["identity"]))
+            current = keys_of((entry,))[0]
             signer = signer if entry.body.get("endorsed") is True else current
-        if (entry is entries[-1] or not last_only) and not entry.is_signed(signer):
+            accepted = _bytes_of(entry.body.get("accepted"))
+            if not _verifies(current, accepted, _takes_over(entry.previous, current)):
+                raise JournalEdited(
+                    _edited(origin, f"the new key of entry {entry.sequence} has not taken it over")
+                )
+        if not entry.is_signed(signer):
             raise JournalEdited(_edited(origin, f"entry {entry.sequence} is not signed by this site"))
+    return current
+
+
+def _bytes_of(value: Json) -> bytes:
+    try:
+        return bytes.fromhex(str(value))
+    except ValueError:
+        return b""
+
+
+def _verifies(public_key: bytes, signature: bytes, statement: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, statement)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _takes_over(head: bytes, public_key: bytes) -> bytes:
+    return b"collegium-journal-new-key-1\n" + head + public_key
+
+
+def _anchored(number: int, found: bytes) -> bytes:
+    return b"collegium-journal-anchor-1\n" + number.to_bytes(8, "big") + found
+
+
+def _anchor_text(signer: Ed25519PrivateKey, number: int, found: bytes) -> bytes:
+    signature = signer.sign(_anchored(number, found)).hex()
+    return json.dumps({"sequence": number, "hash": found.hex(), "signature": signature}).encode("ascii")
+
+
+def _rows(connection: sqlite3.Connection, after: int, kinds: tuple[str, ...]) -> tuple[Entry, ...]:
+    chosen = f" AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM entry WHERE sequence > ?{chosen} ORDER BY sequence",  # noqa: S608 - no value in it
+        (after, *kinds),
+    ).fetchall()
+    return tuple(_entry(row) for row in rows)
 
 
 def _edited(origin: Path | str, what: str) -> str:
     return (
-        f"{origin} was changed by somebody else than this site: {what}. Find out who could write it, and put the "
+        f"{origin} was damaged, or changed by somebody else than this site: {what}. Find out which, and put the "
         f"newest backup of {JOURNAL_NAME} and {ANCHOR_NAME} back, both of one time"
     )
 

@@ -5,12 +5,12 @@ import threading
 from dataclasses import asdict, dataclass
 
 from privacy.accounting import EvaluationCost, RunCost, TrainingCost, lifetime_epsilon
-from privacy.journal import CREATED, Entry, Journal
+from privacy.journal import CREATED, Entry, Journal, JournalError
 
 RUN, SPENT = "run", "spent"
 
 
-class LedgerError(RuntimeError):
+class LedgerError(JournalError):
     """The ledger cannot be used; nothing may be trained until it can."""
 
 
@@ -41,11 +41,14 @@ class LedgerRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRound:
-    """One attempted round and the steps it was charged for; the final test is a round without steps."""
+    """One attempted round and the steps it was charged for; the final test is a round without steps.
+
+    ``sequence`` is that of the journal's entry.
+    """
 
     round: int
     num_steps: int
-    time: str
+    sequence: int
 
 
 class Ledger:
@@ -133,20 +136,28 @@ class Ledger:
         Infinite where any run had no differential privacy, or released evaluations exactly, and where an earlier
         journal was lost: what it held is not known.
         """
-        costs = [] if planned is None else [planned]
+        past = self.costs(without=() if without is None else (without,))
+        if past is None:
+            return math.inf
+        return lifetime_epsilon((*(() if planned is None else (planned,)), *past), cap=cap, delta=delta)
+
+    def costs(self, *, without: tuple[str, ...] = ()) -> tuple[RunCost, ...] | None:
+        """Return what each run has cost so far, evaluations in full, but for those in *without*.
+
+        None where that is without bound or not known, as in `lifetime_epsilon`.
+        """
+        costs = []
         for run in self.runs():
-            if run.run_id == without:
+            if run.run_id in without:
                 continue
             training = self.training_cost(run.run_id)
             if training is None or run.evaluation_deviation is None:
-                return math.inf
+                return None
             evaluation = EvaluationCost(
                 standard_deviation=run.evaluation_deviation, num_releases=run.num_evaluations
             )
             costs.append(RunCost(training=training, evaluation=evaluation))
-        if self._unknown_past:
-            return math.inf
-        return lifetime_epsilon(tuple(costs), cap=cap, delta=delta)
+        return None if self._unknown_past else tuple(costs)
 
     def _refresh(self) -> None:
         """Take in what the journal holds by now."""
@@ -164,7 +175,7 @@ class Ledger:
                 run = LedgerRun(**body)  # type: ignore[arg-type]
                 self._runs[run.run_id] = run
             else:
-                spent = LedgerRound(round=body["round"], num_steps=body["num_steps"], time=entry.time)  # type: ignore[arg-type]
+                spent = LedgerRound(round=body["round"], num_steps=body["num_steps"], sequence=entry.sequence)  # type: ignore[arg-type]
                 self._rounds.setdefault(str(body["run_id"]), []).append(spent)
         except (KeyError, TypeError) as error:
             raise LedgerError(

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from shared_models.key_files import key_file
+
 CA_DAYS = 3650
 SERVER_DAYS = 825
 CLOCK_SLACK = timedelta(hours=1)
@@ -38,7 +40,7 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._certificate = (
-            _builder(self._name, self._name, self._key, self._now, days)
+            _builder(self._name, self._name, self._key, self._now, self._now + timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(ca=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
@@ -50,6 +52,10 @@ class Authority:
         """The authority's own certificate and key."""
         return Issued(certificate=self._certificate.public_bytes(Encoding.PEM), key=_key_pem(self._key))
 
+    def key_file(self, passphrase: str | None) -> bytes:
+        """The authority's key as a file: under the passphrase, plain where there is none."""
+        return key_file(self._key, passphrase)
+
     def server(self, hosts: Sequence[str], *, days: int = SERVER_DAYS) -> Issued:
         """Issue a server certificate.
 
@@ -60,27 +66,60 @@ class Authority:
         Raises:
             ValueError: no host, or one that is neither a name nor an address.
         """
-        if not hosts:
-            raise ValueError("hosts must hold at least one name or address")
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Collegium server")])
-        authority_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        certificate = (
-            _builder(name, self._name, key, self._now, days)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(ca=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .add_extension(
-                x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False
-            )
-            .add_extension(authority_key, critical=False)
-            .sign(self._key, hashes.SHA256())
+        return issue_server_certificate(self._certificate, self._key, hosts, now=self._now, days=days)
+
+
+def issue_server_certificate(
+    authority: x509.Certificate,
+    authority_key: ec.EllipticCurvePrivateKey,
+    hosts: Sequence[str],
+    *,
+    now: datetime,
+    days: int = SERVER_DAYS,
+) -> Issued:
+    """Issue a server certificate under an authority, with a new key.
+
+    Args:
+        authority: the authority's own certificate.
+        authority_key: its key.
+        hosts: DNS names and IP addresses by which sites reach the server; at least one.
+        now: the time from which it is valid (with an hour's slack for clocks that differ).
+        days: how long it is valid, but no longer than the authority.
+
+    Raises:
+        ValueError: no host, or one that is neither a name nor an address.
+    """
+    if not hosts:
+        raise ValueError("hosts must hold at least one name or address")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Collegium server")])
+    until = min(now + timedelta(days=days), authority.not_valid_after_utc)
+    certificate = (
+        _builder(name, authority.subject, key, now, until)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(ca=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
         )
-        return Issued(certificate=certificate.public_bytes(Encoding.PEM), key=_key_pem(key))
+        .sign(authority_key, hashes.SHA256())
+    )
+    return Issued(certificate=certificate.public_bytes(Encoding.PEM), key=_key_pem(key))
+
+
+def hosts_of(certificate: x509.Certificate) -> list[str]:
+    """The DNS names and IP addresses that a certificate is for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    addresses = names.get_values_for_type(x509.IPAddress)
+    return [*names.get_values_for_type(x509.DNSName), *(str(address) for address in addresses)]
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime, until: datetime
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -89,7 +128,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SLACK)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_after(until)
     )
 
 

@@ -4,32 +4,35 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from server.certificate_check import check_tls
+from server.certificate_command import certificate
 from server.certificates import Authority
 from server.doctor_command import doctor
+from server.propose_command import propose
+from server.roster_command import admit, num_sites, revoke
 from server.server_file import ServerFile, read_server, read_sites
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import (
-    IdentityKeyError,
     fingerprint,
     identity_line,
     new_identity_key,
     read_identity_key,
     read_public_key,
 )
+from shared_models.passphrase import asked_passphrase, new_passphrase
 from shared_models.processes import follow_parent, private_folder, signals_end, write_private
+from shared_models.proposal import PROPOSAL_NAME, read_proposal
 from shared_models.roster import Roster, write_roster
-from shared_models.site_request import read_request
 from shared_models.study import Study, read_study
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -56,6 +59,9 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder to make; must not hold a server yet.")],
     host: Annotated[list[str], typer.Option(help="Name or address by which sites reach this server.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on which they reach it.")] = 9443,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Encrypt root.key and ca.key under a passphrase.")
+    ] = False,
 ) -> None:
     """Make a consortium and its server: certificates, root key, server.toml, a roster without sites."""
     if (folder / "server.toml").exists():
@@ -70,52 +76,30 @@ def init(
         issued = authority.server(host)
     except ValueError as error:
         raise ConfigurationError(f"--host: {error}") from error
+    secret = new_passphrase() if passphrase else None
     folder.mkdir(parents=True, exist_ok=True)
-    root = _make_root(folder)
+    root = _make_root(folder, secret)
     tls = private_folder(folder / "tls")
-    write_private(tls / "ca.key", authority.issued.key)
+    write_private(tls / "ca.key", authority.key_file(secret))
     write_private(tls / "server.key", issued.key)
     (tls / "ca.pem").write_bytes(authority.issued.certificate)
     (tls / "server.pem").write_bytes(issued.certificate)
-    local = all(name in ("localhost", "127.0.0.1", "::1") for name in host)
-    listen = "127.0.0.1" if local else "0.0.0.0"  # noqa: S104 - a server is there to be reached
-    (folder / "server.toml").write_text(_server_toml(listen, port), encoding="utf-8")
+    (folder / "server.toml").write_text(_server_toml(_interface(host), port), encoding="utf-8")
     out.print(f"Made {folder / 'server.toml'}. Next:")
-    out.print(f"  1. put the agreed study at {folder / 'study.toml'}")
+    out.print("  1. sign the agreed study:  collegium-server propose study.toml --config …/server.toml")
     out.print(
-        f"  2. give every hospital {tls / 'ca.pem'}, {folder / 'root.pub'} and {folder / 'study.toml'}; "
+        f"  2. give every hospital {tls / 'ca.pem'}, {folder / 'root.pub'} and {folder / PROPOSAL_NAME}; "
         f"fingerprint of the root key: {fingerprint(root)}"
     )
     out.print("  3. admit each hospital:  collegium-server admit NAME.request.toml --config …/server.toml")
     out.print(f"  4. give every hospital {folder / 'roster.toml'}")
     out.print("  5. start:  collegium-server run --config …/server.toml")
+    if secret is not None:
+        out.print("Both keys are under the passphrase; keep it: without it they are lost.")
     out.print(
         f"Keep {tls / 'ca.key'} and {folder / 'root.key'} to yourself: who has root.key decides who is a site. "
-        "Best take both off this machine; root.key is needed for each admission only."
+        "Best take both off this machine; root.key is needed for `admit`, `revoke` and `propose` only."
     )
-
-
-@app.command()
-def admit(
-    request_file: Annotated[Path, typer.Argument(help="The hospital's NAME.request.toml.", dir_okay=False)],
-    config: ConfigOption = Path("server.toml"),
-    root_key: Annotated[
-        Path | None, typer.Option(help="The root's private key; root.key beside server.toml if not given.")
-    ] = None,
-) -> None:
-    """Put a hospital into the roster and sign it, after comparing the keys' fingerprint with it by telephone."""
-    server = read_server(config)
-    root = _root_private(server, root_key or config.resolve().parent / "root.key")
-    request = read_request(request_file)
-    roster = read_sites(server).with_site(request.site)
-    write_roster(server.roster, roster, root)
-    out.print(f'"{request.name}" is admitted; the roster has {_num_sites(roster)}.')
-    out.print(f"Fingerprint of its keys: {request.fingerprint}")
-    out.print("Compare it with what the hospital reads out before you give the roster to anybody.")
-    out.print(
-        f"Then give {server.roster} (version {roster.version}) to every hospital:  collegium-client join roster.toml"
-    )
-    out.print("A running server learns of it at its next start.")
 
 
 @app.command()
@@ -132,6 +116,8 @@ def run(
     if end_with_parent:
         follow_parent(PARENT_SECONDS)
     server = read_server(config)
+    for sentence in check_tls(server.tls):
+        err.print(sentence, style="yellow", markup=False)
     roster = read_sites(server)
     run_id, study = _chosen_run(server, resume)
     _check_cohort(server, roster, study)
@@ -140,13 +126,15 @@ def run(
         with signals_end(), open_server(server, roster) as running:
             if resume is None:
                 folder.mkdir(parents=True)
-                shutil.copyfile(server.study, folder / "study.toml")
+                shutil.copyfile(server.study, folder / PROPOSAL_NAME)
             out.print(f"Study {study.name}, hash {study.hash[:16]}, run {run_id}")
+            if resume is None and (changed := _edited_since(server, study)):
+                err.print(changed, style="yellow", markup=False)
             out.print(f"Open for {len(roster.site)} sites at {server.listen.address}")
             with _shown(server, roster, study, folder) as watch:
                 running.run(run_id, watch=watch)
     except (RunFailed, ServerError, KeyboardInterrupt):
-        if (folder / "study.toml").exists():
+        if (folder / PROPOSAL_NAME).exists():
             err.print(f"To go on where it stopped: collegium-server run --config {config} --resume {run_id}")
         raise
     for name in ("result.json", "model.safetensors"):
@@ -180,7 +168,7 @@ def status(
         typer.echo(json.dumps(values, indent=2))
         return
     out.print(f"Running: {now[0]['run_id']}" if now else "Not running.")
-    out.print(f"Roster: version {roster.version}, {_num_sites(roster)}")
+    out.print(f"Roster: version {roster.version}, {num_sites(roster)}")
     for site in roster.site:
         state = "connected" if site.name in online else "not connected"
         out.print(f"  site {site.name}: {state if now else 'unknown'}  keys {site.fingerprint}")
@@ -188,6 +176,10 @@ def status(
         out.print(f"  run {name}: {state}")
 
 
+app.command()(admit)
+app.command()(revoke)
+app.command()(propose)
+app.command()(certificate)
 app.command()(doctor)
 
 
@@ -207,15 +199,15 @@ def main() -> None:
         sys.exit(FAILURE)
 
 
-def _make_root(folder: Path) -> str:
+def _make_root(folder: Path, passphrase: str | None) -> str:
     """Make root key and empty roster, unless the folder has them. Returns the public key's line."""
     if not (folder / "root.key").exists():
         if (folder / "roster.toml").exists():
             raise ConfigurationError(
                 f"{folder / 'roster.toml'} exists without its root.key; bring that key, or remove the roster"
             )
-        write_private(folder / "root.key", new_identity_key()[0])
-    private = read_identity_key(folder / "root.key")
+        write_private(folder / "root.key", new_identity_key(passphrase)[0])
+    private = read_identity_key(folder / "root.key", lambda key: passphrase or asked_passphrase()(key))
     line = identity_line(private)
     (folder / "root.pub").write_text(line + "\n", encoding="ascii")
     if not (folder / "roster.toml").exists():
@@ -223,39 +215,43 @@ def _make_root(folder: Path) -> str:
     return line
 
 
-def _root_private(server: ServerFile, path: Path) -> Ed25519PrivateKey:
-    """The private key that belongs to the server's root.pub."""
-    try:
-        private = read_identity_key(path)
-    except IdentityKeyError as error:
-        raise ConfigurationError(
-            f"the root key: {error}. If you keep it elsewhere, say where with --root-key"
-        ) from error
-    if identity_line(private) != read_public_key(server.root):
-        raise ConfigurationError(
-            f"{path} is not the private key of {server.root}; say with --root-key where the consortium's is"
-        )
-    return private
-
-
-def _num_sites(roster: Roster) -> str:
-    num = len(roster.site)
-    return f"{num} site{'s' * (num != 1)}"
-
-
 def _chosen_run(server: ServerFile, resume: str | None) -> tuple[str, Study]:
     """The run's id and study: a new run has the study as it is now, a resumed one as it was."""
-    runs = server.state / "runs"
+    runs, root = server.state / "runs", read_public_key(server.root)
     if resume is not None:
-        if not (runs / resume / "study.toml").is_file():
+        if not (runs / resume / PROPOSAL_NAME).is_file():
             known = ", ".join(sorted(path.name for path in runs.glob("*"))) or "none"
             raise ConfigurationError(f'there is no run "{resume}" below {runs}; there are: {known}')
         if (runs / resume / "result.json").exists():
             raise ConfigurationError(f'run "{resume}" is complete: {runs / resume / "result.json"}')
-        return resume, read_study(runs / resume / "study.toml")
-    study = read_study(server.study)
+        return resume, read_proposal(runs / resume / PROPOSAL_NAME, root)[0]
+    study = _proposed(server, root)
     run_id = f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     return run_id, study
+
+
+def _proposed(server: ServerFile, root: str) -> Study:
+    """The study that `server.toml` names; only one that the root key signed is run."""
+    if not server.study.exists():
+        raise ConfigurationError(
+            f"study: {server.study} is not there; sign the agreed study first: collegium-server propose study.toml"
+        )
+    return read_proposal(server.study, root)[0]
+
+
+def _edited_since(server: ServerFile, study: Study) -> str | None:
+    """A warning where the study.toml beside the proposal is not the one that was proposed."""
+    path = server.study.with_name("study.toml")
+    try:
+        differs = path.exists() and read_study(path).hash != study.hash
+    except ConfigurationError:
+        return None
+    if not differs:
+        return None
+    return (
+        f"{path} is not the study that is run: it was changed after it was proposed. To run it: "
+        f"collegium-server propose {path}, and every hospital reviews it"
+    )
 
 
 def _check_cohort(server: ServerFile, roster: Roster, study: Study) -> None:
@@ -293,7 +289,7 @@ def _shown(server: ServerFile, roster: Roster, study: Study, folder: Path) -> It
         TextColumn("{task.fields[sites]}"),
         TimeElapsedColumn(),
     )
-    total = study.training.num_rounds
+    total, least = study.training.num_rounds, study.aggregation.min_sites_in_sum
     with Progress(*columns, console=out, disable=not out.is_terminal) as bar:
         task = bar.add_task(f"round 0 of {total}", total=total, sites="")
         asked = 0.0
@@ -305,9 +301,11 @@ def _shown(server: ServerFile, roster: Roster, study: Study, folder: Path) -> It
                 return
             now = connected(server.state, roster)
             asked = time.monotonic()
-            sites = f"{len(now[1]) if now else 0} of {len(roster.site)} sites connected"
-            done = _rounds(folder)
+            done, there = _rounds(folder), len(now[1]) if now else 0
             text = f"round {done} of {total}"
+            if not done and there < least:
+                text = f"waiting for at least {least} hospitals (half an hour at most)"
+            sites = f"{there} of {len(roster.site)} sites connected"
             bar.update(task, completed=done, description=text, sites=sites)
             if not out.is_terminal and (text, sites) != shown:
                 out.print(f"{text}, {sites}")
@@ -324,12 +322,19 @@ def _rounds(folder: Path) -> int:
         return 0
 
 
+def _interface(hosts: Sequence[str]) -> str:
+    """Where to listen so that all *hosts* are reached, and no more than this machine where they are its own."""
+    if all(name in ("localhost", "127.0.0.1", "::1") for name in hosts):
+        return "127.0.0.1" if "::1" not in hosts else "::1" if set(hosts) == {"::1"} else "localhost"
+    return "::" if any(":" in name for name in hosts) else "0.0.0.0"  # noqa: S104 - it is there to be reached
+
+
 def _server_toml(host: str, port: int) -> str:
     return f"""\
 # The coordinator's own file. Relative paths count from this file's folder.
 
-study = "study.toml"     # the agreed study; every hospital holds the same file
-root = "root.pub"        # the consortium's root key, by which the roster is signed; give it to every hospital
+study = "{PROPOSAL_NAME}"  # the study that is run; see: collegium-server propose
+root = "root.pub"        # the consortium's root key, which signs roster and study; give it to every hospital
 roster = "roster.toml"   # the hospitals and their keys; see: collegium-server admit
 state = "state"          # runs, logs, Flower's database; private to this user
 

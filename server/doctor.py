@@ -29,8 +29,10 @@ from shared_models.certificate_checks import (
 from shared_models.checkup import Check, Outcome, Wrong, needed, ok, warning
 from shared_models.configuration import ConfigurationError
 from shared_models.file_checks import MIB, check_disk, check_own_folder, check_state_folder, read_private_file
+from shared_models.identity_keys import read_public_key
+from shared_models.proposal import read_proposal
 from shared_models.roster import Roster
-from shared_models.study import Study, read_study
+from shared_models.study import Study
 
 NEED_BYTES, LEAST_BYTES = 1024 * MIB, 64 * MIB
 NO_SERVER, NO_CERTIFICATE = "server.toml cannot be used", "the certificate cannot be used"
@@ -73,7 +75,10 @@ class ServerDoctor:
             ("study", self._study),
             ("roster", self._roster),
             ("sites", self._sites),
-            ("root key", lambda: self._best_elsewhere("root.key", "each `collegium-server admit`")),
+            (
+                "root key",
+                lambda: self._best_elsewhere("root.key", "`collegium-server admit`, `revoke` and `propose`"),
+            ),
             ("authority", self._authority),
             ("authority key", lambda: self._best_elsewhere("ca.key", "a new server certificate")),
             ("certificate", self._certificate),
@@ -102,10 +107,11 @@ class ServerDoctor:
 
     def _study(self) -> Outcome:
         try:
-            self._known.study = study = read_study(self._server().study)
+            root = read_public_key(self._server().root)
+            self._known.study = study = read_proposal(self._server().study, root)[0]
         except ConfigurationError as error:
             raise Wrong(str(error)) from error
-        return ok(f'"{study.name}", hash {study.hash[:16]}')
+        return ok(f'"{study.name}", hash {study.hash[:16]}, signed by the root key')
 
     def _roster(self) -> Outcome:
         try:
@@ -138,7 +144,8 @@ class ServerDoctor:
             path.name,
             self._today(),
             warn_days=WARN_AUTHORITY_DAYS,
-            mend="make a new server with `collegium-server init`, and give its ca.pem to every hospital",
+            mend="make a new authority with `collegium-server init` in another folder, take that folder's tls, "
+            "and give its ca.pem to every hospital",
         )
 
     def _certificate(self) -> Outcome:
@@ -154,7 +161,7 @@ class ServerDoctor:
             path.name,
             self._today(),
             warn_days=WARN_SERVER_DAYS,
-            mend="issue a new one with ca.key, or make a new server with `collegium-server init`",
+            mend="make a new one with `collegium-server certificate`",
         )
 
     def _server_key(self) -> Outcome:
@@ -163,7 +170,10 @@ class ServerDoctor:
         try:
             key = serialization.load_pem_private_key(raw, None)
         except (ValueError, TypeError) as error:
-            raise Wrong(f"{path} is not an unencrypted PEM private key; put it back from a backup") from error
+            raise Wrong(
+                f"{path} is not a PEM private key without a passphrase; make a new one with "
+                "`collegium-server certificate`"
+            ) from error
         certificate = needed(self._known.certificate, NO_CERTIFICATE)
         if _public_bytes(key.public_key()) != _public_bytes(certificate.public_key()):
             raise Wrong(

@@ -214,7 +214,7 @@ def serve(
     """Serve the gate until SIGINT or SIGTERM.
 
     Args:
-        host: interface to listen on.
+        host: interface to listen on; ``::`` means all, by IPv6 and IPv4 alike.
         port: port to listen on.
         certificate: the server's certificate, PEM.
         key: its private key, PEM.
@@ -234,7 +234,7 @@ def serve(
     )
     uvicorn.run(
         Gate(client, GateDoctor(roster_version)),
-        host=host,
+        host="" if host == "::" else host,  # empty: asyncio listens by IPv6 and IPv4; "::" would be IPv6 only
         port=port,
         ssl_certfile=str(certificate),
         ssl_keyfile=str(key),

@@ -17,6 +17,7 @@ from typing import TypedDict
 
 import httpx
 
+from server.certificate_check import check_tls
 from server.server_app import FAILURE
 from server.server_file import ServerFile
 from server.superlink import Access, SuperLink, SuperLinkError, connected_sites
@@ -64,7 +65,7 @@ class Server:
         """Play one run to its end.
 
         Args:
-            run_id: our id of the run; its folder ``state/runs/RUN_ID`` holds its ``study.toml``.
+            run_id: our id of the run; its folder ``state/runs/RUN_ID`` holds its ``study.proposal.toml``.
             watch: called several times a second meanwhile, to show how far the run is.
             module: the main module of the process that plays it; tests have their own.
 
@@ -113,9 +114,11 @@ def open_server(file: ServerFile, roster: Roster) -> Iterator[Server]:
     """Bring up SuperLink and gate; on leaving, end everything.
 
     Raises:
+        ConfigurationError: the certificate is not one that sites would take.
         ServerError: another server uses the state folder, or a part did not come up.
         SuperLinkError: the SuperLink did not start or refused a key.
     """
+    check_tls(file.tls)
     logs = private_folder(file.state) / "logs"
     with ExitStack() as stack:
         stack.enter_context(_only_one(file.state))

@@ -13,8 +13,9 @@ from server.receipts import Receipts
 from server.result import Result, build_result, metrics
 from server.round_loop import close_run, run_rounds
 from server.run_state import RunContext, TooFewSitesError
+from shared_models.proposal import PROPOSAL_NAME, read_proposal
 from shared_models.roster import Roster
-from shared_models.study import Study, read_study
+from shared_models.study import Study
 from shared_models.tasks import task_of
 
 log = logging.getLogger("collegium.server")
@@ -63,10 +64,10 @@ def federation_of(study: Study, run_id: str, roster: Roster) -> Federation:
     return Federation.of(study_hash=study.hash, run_id=run_id, roster=roster, constants=study.aggregation)
 
 
-def run_in_flower(exchange: Exchange, roster: Roster, state: Path, run_id: str) -> None:
-    """The ServerApp's main job: run, or go on with, the study in the run's folder."""
+def run_in_flower(exchange: Exchange, roster: Roster, root: str, state: Path, run_id: str) -> None:
+    """The ServerApp's main job: run, or go on with, the study in the run's folder, which the *root* key signed."""
     checkpoint = checkpoint_path(state, run_id)
-    study = read_study(checkpoint.with_name("study.toml"))
+    study, _ = read_proposal(checkpoint.with_name(PROPOSAL_NAME), root)
     context = RunContext(
         study=study,
         run_id=run_id,

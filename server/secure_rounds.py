@@ -213,9 +213,10 @@ def run_masked_round(
         if confirmations is None:
             with _timed(outcome, "confirm"):
                 confirmations = _confirmations(talk, total, request.round, deadlines.step)
+            outcome.receipts = _receipts(total, confirmations)
             total.unmask_request(confirmations)
             pending.confirmed(attempt, confirmations)
-        outcome.receipts = tuple(total.receipt(site, signed) for site, signed in confirmations.items())
+        outcome.receipts = _receipts(total, confirmations)
 
         with _timed(outcome, "unmask"):
             shares, bad = _shares(talk, total, confirmations, request.round, deadlines.step)
@@ -226,6 +227,10 @@ def run_masked_round(
         if isinstance(error, RoundFailed):
             outcome.named += tuple(cohort[position] for position in error.positions)
     return outcome
+
+
+def _receipts(total: MaskedSum, confirmations: Mapping[int, Confirmation]) -> tuple[Receipt, ...]:
+    return tuple(total.receipt(site, signed) for site, signed in confirmations.items())
 
 
 def _collect(  # noqa: PLR0917 - one after the other

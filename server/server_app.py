@@ -35,7 +35,8 @@ from shared_models.identity_keys import read_public_key
 from shared_models.processes import follow_parent
 from shared_models.roster import Roster, read_roster
 
-Job = Callable[[Exchange, Roster, Path, str], None]
+Job = Callable[[Exchange, Roster, str, Path, str], None]
+"""Exchange, roster, the consortium's root key (one OpenSSH line), the server's state folder and the run's id."""
 
 TASK_TYPE = "flwr-serverapp"
 TASK_SECONDS = 30.0
@@ -62,8 +63,9 @@ def play(job: Job, arguments: list[str] | None = None) -> int:
         given.superlink, given.ca_certificate.read_bytes(), given.secret.read_bytes(), given.flower_run
     )
     try:
-        roster = read_roster(given.roster, read_public_key(given.root))
-        job(FlowerExchange(grid, roster), roster, given.state, given.run_id)
+        root = read_public_key(given.root)
+        roster = read_roster(given.roster, root)
+        job(FlowerExchange(grid, roster), roster, root, given.state, given.run_id)
         status, details = "completed", ""
     except Exception as error:  # noqa: BLE001 - whatever it was, it is told and ends the process
         traceback.print_exc()

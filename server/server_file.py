@@ -41,7 +41,7 @@ class Tls(Frozen):
 class ServerFile(Frozen):
     """One server: the study it coordinates, the sites it knows, where it listens and keeps its state.
 
-    ``root`` is the consortium's root public key, by which the roster must be signed.
+    ``root`` is the consortium's root public key, by which the roster and the proposal in ``study`` must be signed.
     """
 
     study: FilePath

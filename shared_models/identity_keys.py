@@ -7,61 +7,87 @@ fingerprints over another channel, such as the telephone.
 import base64
 import binascii
 import hashlib
-import os
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import AfterValidator
 
 from shared_models.configuration import ConfigurationError
+from shared_models.key_files import (
+    KeyFileError,
+    is_encrypted,
+    key_file,
+    open_key,
+    read_key_file,
+    stated_public_line,
+)
+from shared_models.passphrase import PassphraseOf, passphrase_of
 
 MAX_PUBLIC_CHARACTERS = 4096
-MAX_PRIVATE_BYTES = 16384
 SIGNATURE_BYTES = 64
-OTHERS = 0o077
 
 
 class IdentityKeyError(ConfigurationError):
     """A file or text is not the identity key, or the root key, that it should be."""
 
 
-def new_identity_key() -> tuple[bytes, str]:
-    """Make a key pair. Returns the private key as an OpenSSH file, and the public key as one line."""
+def new_identity_key(passphrase: str | None = None) -> tuple[bytes, str]:
+    """Make a key pair.
+
+    Args:
+        passphrase: what the file is encrypted under; None leaves it plain.
+
+    Returns:
+        The private key as an OpenSSH file, and the public key as one line.
+    """
     private = Ed25519PrivateKey.generate()
-    file = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    return file, identity_line(private)
+    return key_file(private, passphrase), identity_line(private)
 
 
-def read_identity_key(path: Path) -> Ed25519PrivateKey:
+def read_identity_key(path: Path, passphrase: PassphraseOf = passphrase_of) -> Ed25519PrivateKey:
     """Read a private key from its OpenSSH file.
 
+    Args:
+        path: of the file.
+        passphrase: gives its passphrase where it is encrypted.
+
     Raises:
-        IdentityKeyError: the file is not there, others may read it, or it holds no key or one of another kind.
+        IdentityKeyError: the file is not there, others may read it, it holds no key or one of another kind, or the
+            passphrase does not open it.
+        PassphraseError: it is encrypted, and there is no passphrase.
     """
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            raw = file.read(MAX_PRIVATE_BYTES)
-    except OSError as error:
-        raise IdentityKeyError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    if mode & OTHERS:
-        raise IdentityKeyError(f"{path}: others may read this private key; mend it with: chmod 600 {path}")
-    try:
-        private = serialization.load_ssh_private_key(raw, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise IdentityKeyError(
-            f"{path}: is not an unencrypted OpenSSH private key; put the key back that `init` made"
-        ) from error
+        private = open_key(read_key_file(path), path, passphrase)
+    except KeyFileError as error:
+        raise IdentityKeyError(str(error)) from error
     if not isinstance(private, Ed25519PrivateKey):
         raise IdentityKeyError(
             f"{path}: is a key of another kind than Ed25519 (the node key, perhaps); "
             "put the key back that `init` made"
         )
     return private
+
+
+def read_identity_line(path: Path) -> str:
+    """The public key, as one line, of a private key's file; an encrypted one is not opened for it.
+
+    Raises:
+        IdentityKeyError: as `read_identity_key`, but for the passphrase.
+    """
+    try:
+        raw = read_key_file(path)
+    except KeyFileError as error:
+        raise IdentityKeyError(str(error)) from error
+    if not is_encrypted(raw):
+        return identity_line(read_identity_key(path))
+    try:
+        return canonical_identity_line(stated_public_line(raw) or "")
+    except IdentityKeyError as error:
+        raise IdentityKeyError(f"{path}: its public key {error}") from error
 
 
 def identity_line(private: Ed25519PrivateKey) -> str:

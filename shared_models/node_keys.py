@@ -4,10 +4,15 @@ The private key never leaves the site. The public key travels as one OpenSSH lin
 coordinator puts into the roster.
 """
 
+from pathlib import Path
+
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from shared_models.key_files import is_encrypted, key_file, open_key, stated_public_line
+from shared_models.passphrase import PassphraseOf
 
 MAX_KEY_TEXT = 4096
 
@@ -16,19 +21,41 @@ class NodeKeyError(ValueError):
     """A text that is not a node public key."""
 
 
-def new_node_key() -> tuple[bytes, str]:
-    """Make a key pair. Returns the private key as an OpenSSH file, and the public key as one line."""
+def new_node_key(passphrase: str | None = None) -> tuple[bytes, str]:
+    """Make a key pair.
+
+    Args:
+        passphrase: what the file is encrypted under; None leaves it plain.
+
+    Returns:
+        The private key as an OpenSSH file, and the public key as one line.
+    """
     private = ec.generate_private_key(ec.SECP256R1())
-    file = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    return file, _line(private.public_key())
+    return key_file(private, passphrase), _line(private.public_key())
+
+
+def plain_node_key(private_file: bytes, path: Path, passphrase: PassphraseOf) -> bytes:
+    """The file of a node key without its passphrase, as Flower reads it. *path* is for messages.
+
+    Raises:
+        KeyFileError: the passphrase does not open it.
+        NodeKeyError: it is a key of another kind.
+        PassphraseError: there is no passphrase.
+    """
+    private = open_key(private_file, path, passphrase)
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        raise NodeKeyError(f"{path} is not an elliptic-curve (NIST) private key")
+    return key_file(private)
 
 
 def public_line(private_file: bytes) -> str:
-    """The public key, as one line, that belongs to the private key in an OpenSSH file."""
+    """The public key, as one line, of a private key's OpenSSH file; an encrypted one is not opened for it."""
+    if is_encrypted(private_file):
+        return canonical_line(stated_public_line(private_file) or "")
     try:
         private = serialization.load_ssh_private_key(private_file, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise NodeKeyError("is not an unencrypted OpenSSH private key") from error
+        raise NodeKeyError("is not an OpenSSH private key") from error
     if not isinstance(private, ec.EllipticCurvePrivateKey):
         raise NodeKeyError("is not an elliptic-curve (NIST) private key")
     return _line(private.public_key())

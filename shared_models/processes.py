@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from shared_models.passphrase import VARIABLES as PASSPHRASE_VARIABLES
+
 LOG_BYTES_KEPT = 5_000_000
 STOP_SECONDS = 8.0
 
@@ -79,11 +81,19 @@ class Child:
         name: what it is called in messages.
         command: program and arguments.
         log: file that takes what it prints.
-        environment: variables set for it on top of ours; Flower's own variables are never inherited.
+        environment: variables set for it on top of ours; Flower's own variables are never inherited, nor are those
+            by which a passphrase is found.
+        descriptors: open files that it inherits besides, under the same numbers.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str]
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        descriptors: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.log = log
@@ -95,6 +105,7 @@ class Child:
                 stdout=output,
                 stderr=output,
                 env=_environment(environment),
+                pass_fds=descriptors,
                 start_new_session=True,  # Ctrl-C reaches us only; we end the children in order
             )
 
@@ -170,7 +181,11 @@ def signals_end() -> Iterator[None]:
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("FLWR_") and name not in PASSPHRASE_VARIABLES
+    }
     packages = str(Path(__file__).resolve().parent.parent)
     paths = [packages, *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
     quiet = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}

@@ -4,6 +4,7 @@ The signature tells a hospital that it looks at the study that the consortium me
 decides by itself; its approval is of the study's hash.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from shared_models.configuration import ConfigurationError, parse_toml
 from shared_models.identity_keys import Signature, fingerprint, is_signed, sign
 from shared_models.study import Study
 
+PROPOSAL_NAME = "study.proposal.toml"
 HEADING = """\
 # A study, proposed and signed by the consortium. For hospitals:  collegium-client review FILE
 # Whoever changes a value makes another study, without this signature.
 """
-
 
 _SIGNATURE = re.compile(r"^\s*signature\s*=", flags=re.MULTILINE)
 
@@ -40,6 +41,16 @@ def sign_study(text: str, root_private: Ed25519PrivateKey, *, origin: str) -> tu
         )
     study = parse_toml(text, Study, origin=origin)
     return study, f'{HEADING}signature = "{sign(root_private, _statement(study))}"\n\n{text}'
+
+
+def write_proposal(path: Path, text: str) -> None:
+    """Put a proposal's *text* at *path*, whole or not at all. Raises OSError."""
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
 
 
 def read_proposal(path: Path, root: str) -> tuple[Study, str]:

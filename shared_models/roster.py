@@ -29,6 +29,7 @@ from shared_models.study import Slug, canonical_json
 HEADING = """\
 # The consortium's sites and their public keys, signed by its root key: a changed file is refused.
 # A site is added with:  collegium-server admit REQUEST_FILE
+# and taken out with:    collegium-server revoke NAME
 """
 
 
@@ -45,14 +46,26 @@ class RosterSite(Frozen):
         return fingerprint(self.node_key, self.identity_key)
 
 
+class RevokedSite(RosterSite):
+    """A site's keys that were taken out of the roster, for good.
+
+    ``version`` is the first version without them; ``replaced`` says that the site has newer keys since then.
+    """
+
+    version: int = Field(ge=1, lt=2**31)
+    replaced: bool
+
+
 class Roster(Frozen):
     """All sites. Names and keys are each unique: a site is known by its keys, never by what it says.
 
-    A new consortium has version 0, without sites; every change makes the next version.
+    A new consortium has version 0, without sites; every change makes the next version. Keys that were taken out are
+    remembered in ``revoked`` and never come back: the SuperLink withdraws a node key for good.
     """
 
     version: int = Field(ge=0, lt=2**31)
     site: tuple[RosterSite, ...] = Field(default=(), strict=False)
+    revoked: tuple[RevokedSite, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")
     def _unique(self) -> Self:
@@ -67,11 +80,23 @@ class Roster(Frozen):
                     raise ValueError(
                         f'"{owner}" and "{site.name}" have the same {kind} key; every site makes its own'
                     )
+        for past in self.revoked:
+            if past.version > self.version:
+                raise ValueError(
+                    f'"{past.name}" was taken out in version {past.version}, which is yet to come'
+                )
+            for kind, key in (("node", past.node_key), ("identity", past.identity_key)):
+                if key in owners:
+                    raise ValueError(
+                        f'the {kind} key of "{owners[key]}" was taken out of the roster in version {past.version} '
+                        f'(as "{past.name}"), and a key that was taken out never comes back: the hospital makes new '
+                        "ones with `collegium-client renew-keys` and sends that request"
+                    )
         return self
 
     @property
     def hash(self) -> bytes:
-        """SHA-256, 32 bytes, of version and sites: the identity of this version."""
+        """SHA-256, 32 bytes, of version, sites and revoked keys: the identity of this version."""
         return hashlib.sha256(b"collegium-roster-1\n" + _values(self)).digest()
 
     @property
@@ -97,19 +122,74 @@ class Roster(Frozen):
         """The site of this name, or None."""
         return next((site for site in self.site if site.name == name), None)
 
+    def revocation(self, site: RosterSite) -> RevokedSite | None:
+        """The latest entry under which one of *site*'s keys was taken out, or None."""
+        keys = {site.node_key, site.identity_key}
+        return next(
+            (past for past in reversed(self.revoked) if keys & {past.node_key, past.identity_key}), None
+        )
+
     def with_site(self, site: RosterSite) -> "Roster":
-        """The next version, with *site* in it. Raises ConfigurationError where its name or a key is taken."""
+        """The next version, with *site* in it.
+
+        Raises:
+            ConfigurationError: its name or a key is taken, or a key was taken out before.
+        """
         if site in self.site:
             raise ConfigurationError(f'"{site.name}" is in the roster already, with just these keys')
+        if there := self.entry(site.name):
+            raise ConfigurationError(
+                f'"{site.name}" is in the roster already, with other keys ({there.fingerprint}; the request has '
+                f"{site.fingerprint}). If this hospital has new keys, say --replace; another hospital needs "
+                "a name of its own"
+            )
+        return self._next(site, (*self.site, site), self.revoked)
+
+    def with_keys_replaced(self, site: RosterSite) -> "Roster":
+        """The next version, with the keys of *site* in place of those under its name, which never come back.
+
+        Raises:
+            ConfigurationError: there is no site of this name, a key stays the same, or one is taken or was taken out.
+        """
+        old = self._present(site.name, "there is nothing to replace: admit it without --replace")
+        if site == old:
+            raise ConfigurationError(f'"{site.name}" is in the roster already, with just these keys')
+        sites = tuple(site if entry is old else entry for entry in self.site)
+        return self._next(site, sites, (*self.revoked, self._taken_out(old, replaced=True)))
+
+    def without_site(self, name: str) -> "Roster":
+        """The next version, without the site of this name, whose keys never come back.
+
+        Raises:
+            ConfigurationError: there is no site of this name.
+        """
+        old = self._present(name, "check the name")
+        sites = tuple(entry for entry in self.site if entry is not old)
+        return self._next(old, sites, (*self.revoked, self._taken_out(old, replaced=False)))
+
+    def _present(self, name: str, remedy: str) -> RosterSite:
+        entry = self.entry(name)
+        if entry is None:
+            known = ", ".join(site.name for site in self.site) or "none"
+            raise ConfigurationError(f'"{name}" is not in the roster (there: {known}); {remedy}')
+        return entry
+
+    def _taken_out(self, old: RosterSite, *, replaced: bool) -> RevokedSite:
+        keys = old.model_dump()
+        return RevokedSite(**keys, version=self.version + 1, replaced=replaced)
+
+    def _next(
+        self, changed: RosterSite, site: tuple[RosterSite, ...], revoked: tuple[RevokedSite, ...]
+    ) -> "Roster":
         try:
-            return Roster(version=self.version + 1, site=(*self.site, site))
+            return Roster(version=self.version + 1, site=site, revoked=revoked)
         except ValidationError as error:
             reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-            raise ConfigurationError(f'"{site.name}" cannot be admitted: {reason}') from error
+            raise ConfigurationError(f'"{changed.name}" cannot be admitted: {reason}') from error
 
 
 class RosterFile(Roster):
-    """What stands in the file: a roster, and the root key's signature on version and sites."""
+    """What stands in the file: a roster, and the root key's signature on all of it."""
 
     signature: Signature
 
@@ -138,7 +218,7 @@ def read_roster(path: Path, root: str) -> Roster:
 def parse_roster(text: str, root: str, *, origin: str) -> Roster:
     """Read a roster's *text* and check its signature, as `read_roster`; *origin* names it in messages."""
     file = parse_toml(text, RosterFile, origin=origin)
-    roster = Roster(version=file.version, site=file.site)
+    roster = Roster(version=file.version, site=file.site, revoked=file.revoked)
     if not is_signed(root, _statement(roster), file.signature):
         raise ConfigurationError(
             f"{origin}: is not signed by the consortium's root key {fingerprint(root)}: it was edited after it was "
@@ -156,8 +236,10 @@ def write_roster(path: Path, roster: Roster, root_private: Ed25519PrivateKey) ->
         f'signature = "{sign(root_private, _statement(roster))}"',
     ]
     for site in roster.site:
-        lines += ["", "[[site]]", f'name = "{site.name}"']
-        lines += [f'node_key = "{site.node_key}"', f'identity_key = "{site.identity_key}"']
+        lines += ["", "[[site]]", *_keys(site)]
+    for past in roster.revoked:
+        lines += ["", "[[revoked]]", *_keys(past), f"version = {past.version}"]
+        lines += [f"replaced = {str(past.replaced).lower()}"]
     fresh = path.with_name(path.name + ".new")
     with fresh.open("w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
@@ -166,9 +248,17 @@ def write_roster(path: Path, roster: Roster, root_private: Ed25519PrivateKey) ->
     fresh.replace(path)
 
 
+def _keys(site: RosterSite) -> list[str]:
+    return [
+        f'name = "{site.name}"',
+        f'node_key = "{site.node_key}"',
+        f'identity_key = "{site.identity_key}"',
+    ]
+
+
 def _statement(roster: Roster) -> bytes:
     return b"collegium-roster-signature-1\n" + _values(roster)
 
 
 def _values(roster: Roster) -> bytes:
-    return canonical_json(Roster(version=roster.version, site=roster.site))
+    return canonical_json(Roster(version=roster.version, site=roster.site, revoked=roster.revoked))

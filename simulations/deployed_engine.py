@@ -12,18 +12,19 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from client.approvals import Approvals
 from client.membership import NODE_KEY, make_keys, own_key
 from client.site_file import read_site
 from client.site_journal import make_journal
 from server.exchange import ExchangeError
 from shared_models.processes import Child, free_port, python_module
+from shared_models.proposal import PROPOSAL_NAME
 from simulations.preparation.hospitals import Hospital
 from simulations.scenario import Scenario
 from simulations.work_folder import write_site, write_study
 
 STOP_SECONDS = 30.0
 LOOK_SECONDS = 0.3
+_APPROVING = ("--approve", "--by", "simulation")
 
 
 def run_deployed(
@@ -47,13 +48,13 @@ def run_deployed(
     port = free_port()
     _command("server.command", "init", str(server), "--host", "127.0.0.1", "--port", str(port))
     write_study(server / "study.toml", scenario.study)
+    _command("server.command", "propose", str(server / "study.toml"), "--config", str(server / "server.toml"))
     site_files = tuple(_make_site(work, hospital, scenario, port) for hospital in hospitals)
     for path in site_files:
         _command("client.command", "join", str(server / "roster.toml"), "--config", str(path))
         file = read_site(path)
-        Approvals(make_journal(file, own_key(file)), file.state).decide(
-            scenario.study, "approved", by="simulation"
-        )
+        make_journal(file, own_key(file))
+        _command("client.command", "review", str(server / PROPOSAL_NAME), "--config", str(path), *_APPROVING)
     sites: list[Child] = []
     with ExitStack() as stack:
         for path in site_files:

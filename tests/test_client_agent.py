@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from client.agent import DRAINED, UNUSABLE, Agent
-from client.agent_channel import AgentClient, AgentFailed, AgentUnreachable, socket_path
+from client.agent_channel import (
+    CONTROL,
+    DOOR,
+    INNER,
+    AgentClient,
+    AgentFailed,
+    AgentUnreachable,
+    socket_path,
+)
+from client.door_place import DoorError, DoorPlace
 from client.membership import make_keys
 from shared_models.identity_keys import new_identity_key
 from shared_models.processes import Child, python_module
@@ -48,18 +57,20 @@ class Running:
 
     def __init__(self, folder: Path) -> None:
         self.handler = Slow()
-        self.path = socket_path(folder)
-        self.agent = Agent(self.handler, self.path)
+        self.door = socket_path(folder, DOOR)
+        self.agent = Agent(self.handler, folder, DoorPlace(self.door, os.geteuid()))
         self.status: int | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
-        self.client = AgentClient(self.path)
+        self.client, self.control = AgentClient(self.door), AgentClient(socket_path(folder, CONTROL))
+        self.control.status(timeout_seconds=10.0)
 
     def _run(self) -> None:
         self.status = self.agent.run()
 
     def close(self) -> None:
         self.client.close()
+        self.control.close()
         self.agent.stop()
         self.thread.join()
 
@@ -84,11 +95,11 @@ def test_one_request_is_handled_at_a_time_and_status_is_answered_meanwhile(runni
     for thread in threads:
         thread.start()
     time.sleep(0.1)
-    assert running.client.status()["agent"] == "working"
+    assert running.control.status()["agent"] == "working"
     for thread in threads:
         thread.join()
     assert running.handler.most == 1
-    assert running.client.status() == {"agent": "waiting", "pid": str(os.getpid()), "begun": "3"}
+    assert running.control.status() == {"agent": "waiting", "pid": str(os.getpid()), "begun": "3"}
 
 
 def test_a_request_whose_sender_gave_up_before_its_turn_is_not_begun(running: Running) -> None:
@@ -117,7 +128,7 @@ def test_a_drained_agent_finishes_what_runs_takes_nothing_new_and_ends(running: 
     )
     first.start()
     time.sleep(0.2)
-    running.client.drain()
+    running.control.drain()
     with pytest.raises((AgentUnreachable, AgentFailed)):
         running.client.handle(b"new", timeout_seconds=5.0)
     first.join()
@@ -127,9 +138,31 @@ def test_a_drained_agent_finishes_what_runs_takes_nothing_new_and_ends(running: 
     assert running.status == DRAINED
 
 
-def test_only_owner_and_group_can_reach_the_socket(running: Running) -> None:
-    assert stat.S_IMODE(running.path.stat().st_mode) == 0o660
-    assert stat.S_IMODE(running.path.parent.stat().st_mode) == 0o750
+def test_through_the_door_there_is_nothing_but_handling_requests(running: Running) -> None:
+    for forbidden in (running.client.drain, running.client.status):
+        with pytest.raises(AgentFailed, match="UNIMPLEMENTED"):
+            forbidden()
+    with pytest.raises(AgentFailed, match="UNIMPLEMENTED"):
+        running.control.handle(b"hello", timeout_seconds=5.0)
+    assert running.handler.begun == []
+    assert running.client.handle(b"hello", timeout_seconds=5.0) == b"hello"
+
+
+def test_only_the_owner_reaches_what_lies_behind_the_door(running: Running) -> None:
+    for name in (INNER, CONTROL):
+        assert stat.S_IMODE(running.door.with_name(name).stat().st_mode) == 0o600
+    assert stat.S_IMODE(running.door.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(running.door.stat().st_mode) == 0o660
+
+
+def test_an_agent_whose_door_cannot_be_opened_ends_and_leaves_no_socket(tmp_path: Path) -> None:
+    door = tmp_path / "door"
+    door.write_text("somebody's file")
+    agent = Agent(Slow(), tmp_path, DoorPlace(door, os.geteuid()))
+    with pytest.raises(DoorError, match="is no socket"):
+        agent.run()
+    assert list((tmp_path / "agent").iterdir()) == []
+    assert door.read_text() == "somebody's file"
 
 
 def test_an_agent_that_is_not_there_is_unreachable(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from journals import IDENTITY, journal_in
 from site_talk import NAME, Conversation
 from studies import make_study
 
-from client.agent_channel import AgentClient, AgentFailed, AgentUnreachable, socket_path
+from client.agent_channel import DOOR, AgentClient, AgentFailed, AgentUnreachable, socket_path
 from client.approvals import Approvals
 from client.secret import SiteSecret
 from client.site_file import read_site
@@ -62,11 +62,12 @@ class Agent:
             log=self.state / "logs" / "agent.log",
             environment={"OMP_NUM_THREADS": "1"},
         )
-        self.client = AgentClient(socket_path(self.state))
+        self.client = AgentClient(socket_path(self.state, DOOR))
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                self.client.status()
+                with AgentClient(socket_path(self.state)) as control:
+                    control.status()
             except (AgentUnreachable, TimeoutError):
                 assert self.child.ended() is None, self.child.said()
                 assert time.monotonic() < deadline, self.child.said()
@@ -180,8 +181,9 @@ def test_runs_in_a_row_under_kill_9_never_spend_more_than_the_cap_and_the_run_th
 ) -> None:
     agent, chance, ended = talk.agent, random.Random(7), dict[str, int]()
     journal = agent.state / "journal.sqlite"
+    whole = 0.0  # seconds of an undisturbed run
     for number in range(num_runs):
-        killer = threading.Timer(chance.uniform(0.0, 3.0), agent.kill)
+        killer, begun = threading.Timer(chance.uniform(0.0, whole), agent.kill), time.monotonic()
         if number % 3:
             killer.start()
         try:
@@ -193,6 +195,7 @@ def test_runs_in_a_row_under_kill_9_never_spend_more_than_the_cap_and_the_run_th
             if killer.ident is not None:
                 killer.join()
         ended[how] = ended.get(how, 0) + 1
+        whole = whole or time.monotonic() - begun
         if agent.child.ended() is not None or how == "killed":
             agent.restart()
         epsilon, _ = recomputed(journal, DELTA)

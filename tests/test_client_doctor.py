@@ -203,7 +203,7 @@ def test_a_state_folder_of_another_user_is_told(north: Hospital) -> None:
 def test_keys_that_are_gone_or_none_are_told(north: Hospital) -> None:
     key = north.folder / "node.key"
     key.write_text("nonsense")
-    says(north.findings(), "node key", "wrong", "is not an unencrypted OpenSSH private key")
+    says(north.findings(), "node key", "wrong", "is not an OpenSSH private key")
     key.unlink()
     findings = north.findings()
     says(findings, "node key", "wrong", f"{key} is not there")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,21 @@ from client.membership import own_key
 from client.reasons import Reason
 from client.receipt_check import check_receipts, receipts_of
 from client.roles import Role
-from client.secret import SiteSecret
+from client.secret import SecretError, SiteSecret
 from client.site import Site, result_path
 from client.site_file import SiteFile, read_site
-from client.site_journal import open_journal
+from client.site_journal import check_secret, open_journal
 from client.withdrawal import contributions, withdraw, withdrawn
-from privacy.journal import ANCHOR_NAME, JOURNAL_NAME, Entry, Journal, JournalOlder
+from privacy.journal import (
+    ANCHOR_NAME,
+    JOURNAL_NAME,
+    Entry,
+    Journal,
+    JournalEdited,
+    JournalOlder,
+    create_journal,
+)
+from privacy.secure_aggregation.encoding import statement
 from privacy.secure_aggregation.receipts import Receipt
 from shared_models.configuration import ConfigurationError
 from shared_models.messages import Answer, Refusal, encode
@@ -34,6 +44,7 @@ from shared_models.study import Study
 from simulations.work_folder import enrol
 
 NUM_PATIENTS = 60
+KEYS = {IDENTITY.public_key().public_bytes_raw()}
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +297,7 @@ def test_the_confirmation_is_signed_over_the_head_of_the_sites_own_journal(hospi
     (at,) = [entry for entry in journal.entries() if entry.hash == receipt.journal_head]
     spent = journal.entries("spent")[-1]
     assert at.sequence > spent.sequence, "what the round cost is covered by it"
-    assert check_receipts(journal.verify(), [receipt], site=NAME, origin="test") == 1
+    assert check_receipts(journal.verify(), [receipt], site=NAME, keys=KEYS, origin="test") == 1
 
 
 def older_state(talk: Conversation) -> Receipt:
@@ -309,7 +320,7 @@ def test_a_rollback_of_everything_is_exposed_by_another_sites_receipt(hospital, 
     journal = journal_in(talk.file.state)
     old = journal.verify()
     with pytest.raises(JournalOlder, match="signed in round 2 of run run-1"):
-        check_receipts(old, [receipt], site=NAME, origin="test")
+        check_receipts(old, [receipt], site=NAME, keys=KEYS, origin="test")
 
 
 def open_with(talk: Conversation, receipt: bytes) -> Answer | Refusal:
@@ -355,11 +366,127 @@ def test_a_chain_written_anew_with_the_sites_own_key_is_exposed_by_a_peers_recei
             anew.append(entry.kind, entry.body)
     rewritten = anew.verify()
     with pytest.raises(JournalOlder, match="was written anew"):
-        check_receipts(rewritten, [receipt], site=NAME, origin="test")
-    assert check_receipts(entries(talk), [receipt], site=NAME, origin="test") == 1
+        check_receipts(rewritten, [receipt], site=NAME, keys=KEYS, origin="test")
+    assert check_receipts(entries(talk), [receipt], site=NAME, keys=KEYS, origin="test") == 1
+
+
+def test_a_rewritten_journal_is_exposed_whatever_name_or_key_it_gives_itself(hospital, tmp_path) -> None:
+    """Who the site is, is known from elsewhere: its own site.toml, and the roster."""
+    talk = start(hospital, tmp_path)
+    talk.open()
+    talk.prepare()
+    receipt = one_round(talk)
+    stranger = Ed25519PrivateKey.generate()
+    for number, (identity, name) in enumerate([(IDENTITY, "elsewhere"), (stranger, NAME)]):
+        anew = journal_in(tmp_path / str(number), identity, site=name).verify()
+        with pytest.raises(JournalOlder, match="was written anew"):
+            check_receipts(anew, [receipt], site=NAME, keys=KEYS, origin="test")
+    with pytest.raises(JournalEdited, match="signed by none of its keys"):
+        check_receipts(
+            entries(talk),
+            [receipt],
+            site=NAME,
+            keys={stranger.public_key().public_bytes_raw()},
+            origin="test",
+        )
+    with pytest.raises(ConfigurationError, match="there is no receipt about"):
+        check_receipts(entries(talk), [], site=NAME, keys=KEYS, origin="test")
+
+
+def replaced(talk: Conversation) -> None:
+    for name in (JOURNAL_NAME, ANCHOR_NAME):
+        (talk.file.state / name).unlink()
+    create_journal(talk.file.state, IDENTITY, site=NAME, after_loss="disk failure")
+    talk.restart()
+
+
+def test_a_site_that_lost_its_journal_is_not_locked_out_by_receipts_from_before(hospital, tmp_path) -> None:
+    talk = start(hospital, tmp_path, max_runs_per_study=9)
+    talk.open()
+    talk.prepare()
+    before = one_round(talk).to_bytes()
+    replaced(talk)
+    assert isinstance(open_with(talk, before), Answer)
+    talk.prepare(first_round=2)
+    talk.train(2)
+    total = talk.collected()
+    talk.peers.confirm(total)
+    talk.restart()
+    assert isinstance(open_with(talk, before), Answer), "the server learnt of no later confirmation"
+
+
+def test_a_state_put_back_under_a_running_site_is_noticed_when_the_run_is_opened_again(
+    hospital, tmp_path
+) -> None:
+    talk = start(hospital, tmp_path)
+    talk.open()
+    talk.prepare()
+    receipt = one_round(talk)
+    ahead = Receipt.from_json({**receipt.to_json(), **signed_like(receipt, bytes(range(32)))})
+    assert reason(open_with(talk, ahead.to_bytes())) == "journal"
+
+
+def signed_like(receipt: Receipt, head: bytes) -> dict[str, str]:
+    signed = statement("confirmation", receipt.position, receipt.round_ctx, receipt.survivors, head)
+    return {"journal_head": head.hex(), "signature": IDENTITY.sign(signed).hex()}
 
 
 # Withdrawal
+
+
+def test_another_secret_is_noticed_before_anybody_who_withdrew_is_in_again(hospital, tmp_path) -> None:
+    file = site_file(hospital, tmp_path)
+    secret = SiteSecret.create(file.state)
+    journal = create_journal(file.state, IDENTITY, site=NAME, details={"secret": secret.commitment})
+    check_secret(journal, secret)
+    talk = Conversation(file, make_study())
+    (file.state / "site.secret").write_bytes(bytes(32))
+    with pytest.raises(SecretError, match="another secret than the one that this site began with"):
+        talk.restart()
+
+
+def test_who_was_in_a_run_stays_written_down_when_it_is_opened_again(hospital, tmp_path) -> None:
+    talk = start(hospital, tmp_path)
+    talk.open()
+    talk.prepare()
+    gone = of_role(talk, Role.TRAIN)
+    talk.train(1)
+    withdraw(journal_in(talk.file.state), [gone])
+    talk.restart()
+    talk.open()
+    journal = journal_in(talk.file.state)
+    (found,) = contributions(talk.file.state, journal, Approvals(journal, talk.file.state), gone)
+    assert (found.role, found.rounds) == (Role.TRAIN, (1,))
+
+
+def test_a_clock_that_went_back_does_not_change_what_a_patient_contributed_to(hospital, tmp_path) -> None:
+    talk = start(hospital, tmp_path)
+    talk.open()
+    talk.prepare()
+    gone = of_role(talk, Role.TRAIN)
+    talk.train(1)
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    public_key = IDENTITY.public_key().public_bytes_raw()
+    late = Journal(talk.file.state, public_key=public_key, identity=IDENTITY, clock=lambda: hour_ago)
+    withdraw(late, [gone])
+    journal = journal_in(talk.file.state)
+    (found,) = contributions(talk.file.state, journal, Approvals(journal, talk.file.state), gone)
+    assert found.rounds == (1,)
+
+
+def test_too_few_patients_left_after_withdrawals_end_the_run_before_anything_is_spent(
+    hospital, tmp_path
+) -> None:
+    talk = start(hospital, tmp_path, min_patients=20)
+    talk.open()
+    talk.prepare()
+    talk.train(1)
+    assert isinstance(talk.site, Site)
+    assert talk.site._run is not None
+    training = talk.site._run.patients[Role.TRAIN].pseudonyms
+    withdraw(journal_in(talk.file.state), training[: len(training) - 19])
+    assert reason(talk.train(2)[0]) == "data"
+    assert [entry.body["round"] for entry in entries(talk, "spent")] == [1]
 
 
 def pseudonym(talk: Conversation, number: int) -> str:
@@ -474,7 +601,7 @@ def test_an_exported_journal_is_verified_without_the_site(site: Path, tmp_path: 
         run("journal", "export", str(tmp_path / "j.json"), config=site)
     text = (tmp_path / "j.json").read_text()
     (tmp_path / "j.json").write_text(text.replace('"approved"', '"refused"'))
-    with pytest.raises(Exception, match="was changed by somebody else"):
+    with pytest.raises(Exception, match="or changed by somebody else"):
         run("journal", "verify", "--file", str(tmp_path / "j.json"), config=site)
 
 
@@ -507,6 +634,27 @@ def test_patients_are_named_on_the_keyboard_or_in_a_file_and_never_shown(site: P
     assert not any("PAT-" in json.dumps(entry.to_json()) for entry in journal.entries())
 
 
+def test_a_list_that_windows_saved_and_ids_that_no_patient_has_are_dealt_with(
+    site: Path, tmp_path: Path
+) -> None:
+    assert "is not known yet" in run("withdraw", config=site, words="PAT-0009\n")
+    run("index", config=site)
+    (tmp_path / "ids.txt").write_bytes("\ufeffPAT-0001\r\n PAT-0002\u00a0\r\nNOBODY\r\n".encode())
+    told = run("withdraw", "--file", str(tmp_path / "ids.txt"), config=site)
+    assert "3 of 3 patients are excluded" in told
+    assert "has the ID on line 3: look for misspellings" in told.replace("\n", " ")
+    gone = withdrawn(open_journal(read_site(site)))
+    secret = SiteSecret.load(read_site(site).state)
+    assert {secret.pseudonym("patient", f"PAT-000{number}") for number in (1, 2, 9)} <= set(gone)
+
+
+def test_a_journal_that_is_whole_is_not_replaced_and_an_export_is_private(site: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is whole: nothing is lost"):
+        run("journal", "replace", "--reason", "because", config=site)
+    run("journal", "export", str(tmp_path / "j.json"), config=site)
+    assert (tmp_path / "j.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_index_counts_withdrawn_patients_and_takes_the_approved_study(site: Path) -> None:
     run("withdraw", config=site, words="PAT-0001\n")
     summary = json.loads(
@@ -534,8 +682,6 @@ def test_another_sites_receipts_file_is_checked_by_command(site: Path, tmp_path:
 
 
 def signed_receipt(key: Ed25519PrivateKey, head: bytes) -> Receipt:
-    from privacy.secure_aggregation.encoding import statement
-
     signature = key.sign(statement("confirmation", 0, bytes(32), bytes(32), head))
     return Receipt(
         site="north",

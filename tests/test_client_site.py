@@ -778,6 +778,7 @@ def secret_run(
     return talk, Hoard(talk, monkeypatch)
 
 
+@pytest.mark.slow
 def test_no_file_below_the_state_folder_ever_holds_a_secret_of_a_round(
     hospital, tmp_path, monkeypatch, caplog
 ) -> None:

@@ -22,7 +22,7 @@ import pytest
 from dicom_files import Hospital, dataset
 from studies import make_study
 
-from client.agent_channel import AgentClient, AgentFailed, AgentUnreachable, socket_path
+from client.agent_channel import DOOR, AgentClient, AgentFailed, AgentUnreachable, socket_path
 from client.site_file import read_site
 from client.site_journal import open_journal
 from privacy.ledger import Ledger
@@ -100,7 +100,7 @@ class Agent:
             log=self.state / "logs" / "agent.log",
             environment={"OMP_NUM_THREADS": "1"},
         )
-        self.client = AgentClient(socket_path(self.state))
+        self.client = AgentClient(socket_path(self.state, DOOR))
 
     def kill(self, *, after_seconds: float = 0.0) -> None:
         """SIGKILL; until then it takes no more notice of anything."""
@@ -117,7 +117,8 @@ class Agent:
 
     def there(self) -> bool:
         try:
-            self.client.status(timeout_seconds=2.0)
+            with AgentClient(socket_path(self.state)) as control:
+                control.status(timeout_seconds=2.0)
         except (AgentUnreachable, AgentFailed, TimeoutError):
             return False
         return True
@@ -128,8 +129,8 @@ class Agent:
             assert self.child.ended() is None, self.child.said()
             assert time.monotonic() < deadline, self.child.said()
             time.sleep(0.05)
-            self.client.close()  # a new connection does not wait before it tries again
-            self.client = AgentClient(socket_path(self.state))
+        self.client.close()  # a new connection does not wait before it tries again
+        self.client = AgentClient(socket_path(self.state, DOOR))
 
     def close(self) -> None:
         self.client.close()
@@ -301,7 +302,8 @@ def assert_back(progress: Progress, fault: Fault) -> None:
 
 
 KNOWN_FILES = re.compile(
-    r"site\.secret|ledger\.sqlite(-wal|-shm)?|index\.json|logs/agent\.log|runs/[a-z0-9-]+/site_result\.json"
+    r"site\.secret|journal\.(sqlite(-journal)?|anchor(\.new)?)|studies/[0-9a-f]{64}\.json|index\.json|logs/agent\.log"
+    r"|runs/[a-z0-9-]+/(site_result|patients)\.json"
 )
 
 
@@ -333,6 +335,8 @@ def pieces(reply: bytes) -> list[bytes]:
     header, payload = decode_reply(reply)
     if not isinstance(header, Answer):
         return []
+    if header.to == "confirm":
+        payload = payload[32:]  # the head of the site's own journal stands in that journal
     step = max(32, len(payload) // 8)
     found = [payload[at : at + 24] for at in range(4, len(payload) - 24, step)]
     assert found

@@ -16,12 +16,16 @@ from pydantic import BaseModel
 import client.command
 import server.command
 import simulations.command
+from client.network_file import NetworkFile
 from client.reasons import LabelProblem, Reason
+from client.review_sentences import share
 from client.site_file import SiteFile
+from privacy.interpretation import best_guess
 from server.result import Result
 from server.server_file import ServerFile
 from shared_models.configuration import parse_toml
 from shared_models.messages import Refusal
+from shared_models.proposal import ProposedStudy
 from shared_models.roster import RosterFile
 from shared_models.site_request import SiteRequest
 from shared_models.study import Study
@@ -113,6 +117,7 @@ def test_the_result_page_names_every_metric() -> None:
     [
         ("## study.toml", Study),
         ("## site.toml", SiteFile),
+        ("## network.toml", NetworkFile),
         ("## server.toml", ServerFile),
         ("## roster.toml", RosterFile),
         ("## NAME.request.toml", SiteRequest),
@@ -120,7 +125,19 @@ def test_the_result_page_names_every_metric() -> None:
 )
 def test_the_files_page_names_every_key_and_no_other(heading: str, model: type[BaseModel]) -> None:
     described = first_cells(section(page("files.md"), heading))
-    assert described - {"site"} == keys_of(model)
+    assert described - {"site", "revoked"} == keys_of(model)
+
+
+def test_the_files_page_names_what_a_proposal_has_besides_the_study() -> None:
+    described = first_cells(section(page("files.md"), "## NAME.proposal.toml"))
+    assert described == set(ProposedStudy.model_fields) - set(Study.model_fields)
+
+
+def test_the_figures_of_the_review_page_are_the_reviews() -> None:
+    text = section(page("review.md"), "## What it says")
+    for epsilon, shown in re.findall(r"^\| ([\d.]+) \| ([\d.]+ %) \|$", text, flags=re.MULTILINE):
+        assert share(best_guess(epsilon=float(epsilon), delta=1e-5)) == shown
+    assert text.count(" % |") == 6
 
 
 def test_the_files_page_names_every_key_of_a_scenario_and_every_built_in_one() -> None:
@@ -144,6 +161,7 @@ def rows(text: str) -> Iterator[list[str]]:
     [
         ("## study.toml", Study),
         ("## site.toml", SiteFile),
+        ("## network.toml", NetworkFile),
         ("## server.toml", ServerFile),
         ("## roster.toml", RosterFile),
         ("## NAME.request.toml", SiteRequest),
@@ -238,7 +256,7 @@ def shown_commands(text: str) -> Iterator[list[str]]:
     lines += re.findall(r"`(collegium-[^`\n]+)`", re.sub(r"```.*?```", "", joined, flags=re.DOTALL))
     for line in lines:
         for part in re.split(r"[;&|]+", line.split(" #")[0]):
-            words = part.split()
+            words = re.sub(r"^\s*runuser -u \S+ -- ", "", part).split()
             names = [word.rsplit("/", 1)[-1] for word in words[:1]]
             if names and names[0] in COMMANDS:
                 yield [names[0], *words[1:]]
@@ -254,11 +272,31 @@ def test_commands_and_options_that_are_shown_exist(path: Path) -> None:
             assert words[0] == "--help", words
             continue
         assert words[0] in there, f"{program} {words[0]}"
-        command = there[words[0]]
+        command = there[words.pop(0)]
+        if isinstance(command, click.Group):
+            assert words, f"{program}: which of {sorted(command.commands)}?"
+            command = command.commands[words.pop(0)]
         options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
-        for word in words[1:]:
+        for word in words:
             name = word.split("=")[0]
-            assert not name.startswith("--") or name in options | {"--help"}, f"{program} {words[0]} {name}"
+            assert not name.startswith("--") or name in options | {"--help"}, (
+                f"{program} {command.name} {name}"
+            )
+
+
+def test_the_units_start_commands_that_there_are_and_the_agents_has_no_network() -> None:
+    units = dict(
+        re.findall(r"^```ini (\S+)\n(.*?)^```$", page("separate-users.md"), re.MULTILINE | re.DOTALL)
+    )
+    started = {name: re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE) for name, text in units.items()}
+    assert set(started) == {"collegium-agent.service", "collegium-connect.service"}
+    for (line,) in started.values():
+        program, command, option, _ = line.split()
+        there = groups(COMMANDS[Path(program).name])
+        assert option in {name for known in there[command].params for name in known.opts}
+    agent = units["collegium-agent.service"].splitlines()
+    assert "RestrictAddressFamilies=AF_UNIX" in agent
+    assert "PrivateNetwork=yes" in agent
 
 
 def test_the_study_of_the_page_is_a_study() -> None:

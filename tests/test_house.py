@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,14 @@ def test_public_modules_and_functions_have_docstrings() -> None:
         path for path in product_files() if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not missing
+
+
+def test_the_command_lines_begin_without_what_takes_seconds_to_import() -> None:
+    program = (
+        "import sys, client.command, server.command, simulations.command\n"
+        "print(sorted({'torch', 'scipy', 'dp_accounting', 'opacus', 'flwr'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

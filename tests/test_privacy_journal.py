@@ -183,11 +183,10 @@ def test_an_edited_entry_is_noticed(folder: Path, command: str) -> None:
         journal_in(folder)
 
 
-def test_a_signature_in_the_middle_that_was_replaced_is_noticed_by_verify(folder: Path) -> None:
-    """Opening checks the chain and its last signature, which covers all contents; `verify` checks each signature."""
+def test_a_signature_in_the_middle_that_was_replaced_is_noticed(folder: Path) -> None:
     changed(folder, "UPDATE entry SET signature = zeroblob(64) WHERE sequence = 4")
     with pytest.raises(JournalEdited, match="entry 4 is not signed"):
-        journal_in(folder).verify()
+        journal_in(folder)
 
 
 @pytest.mark.parametrize("number", range(1, NUM + 1))
@@ -241,7 +240,7 @@ def test_an_edited_journal_whose_chain_was_mended_lacks_the_signature(folder: Pa
     connection.close()
     last = rehashed(folder)[-1]
     (folder / ANCHOR_NAME).write_text(json.dumps({"sequence": NUM + 1, "hash": last.hash.hex()}))
-    with pytest.raises(JournalEdited, match=f"entry {NUM + 1} is not signed by this site"):
+    with pytest.raises(JournalEdited, match="entry 5 is not signed by this site"):
         journal_in(folder)
 
 
@@ -351,7 +350,82 @@ def test_any_flipped_bit_of_the_file_changes_nothing_or_is_noticed(folder: Path)
     assert noticed > 30
 
 
+def forged(folder: Path, entries: list[tuple[str, dict]], signer: Ed25519PrivateKey) -> None:
+    """Write a journal of one's own from the first entry on, chain, signatures and anchor included."""
+    (folder / "own").mkdir()
+    own = create_journal(folder / "own", signer, site="north")
+    for kind, body in entries:
+        own.append(kind, body)
+    for name in (JOURNAL_NAME, ANCHOR_NAME):
+        shutil.copyfile(folder / "own" / name, folder / name)
+
+
+@pytest.mark.parametrize("endorsed", [True, False])
+def test_a_journal_forged_from_the_first_entry_cannot_end_under_the_sites_key(
+    folder: Path, endorsed: bool
+) -> None:
+    """The forger knows the site's public key only, and has its own key hand over to it."""
+    forger, public = Ed25519PrivateKey.generate(), IDENTITY.public_key().public_bytes_raw().hex()
+    for accepted in ("", forger.sign(b"anything").hex()):
+        body = {"identity": public, "endorsed": endorsed, "accepted": accepted}
+        shutil.rmtree(folder / "own", ignore_errors=True)
+        forged(folder, [("approval", {"verdict": "approved"}), (NEW_KEY, body)], forger)
+        with pytest.raises(JournalEdited, match="has not taken it over"):
+            journal_in(folder)
+
+
+def test_a_second_beginning_is_noticed(folder: Path) -> None:
+    journal_in(folder).append("created", {"site": "north", "identity": "00" * 32, "after_loss": None})
+    with pytest.raises(JournalEdited, match="its first entry, and no other"):
+        journal_in(folder)
+
+
+def test_an_anchor_for_an_earlier_entry_cannot_be_made_without_the_key(folder: Path) -> None:
+    changed(folder, f"DELETE FROM entry WHERE sequence > {NUM}")
+    last = rehashed(folder)[-1]
+    text = json.loads((folder / ANCHOR_NAME).read_text())
+    (folder / ANCHOR_NAME).write_text(json.dumps({**text, "sequence": NUM, "hash": last.hash.hex()}))
+    with pytest.raises(JournalEdited, match="is not signed by this site"):
+        journal_in(folder)
+
+
 # … while the site runs
+
+
+def test_an_entry_that_somebody_without_the_key_appends_is_never_read_by_a_running_site(folder: Path) -> None:
+    running = journal_in(folder)
+    last = running.verify()[-1]
+    planted = replace(last, sequence=last.sequence + 1, previous=last.hash, kind="approval")
+    signature = Ed25519PrivateKey.generate().sign(b"collegium-journal-signature-1\n" + planted.hash)
+    connection = sqlite3.connect(folder / JOURNAL_NAME)
+    connection.execute(
+        "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)",
+        (planted.sequence, planted.time, "approval", json.dumps(dict(planted.body)), last.hash, signature),
+    )
+    connection.commit()
+    connection.close()
+    for look in (lambda: running.entries("approval"), running.verify, lambda: running.append("request", {})):
+        with pytest.raises(JournalEdited, match="is not signed by this site"):
+            look()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "DELETE FROM entry WHERE sequence = 4",
+        "UPDATE entry SET body = replace(body, '2', '3') WHERE sequence = 4",
+        "UPDATE entry SET kind = 'approval' WHERE sequence = 4",
+    ],
+)
+def test_an_entry_changed_in_the_middle_is_noticed_by_a_running_site_that_reads_it(
+    folder: Path, command: str
+) -> None:
+    running = journal_in(folder)
+    changed(folder, command)
+    with pytest.raises(JournalEdited):
+        running.entries("request")
+    with pytest.raises(JournalEdited):
+        running.verify()
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from shared_models.checkup import Finding, Wrong, run_checks, shown
 from shared_models.identity_keys import new_identity_key, read_identity_key
 from shared_models.node_keys import new_node_key
 from shared_models.processes import free_port, write_private
+from shared_models.proposal import PROPOSAL_NAME, sign_study, write_proposal
 from shared_models.roster import Roster, RosterSite, write_roster
-from shared_models.study import read_study
 
 STUDY = (Path(__file__).parents[1] / "docs" / "two-machines.md").read_text(encoding="utf-8")
 STUDY = STUDY.split("```toml study.toml\n")[1].split("```")[0]
@@ -37,8 +37,9 @@ class Coordinator:
         self.port = free_port()
         CliRunner().invoke(app, ["init", str(folder), "--host", "localhost", "--port", str(self.port)])
         folder.chmod(0o700)
-        (folder / "study.toml").write_text(STUDY)
         self.root = read_identity_key(folder / "root.key")
+        self.study, text = sign_study(STUDY, self.root, origin="study.toml")
+        write_proposal(folder / PROPOSAL_NAME, text)
         self.roster(1, 3)
         (folder / "root.key").unlink()
         self.ca_key = (folder / "tls" / "ca.key").read_bytes()
@@ -161,14 +162,14 @@ def test_a_folder_that_cannot_be_written_is_told(coordinator: Coordinator) -> No
 
 
 def test_a_study_that_cannot_be_read_is_told(coordinator: Coordinator) -> None:
-    (coordinator.folder / "study.toml").unlink()
+    (coordinator.folder / PROPOSAL_NAME).unlink()
     findings = coordinator.findings()
     says(findings, "study", "wrong", "cannot be read")
     says(findings, "sites", "not checked")
 
 
 def test_the_number_of_sites_is_compared_with_the_study(coordinator: Coordinator) -> None:
-    study = read_study(coordinator.folder / "study.toml")
+    study = coordinator.study
     with pytest.raises(Wrong, match="1 in the roster, the study wants 2 to 3: add others"):
         judge_cohort(1, study)
     with pytest.raises(Wrong, match="num_sites_max"):

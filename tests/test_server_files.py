@@ -189,7 +189,12 @@ def test_a_request_that_cannot_be_admitted_leaves_the_roster_as_it_was(
     before = coordinator.roster.read_bytes()
     refused(coordinator.admit(tmp_path / "north.request.toml"), "is in the roster already")
     (tmp_path / "other").mkdir()
-    refused(coordinator.admit(a_request(tmp_path / "other", "north")), 'two sites are named "north"')
+    refused(
+        coordinator.admit(a_request(tmp_path / "other", "north")),
+        '"north" is in the roster already, with other keys',
+        "--replace",
+        "a name of its own",
+    )
     refused(coordinator.admit(a_request(tmp_path, "west", identity)), "have the same identity key")
     foreign = a_request(tmp_path, "east")
     foreign.write_text(foreign.read_text().replace('"east"', '"centre"'))

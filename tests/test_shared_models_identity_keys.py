@@ -80,10 +80,10 @@ def test_what_is_no_private_identity_key_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(IdentityKeyError, match="cannot be read"):
         read_identity_key(path)
     for content, words in (
-        (b"", "is not an unencrypted OpenSSH private key"),
-        (b"\xff\x00nonsense", "is not an unencrypted OpenSSH private key"),
-        (new_identity_key()[1].encode(), "is not an unencrypted OpenSSH private key"),
-        (new_identity_key()[0][:-60], "is not an unencrypted OpenSSH private key"),
+        (b"", "is not an OpenSSH private key"),
+        (b"\xff\x00nonsense", "is not an OpenSSH private key"),
+        (new_identity_key()[1].encode(), "is not an OpenSSH private key"),
+        (new_identity_key()[0][:-60], "is not an OpenSSH private key"),
         (new_node_key()[0], "of another kind than Ed25519"),
         (_rsa(), "of another kind than Ed25519"),
     ):

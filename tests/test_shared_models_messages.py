@@ -32,7 +32,7 @@ hashes = st.just(HASH)
 rounds = st.integers(1, 2**31 - 1)
 round_sets = st.lists(st.integers(0, 999), unique=True, max_size=8).map(lambda chosen: tuple(sorted(chosen)))
 requests = st.one_of(
-    st.builds(Open, run_id=run_ids, study_hash=hashes, manifest_hash=hashes),
+    st.builds(Open, run_id=run_ids, study_hash=hashes, manifest_hash=hashes, roster_hash=hashes),
     *(st.builds(kind, run_id=run_ids, study_hash=hashes) for kind in (Advertise, Share, Escrow, Close)),
     *(
         st.builds(kind, run_id=run_ids, study_hash=hashes, round=rounds, round_set=round_sets)

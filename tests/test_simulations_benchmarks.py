@@ -164,6 +164,7 @@ def test_every_variant_of_a_case_has_a_row_beside_exactly_one_baseline(name: str
 
 @pytest.mark.deployed
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_round_benchmark_runs_both_engines() -> None:
     rows = run(load("round"), quick=True).rows
     assert [row.variant for row in rows] == ["local", "deployed"] * 2

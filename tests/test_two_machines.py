@@ -66,6 +66,7 @@ class Machine:
             command,
             cwd=self.folder,
             env=environment,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=180,
@@ -274,9 +275,10 @@ def test_the_page_is_followed_as_it_stands(network: Network) -> None:
     server, hospitals = network.machines["server"], [network.machines[name] for name in HOSPITALS]
     last = hospitals[-1]
 
-    # 1 to 5: files, keys, admission, the roster
+    # 1 to 5: files, keys, admission, the roster, the hospitals' approval
     server.do("sh server init")
     (server.folder / "consortium" / "study.toml").write_text(blocks()["toml study.toml"])
+    assert "the roster has 0 hospitals" in server.do("sh server propose")
     given = [move for move in handed_over() if move[0] == "server"]
     hand_over(network, [move for move in given if move[1] != ROSTER], num=9)
     for hospital in hospitals:
@@ -288,6 +290,8 @@ def test_the_page_is_followed_as_it_stands(network: Network) -> None:
     hand_over(network, [move for move in given if move[1] == ROSTER], num=3)
     for hospital in hospitals:
         hospital.do("sh hospital join")
+        assert "Nothing was decided" in hospital.do("sh hospital review")
+        assert "Approved by Dr Example" in hospital.do("sh hospital approve")
 
     # 5 and 6: the sites start, and the first run; the cable of one hospital is pulled in the middle of it
     sites = [hospital.start("sh hospital start") for hospital in hospitals]

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 from client.agent import serve
-from client.agent_channel import socket_path
 from client.site_file import read_site
 from shared_models.processes import follow_parent
 
@@ -42,4 +41,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, type=Path)
     site = read_site(parser.parse_args().config)
-    raise SystemExit(serve(Toy(site.name), socket_path(site.state)))
+    raise SystemExit(serve(Toy(site.name), site))

@@ -4,6 +4,7 @@ Only the job of the ServerApp and the handlers of the agents are toys, each impl
 """
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -11,7 +12,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
+from types import MappingProxyType
 
+import pytest
 import toy_server_app
 
 from client import launch as site_launch
@@ -27,13 +30,24 @@ from shared_models.roster import Roster, RosterSite, write_roster
 TESTS = Path(__file__).resolve().parent
 
 
+def _ipv6_there() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+needs_ipv6 = pytest.mark.skipif(not _ipv6_there(), reason="this machine has no IPv6 loopback address")
+
+
 def make_server(
-    folder: Path, names: tuple[str, ...], *, port: int | None = None
+    folder: Path, names: tuple[str, ...], *, port: int | None = None, host: str = "127.0.0.1"
 ) -> tuple[ServerFile, dict[str, bytes]]:
     """Write a server's files below *folder*. Returns them and the sites' private node keys."""
     folder.mkdir(parents=True, exist_ok=True)
     authority = Authority("Toy consortium")
-    issued = authority.server(["localhost", "127.0.0.1"])
+    issued = authority.server(["localhost", "127.0.0.1", "::1"])
     (folder / "ca.pem").write_bytes(authority.issued.certificate)
     (folder / "server.pem").write_bytes(issued.certificate)
     write_private(folder / "server.key", issued.key)
@@ -52,7 +66,7 @@ def make_server(
         root=folder / "root.pub",
         roster=folder / "roster.toml",
         state=folder / "state",
-        listen=Listen(host="127.0.0.1", port=port or free_port()),
+        listen=Listen(host=host, port=port or free_port()),
         tls=Tls(
             certificate=folder / "server.pem", key=folder / "server.key", ca_certificate=folder / "ca.pem"
         ),
@@ -64,7 +78,7 @@ root = "root.pub"
 roster = "roster.toml"
 state = "state"
 [listen]
-host = "127.0.0.1"
+host = "{host}"
 port = {file.listen.port}
 [tls]
 certificate = "server.pem"
@@ -75,10 +89,21 @@ ca_certificate = "ca.pem"
     return file, keys
 
 
-def make_site(folder: Path, name: str, server: ServerFile, key: bytes, *, ca: Path | None = None) -> Path:
+def make_site(
+    folder: Path,
+    name: str,
+    server: ServerFile,
+    key: bytes,
+    *,
+    ca: Path | None = None,
+    reached: str = "127.0.0.1",
+) -> Path:
     """Write a site's files below *folder*. Returns the path of its ``site.toml``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_private(folder / "node.key", key)
+    identity = server.root.parent / f"{name}.identity.key"
+    if not identity.exists():
+        write_private(identity, new_identity_key()[0])
     config = folder / "site.toml"
     config.write_text(
         f"""
@@ -100,9 +125,9 @@ allowed_architectures = ["small-cnn"]
 [consortium]
 root = "{server.root}"
 roster = "{server.roster}"
-identity_key = "{server.root.parent / f"{name}.identity.key"}"
+identity_key = "{identity}"
 [server]
-address = "127.0.0.1:{server.listen.port}"
+address = "{reached}:{server.listen.port}"
 ca_certificate = "{ca or server.tls.ca_certificate}"
 node_key = "node.key"
 """
@@ -142,16 +167,23 @@ class ToySite:
 class Consortium:
     """A running server with toy sites; `exchange` drives the ServerApp's exchange from the test."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: tuple[str, ...],
+        *,
+        host: str = "127.0.0.1",
+        reached: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._stack = ExitStack()
         try:
-            self._bring_up(folder, names)
+            self._bring_up(folder, names, host, reached)
         except BaseException:
             self.close()
             raise
 
-    def _bring_up(self, folder: Path, names: tuple[str, ...]) -> None:
-        self.file, keys = make_server(folder / "server", names)
+    def _bring_up(self, folder: Path, names: tuple[str, ...], host: str, reached: Mapping[str, str]) -> None:
+        self.file, keys = make_server(folder / "server", names, host=host)
         self.roster: Roster = read_sites(self.file)
         old = os.environ.get("PYTHONPATH", "")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), old])
@@ -162,7 +194,12 @@ class Consortium:
         self._run = threading.Thread(target=self._play)
         self._run.start()
         self._stack.callback(self._end_run)
-        self.sites = {name: ToySite(make_site(folder / name, name, self.file, keys[name])) for name in names}
+        self.sites = {
+            name: ToySite(
+                make_site(folder / name, name, self.file, keys[name], reached=reached.get(name, "127.0.0.1"))
+            )
+            for name in names
+        }
         for site in self.sites.values():
             self._stack.callback(site.close)
         self._app: Connection = self._connect()

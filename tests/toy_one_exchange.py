@@ -10,7 +10,7 @@ from shared_models.processes import follow_parent
 from shared_models.roster import Roster
 
 
-def job(exchange: Exchange, roster: Roster, state: Path, run_id: str) -> None:
+def job(exchange: Exchange, roster: Roster, root: str, state: Path, run_id: str) -> None:
     """Write the names of the sites that answered to ``STATE/replies``."""
     replies = exchange.exchange(dict.fromkeys(exchange.sites(), b"hello"), timeout_seconds=30.0)
     names = [reply.site for reply in replies]

@@ -13,7 +13,7 @@ from shared_models.roster import Roster
 KEY = b"toy"
 
 
-def job(exchange: Exchange, roster: Roster, state: Path, run_id: str) -> None:
+def job(exchange: Exchange, roster: Roster, root: str, state: Path, run_id: str) -> None:
     """Answer commands until told to end: ("sites",), ("exchange", requests, timeout), ("fail", why), ("end",)."""
     with Listener(str(state / "toy"), family="AF_UNIX", authkey=KEY) as listener, listener.accept() as test:
         while True:

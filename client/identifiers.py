@@ -1,0 +1,8 @@
+"""One form for an identifier, wherever it comes from: a DICOM file, the labels file, or a person at the keyboard."""
+
+import unicodedata
+
+
+def normalised(identifier: str) -> str:
+    """Without padding (white space of any kind, and NUL, which DICOM pads with), composed as Unicode's NFC."""
+    return unicodedata.normalize("NFC", identifier).strip().strip("\0").strip()

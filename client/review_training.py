@@ -1,0 +1,136 @@
+"""Of a review: what is trained, and on which of this hospital's images."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from client.index_report import Counts
+from client.review_sentences import Section, Sentence, ago, counted, plain, quoted, warning
+from client.roles import Role
+from client.site_file import SiteFile
+from shared_models.architectures import build_model
+from shared_models.manifest import Manifest
+from shared_models.study import Image, Study
+
+_ASPECT = {
+    "pad": "the whole image is kept, and what is missing to that shape is filled with black",
+    "crop": "the middle of the image is cut to that shape",
+    "stretch": "the image is stretched or squeezed to that shape",
+}
+
+
+def what_is_trained(study: Study) -> Section:
+    """The task, the model and how it is trained."""
+    task, training, model = study.task, study.training, study.model
+    num_weights = Manifest.of(build_model(study)).num_weights
+    weighed = (
+        "each hospital counts the same"
+        if study.aggregation.weights == "equal"
+        else f"each hospital counts by its number of training patients, up to {study.aggregation.max_patients:,}"
+    )
+    return Section(
+        title="What is trained",
+        sentences=(
+            plain(f"{quoted(study.title)}. The study is identified by its hash, {study.hash}."),
+            plain(
+                f"The model learns to tell images labelled {quoted(*task.positive)} (positive) from images labelled "
+                f"{quoted(*task.negative)} (negative), in the column {quoted(task.label)} of the labels file. Images "
+                "with any other value are left out."
+            ),
+            plain(
+                f"The model is a neural network of the kind “{model.architecture}”, width {model.width}: "
+                f"{num_weights:,} numbers (weights) that training adjusts. It is trained here, on this hospital's "
+                "machine; all hospitals begin with the same public weights."
+            ),
+            *_preparation(study.image),
+            plain(
+                f"Training takes {counted(training.num_rounds, 'round')}. In each, this hospital makes "
+                f"{counted(training.local_steps, 'step')} on its own images, {counted(study.num_steps, 'step')} in "
+                f"all; then the hospitals' changes to the model are averaged ({weighed}). In a step each training "
+                f"patient is drawn with probability {training.sample_rate:g}."
+            ),
+        ),
+    )
+
+
+def which_images(study: Study, file: SiteFile, counts: Counts | None, now: datetime) -> Section:
+    """Where the images are, which of them are used, and for what."""
+    column = file.labels.column or study.task.label
+    return Section(
+        title="On which of this hospital's images",
+        sentences=(
+            plain(
+                f"Images below {file.images.folder}, of the kinds (DICOM Modality) "
+                f"{', '.join(quoted(one) for one in study.image.modalities)}; everything else there is left out."
+            ),
+            plain(
+                f"Labels from {file.labels.file}: column {quoted(column)}, found by {file.labels.key}. The file "
+                "stays here."
+            ),
+            _roles(study),
+            *_counts(study, file, counts, now),
+        ),
+    )
+
+
+def _preparation(image: Image) -> tuple[Sentence, ...]:
+    if image.channels == 3:
+        levels = "Colour images are used, grey ones left out"
+    else:
+        how = {
+            "window": "by the window that the image itself names, as on a viewing station",
+            "percentiles": f"from the image's percentile {image.low_percentile:g} (black) to {image.high_percentile:g} "
+            "(white)",
+            "full-range": "over the full range that its bits allow",
+        }[image.intensity]
+        levels = f"Grey images are used, colour ones left out; grey values are scaled {how}"
+    return (
+        plain(
+            f"Each image is prepared by itself: brought to {image.rows} × {image.columns} pixels "
+            f"({_ASPECT[image.aspect]}). {levels}."
+        ),
+    )
+
+
+def _roles(study: Study) -> Sentence:
+    patients = study.patients
+    if patients.roles == "column":
+        return plain(
+            "Each patient has one role, training, validation or test, as the column “role” of the labels file says."
+        )
+    validation, test = patients.validation_fraction, patients.test_fraction
+    return plain(
+        f"Each patient has one role, drawn by a secret of this hospital: about {1 - validation - test:.0%} train the "
+        f"model, {validation:.0%} validate it, {test:.0%} test it."
+    )
+
+
+def _counts(study: Study, file: SiteFile, counts: Counts | None, now: datetime) -> Iterator[Sentence]:
+    if counts is None:
+        yield plain(
+            "How many patients and images that is, is not counted yet for this study: collegium-client index --study "
+            "FILE, with this proposal as FILE, tells it, and the review then says it here."
+        )
+        return
+    train = counts.num_patients[Role.TRAIN]
+    yield plain(
+        f"Counted {ago(counts.time, now)}: {counts.num_images:,} of {counts.num_files:,} files can be used. Patients: "
+        f"{train:,} for training, {counts.num_patients[Role.VALIDATION]:,} for validation, "
+        f"{counts.num_patients[Role.TEST]:,} for the test."
+    )
+    least = max(study.patients.min_training, file.policy.min_patients)
+    if train < least:
+        yield warning(
+            f"{train:,} training patients are too few: the study asks for {study.patients.min_training:,} "
+            f"(patients.min_training), this hospital for {file.policy.min_patients:,} (policy.min_patients). With "
+            "these images the site refuses each run when it is opened."
+        )
+    if counts.unusable_share > file.policy.max_unusable_share:
+        yield warning(
+            f"{counts.unusable_share:.1%} of the files cannot be used, and policy.max_unusable_share allows "
+            f"{file.policy.max_unusable_share:.1%}. With these images the site refuses each run when it is opened."
+        )
+    if study.privacy.delta is not None and train and study.privacy.delta > 1 / train:
+        yield warning(
+            f"δ = {study.privacy.delta:g} is larger than one over the number of training patients (1/{train:,}): take "
+            "the promise below as weak."
+        )

@@ -1,0 +1,152 @@
+"""What changed from one version of a study to the next, field by field, in words where a word helps."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from shared_models.study import Study
+from shared_models.visible_text import visible
+
+Value: TypeAlias = "bool | int | float | str | tuple[int | str, ...] | None"
+
+WORDS: Mapping[str, str] = {
+    "name": "name of the study",
+    "title": "title",
+    "patient": "what a Patient ID stands for",
+    "task.kind": "kind of task",
+    "task.label": "column of the labels file",
+    "task.positive": "values that count as positive",
+    "task.negative": "values that count as negative",
+    "patients.roles": "how patients are spread over training, validation and test",
+    "patients.min_training": "fewest training patients of a hospital",
+    "patients.validation_fraction": "share of validation patients",
+    "patients.test_fraction": "share of test patients",
+    "image.modalities": "kinds of images (DICOM Modality)",
+    "image.channels": "colour channels",
+    "image.rows": "height of the prepared image",
+    "image.columns": "width of the prepared image",
+    "image.aspect": "how an image is brought to that shape",
+    "image.intensity": "how grey values are scaled",
+    "image.low_percentile": "percentile that becomes black",
+    "image.high_percentile": "percentile that becomes white",
+    "model.architecture": "architecture of the model",
+    "model.width": "width of the model",
+    "model.seed": "seed of the initial weights",
+    "training.num_rounds": "rounds",
+    "training.local_steps": "steps in each round",
+    "training.sample_rate": "probability with which each patient is in a step",
+    "training.learning_rate": "learning rate",
+    "training.momentum": "momentum",
+    "training.weight_decay": "weight decay",
+    "training.positive_weight": "weight of a positive image in the loss",
+    "training.flip": "images mirrored at random",
+    "privacy.mode": "mode of differential privacy",
+    "privacy.epsilon": "ε of training",
+    "privacy.delta": "δ",
+    "privacy.max_grad_norm": "bound on one patient's gradient",
+    "evaluation.validation_rounds": "rounds whose model is validated",
+    "evaluation.num_bins": "bins of the score histogram",
+    "evaluation.unnoised": "evaluation without noise",
+    "evaluation.epsilon": "ε of evaluation",
+    "aggregation.weights": "weight of a hospital in the mean",
+    "aggregation.server_momentum": "momentum of the server",
+    "aggregation.num_sites_max": "most hospitals in a sum",
+    "aggregation.min_cohort": "fewest hospitals in a sum",
+    "aggregation.max_patients": "patients that count for the weight at most",
+    "aggregation.update_bound": "bound on each entry of an update",
+    "aggregation.round_timeout_seconds": "seconds that a round may take",
+    "aggregation.threshold": "hospitals that it takes to open a sum",
+    "aggregation.num_colluding": "hospitals that may work together with the server without learning more",
+    "aggregation.rounds_per_batch": "rounds whose masks are prepared at once",
+    "aggregation.max_burned_rounds": "failed rounds in a row before the run stops",
+    "aggregation.step_timeout_seconds": "seconds for each small exchange",
+}
+
+WEAKER = "WEAKENS PROTECTION"
+OTHER_UNIT = "CHANGES WHO IS PROTECTED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One value that is another in the new version.
+
+    Attributes:
+        key: as in ``study.toml``, dotted.
+        words: what the key means.
+        old, new: the values, ready to be shown.
+        note: `WEAKER`, `OTHER_UNIT`, or empty.
+    """
+
+    key: str
+    words: str
+    old: str
+    new: str
+    note: str
+
+    @property
+    def sentence(self) -> str:
+        """One line."""
+        note = f" – {self.note}" if self.note else ""
+        return f"{self.words} ({self.key}): {self.old} → {self.new}{note}"
+
+
+def changes(old: Study, new: Study) -> tuple[Change, ...]:
+    """Every value in which *new* differs from *old*, in the order of the file; empty where the hashes are equal."""
+    before, after = _values(old), _values(new)
+    return tuple(
+        Change(
+            key=key,
+            words=WORDS.get(key, key),
+            old=_shown(before[key]),
+            new=_shown(after[key]),
+            note=_note(key, before[key], after[key]),
+        )
+        for key in after
+        if before[key] != after[key]
+    )
+
+
+def _values(study: Study) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for name, value in study.model_dump().items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _shown(value: Value) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(_shown(entry) for entry in value) or "none"
+    return visible(value) if isinstance(value, str) else repr(value)
+
+
+def _lower(old: Value, new: Value) -> bool:
+    return isinstance(old, int | float) and isinstance(new, int | float) and new < old
+
+
+def _higher(old: Value, new: Value) -> bool:
+    return _lower(new, old)
+
+
+_WEAKER: Mapping[str, Callable[[Value, Value], bool]] = {
+    "privacy.mode": lambda old, new: new == "none",
+    "privacy.epsilon": _higher,
+    "privacy.delta": _higher,
+    "evaluation.epsilon": _higher,
+    "evaluation.unnoised": _higher,
+    "aggregation.min_cohort": _lower,
+    "aggregation.threshold": _lower,
+    "aggregation.num_colluding": _lower,
+}
+
+
+def _note(key: str, old: Value, new: Value) -> str:
+    if key == "patient":
+        return OTHER_UNIT
+    return WEAKER if key in _WEAKER and _WEAKER[key](old, new) else ""

@@ -1,0 +1,488 @@
+"""The review in plain language: each figure against a computation of its own, each warning where it belongs."""
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dp_accounting as dp
+import pytest
+from dicom_files import Hospital
+from dp_accounting import pld, rdp
+from journals import ledger_in
+from studies import make_study
+
+from client.admission import objections
+from client.index_report import Counts
+from client.review import Earlier, review_run, review_study
+from client.review_leaving import vector_bytes
+from client.review_sentences import Section, Sentence, at_most, num_bytes, share
+from client.roles import Role
+from client.site_file import SiteFile
+from privacy.accounting import filter_order
+from privacy.ledger import Ledger, LedgerRun
+from privacy.secure_aggregation.terms import Terms
+from shared_models.study import Study
+
+NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
+COUNTS = Counts(
+    num_patients={Role.TRAIN: 4_120, Role.VALIDATION: 900, Role.TEST: 1_180},
+    num_files=7_000,
+    num_images=6_500,
+    unusable_share=500 / 7_000,
+    time=NOW - timedelta(days=3, hours=1),
+)
+NAMES = ("training", "images", "leaving", "epsilon", "budget", "sums", "policy", "changes")
+CAP = {"lifetime_epsilon": 12.0, "lifetime_delta": 1e-5}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> SiteFile:
+    return Hospital(tmp_path / "hospital").site()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return ledger_in(tmp_path / "state")
+
+
+def with_policy(file: SiteFile, **policy: object) -> SiteFile:
+    return file.model_copy(update={"policy": file.policy.model_copy(update=policy)})
+
+
+def reviewed(
+    study: Study,
+    file: SiteFile,
+    ledger: Ledger,
+    *,
+    earlier: Earlier | None = None,
+    counts: Counts | None = None,
+) -> dict[str, Section]:
+    sections = review_study(study, file, ledger, earlier=earlier, counts=counts, now=NOW)
+    return dict(zip(NAMES, sections, strict=True))
+
+
+def text(section: Section) -> str:
+    return " ".join(sentence.text for sentence in section.sentences)
+
+
+def loud(section: Section, kind: str = "warning") -> list[str]:
+    return [sentence.text for sentence in section.sentences if sentence.kind == kind]
+
+
+def figure(section: Section, pattern: str) -> float:
+    found = re.search(pattern, text(section))
+    assert found, f"{pattern!r} is not in: {text(section)}"
+    return float(found.group(1).replace(",", ""))
+
+
+def test_the_sections_stand_in_the_order_in_which_they_are_read(file, ledger) -> None:
+    titles = [
+        section.title
+        for section in review_study(make_study(), file, ledger, earlier=None, counts=None, now=NOW)
+    ]
+    assert titles == [
+        "What is trained",
+        "On which of this hospital's images",
+        "What leaves the building, and in which form",
+        "What this means for one patient",
+        "What is left of this hospital's privacy budget",
+        "Who could see what",
+        "What this hospital's policy says",
+        "What changed since the version that was approved last",
+    ]
+
+
+# What is trained, and on what
+
+
+def num_weights_of_small_cnn(channels: int, width: int) -> int:
+    """By hand: four 3×3 convolutions with bias, a GroupNorm behind each, a linear head with one output."""
+    widths = [channels, width, 2 * width, 4 * width, 4 * width]
+    pairs = zip(widths, widths[1:], strict=False)
+    return sum(9 * before * after + after + 2 * after for before, after in pairs) + widths[-1] + 1
+
+
+def test_task_model_and_training_are_told_with_their_figures(file, ledger) -> None:
+    said = text(reviewed(make_study(private=True), file, ledger)["training"])
+    assert make_study(private=True).hash in said
+    assert (
+        "labelled “opacity” (positive) from images labelled “clear” (negative), in the column “finding”"
+        in said
+    )
+    assert f"width 8: {num_weights_of_small_cnn(1, 8):,} numbers" in said
+    assert "16 × 16 pixels" in said
+    assert "3 rounds. In each, this hospital makes 2 steps on its own images, 6 steps in all" in said
+    assert "drawn with probability 0.5" in said
+
+
+def test_folder_labels_and_roles_are_told(file, ledger) -> None:
+    said = text(reviewed(make_study(), file, ledger)["images"])
+    assert str(file.images.folder) in said
+    assert str(file.labels.file) in said
+    assert "Modality) “CR”" in said
+    assert "about 60% train the model, 20% validate it, 20% test it" in said
+    assert "collegium-client index --study" in said
+    column = text(reviewed(make_study({'roles = "hash"': 'roles = "column"'}), file, ledger)["images"])
+    assert "column “role” of the labels file" in column
+
+
+def test_counts_are_told_with_their_age_and_where_they_are_too_few(file, ledger) -> None:
+    section = reviewed(make_study(), file, ledger, counts=COUNTS)["images"]
+    assert "Counted 3 days ago: 6,500 of 7,000 files" in text(section)
+    assert "4,120 for training, 900 for validation, 1,180 for the test" in text(section)
+    assert not loud(section)
+    strict = with_policy(file, min_patients=5_000, max_unusable_share=0.01)
+    found = loud(reviewed(make_study(), strict, ledger, counts=COUNTS)["images"])
+    assert "4,120 training patients are too few" in found[0]
+    assert "7.1% of the files cannot be used" in found[1]
+
+
+def test_a_delta_above_one_over_the_number_of_patients_is_warned_of(file, ledger) -> None:
+    loose = make_study({"delta = 1e-4": "delta = 1e-3"}, private=True)
+    assert "1/4,120" in loud(reviewed(loose, file, ledger, counts=COUNTS)["images"])[0]
+    good = make_study(private=True)
+    few = Counts(
+        **{
+            **{name: getattr(COUNTS, name) for name in COUNTS.__slots__},
+            "num_patients": dict.fromkeys(Role, 100),
+        }
+    )
+    assert not loud(reviewed(good, file, ledger, counts=few)["images"])
+
+
+# What leaves
+
+
+def test_bytes_of_each_round_and_in_all_are_those_of_the_vectors(file, ledger) -> None:
+    """A signature of 64 bytes and four bytes for each weight, the weight in the mean, each statistic, the sentinel."""
+    study = make_study(private=True)
+    weights, statistics = num_weights_of_small_cnn(1, 8), 2 * 20 + 1
+    bare, validated = 64 + 4 * (weights + 1 + 1), 64 + 4 * (weights + 1 + statistics + 1)
+    final = 64 + 4 * (2 * statistics + 1)
+    assert vector_bytes(study) == {1: bare, 2: validated, 3: bare, 4: final}
+    said = text(reviewed(study, file, ledger)["leaving"])
+    assert f"{bare:,} bytes ({bare / 1000:.1f} kB) in 2 rounds" in said
+    assert f"{validated:,} bytes ({validated / 1000:.1f} kB) in 1 round, validation figures included" in said
+    assert f"for the final test, {final:,} bytes" in said
+    assert f"4 vectors, {2 * bare + validated + final:,} bytes" in said
+
+
+def test_what_leaves_without_noise_is_a_warning_and_what_is_noised_is_none(file, ledger) -> None:
+    assert not loud(reviewed(make_study(private=True), file, ledger)["leaving"])
+    bare = " ".join(loud(reviewed(make_study(), file, ledger)["leaving"]))
+    assert "no noise" in bare
+    assert "EXACT" in bare
+    by_patients = {'weights = "equal"': 'weights = "patients"\nmax_patients = 1000'}
+    assert "exact number of training patients" in " ".join(
+        loud(reviewed(make_study(by_patients), file, ledger)["leaving"])
+    )
+    noised = reviewed(make_study(by_patients, private=True), file, ledger)["leaving"]
+    assert "with noise of 30 patients" in text(noised)
+    assert not loud(noised)
+
+
+# ε
+
+
+def pld_epsilon(study: Study, multiplier: float) -> float:
+    accountant = pld.PLDAccountant(value_discretization_interval=1e-4)
+    step = dp.PoissonSampledDpEvent(study.training.sample_rate, dp.GaussianDpEvent(multiplier))
+    accountant.compose(dp.SelfComposedDpEvent(step, study.num_steps))
+    accountant.compose(dp.GaussianDpEvent(30.0))
+    return float(accountant.get_epsilon(study.privacy.delta))
+
+
+def test_epsilon_is_told_as_the_probability_of_a_right_guess(file, ledger) -> None:
+    section = reviewed(make_study({"epsilon = 5.0": "epsilon = 2.0"}, private=True), file, ledger)["epsilon"]
+    for epsilon in (2.0, 4.0):
+        exact = (math.exp(epsilon) + 1e-4) / (1 + math.exp(epsilon))
+        told = figure(section, rf"ε = {epsilon:g} at δ = 0.0001.*?probability at most ([\d.]+) %") / 100
+        assert exact <= told < exact + 1e-4, "rounded up, to two decimals"
+    assert figure(section, r"factor e\^ε = ([\d.]+)") == pytest.approx(math.exp(2.0), rel=5e-3)
+    assert "50 %" in text(section)
+    assert not loud(section)
+
+
+def test_an_epsilon_that_rules_out_little_is_said_to(file, ledger) -> None:
+    found = loud(
+        reviewed(make_study({"epsilon = 5.0": "epsilon = 8.0"}, private=True), file, ledger)["epsilon"]
+    )
+    assert "close to certainty" in found[0]
+    assert "ε = 8 of training" in found[0]
+
+
+def test_no_privacy_and_exact_evaluation_are_unmistakable(file, ledger) -> None:
+    found = loud(reviewed(make_study(), file, ledger)["epsilon"])
+    assert found[0].startswith("NO DIFFERENTIAL PRIVACY (")
+    assert found[1].startswith("NO DIFFERENTIAL PRIVACY FOR VALIDATION AND TEST PATIENTS")
+    assert "right with probability" not in text(reviewed(make_study(), file, ledger)["epsilon"])
+    partly = make_study({"\nepsilon = 4.0": "\nunnoised = true"}, private=True)
+    assert any("FOR VALIDATION AND TEST" in one for one in loud(reviewed(partly, file, ledger)["epsilon"]))
+
+
+def test_another_unit_than_the_person_is_warned_of(file, ledger) -> None:
+    lesions = make_study({'title = "A study for tests"': 'title = "A"\npatient = "lesion"'}, private=True)
+    assert any("stands for “lesion”" in one for one in loud(reviewed(lesions, file, ledger)["epsilon"]))
+
+
+# The budget
+
+
+def spent_run(ledger: Ledger, name: str, *, study_hash: str = "a" * 64, num_steps: int = 40) -> LedgerRun:
+    run = LedgerRun(
+        run_id=name,
+        study_hash=study_hash,
+        sample_rate=0.1,
+        noise_multiplier=2.0,
+        delta=1e-5,
+        noised_count=100,
+        evaluation_deviation=3.0,
+        num_evaluations=2,
+    )
+    ledger.open_run(run)
+    ledger.begin_round(name, 1, num_steps=num_steps)
+    return run
+
+
+def rdp_epsilon(*events: tuple[dp.DpEvent, dp.DpEvent]) -> float:
+    """Of runs, each (training, evaluation), at the one order of the cap; of each run the larger divergence counts."""
+    order, total = filter_order(cap=12.0, delta=1e-5), 0.0
+    for pair in events:
+        divergences = []
+        for event in pair:
+            accountant = rdp.RdpAccountant(orders=[order])
+            accountant.compose(event)
+            divergences.append(float(accountant.rdp[0]))
+        total += max(divergences)
+    return float(rdp.compute_epsilon([order], [total], 1e-5)[0])
+
+
+def training_event(rate: float, multiplier: float, steps: int) -> dp.DpEvent:
+    step = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(multiplier))
+    return dp.ComposedDpEvent([dp.SelfComposedDpEvent(step, steps), dp.GaussianDpEvent(30.0)])
+
+
+def test_spent_this_run_all_runs_and_cap_are_those_of_the_ledger(file, ledger) -> None:
+    from client.budget import evaluation_cost, training_cost
+
+    study = make_study({"epsilon = 5.0": "epsilon = 2.0", "\nepsilon = 4.0": "\nepsilon = 1.0"}, private=True)
+    spent_run(ledger, "earlier")
+    section = reviewed(study, with_policy(file, max_runs_per_study=3, **CAP), ledger)["budget"]
+    cost, evaluation = training_cost(study), evaluation_cost(study)
+    assert cost is not None
+    assert evaluation is not None
+    past = (training_event(0.1, 2.0, 40), dp.SelfComposedDpEvent(dp.GaussianDpEvent(3.0), 2))
+    planned = (
+        training_event(0.5, cost.noise_multiplier, 6),
+        dp.SelfComposedDpEvent(dp.GaussianDpEvent(evaluation.standard_deviation), 2),
+    )
+    for words, expected in [
+        ("Spent so far", rdp_epsilon(past)),
+        ("With this run", rdp_epsilon(past, planned)),
+        ("With all runs of this study that are allowed", rdp_epsilon(past, planned, planned, planned)),
+    ]:
+        told = figure(section, rf"{words}: ([\d.]+[\d])")
+        assert expected - 1e-6 <= told <= expected + 0.01, words
+    assert "The cap: 12 (policy.lifetime_epsilon), all at δ = 1e-05" in text(section)
+    assert "Rényi differential privacy (RDP)" in text(section)
+
+    told = figure(section, r"costs a training patient ε = ([\d.]+) at δ = 0.0001")
+    exact = pld_epsilon(study, cost.noise_multiplier)
+    assert exact - 1e-6 <= told <= exact + 0.01
+    assert told <= 2.0
+    assert "privacy loss distributions (PLD" in text(section)
+    assert figure(section, r"noise multiplier of ([\d.]+)") == pytest.approx(cost.noise_multiplier, rel=5e-3)
+    assert "0 runs of this study have begun here, 3 allowed" in text(section)
+
+
+def test_a_budget_that_does_not_pay_for_all_allowed_runs_is_warned_of(file, ledger) -> None:
+    study = make_study(private=True)
+    tight = with_policy(file, max_runs_per_study=3, **CAP)
+    section = reviewed(study, tight, ledger)["budget"]
+    assert "does not pay for all runs" in loud(section)[0]
+    ample = with_policy(file, max_runs_per_study=1, **CAP)
+    assert not loud(reviewed(study, ample, ledger)["budget"])
+
+
+def test_without_a_cap_that_is_said_and_runs_are_added_up_simply(file, ledger) -> None:
+    section = reviewed(make_study(private=True), with_policy(file, max_runs_per_study=3), ledger)["budget"]
+    assert "has set no cap" in loud(section)[0]
+    assert "at most ε = 15 at δ = 0.0003, by simple addition" in text(section)
+
+
+def test_a_past_without_bound_is_said(file, ledger) -> None:
+    ledger.open_run(
+        LedgerRun(
+            run_id="bare",
+            study_hash="b" * 64,
+            sample_rate=0.5,
+            noise_multiplier=None,
+            delta=None,
+            noised_count=9,
+            evaluation_deviation=None,
+            num_evaluations=0,
+        )
+    )
+    capped = with_policy(file, **CAP)
+    section = reviewed(make_study(private=True), capped, ledger)["budget"]
+    assert "without limit or not known" in loud(section)[0]
+
+
+def test_a_promise_that_no_noise_keeps_is_an_objection_and_no_traceback(file, ledger) -> None:
+    study = make_study({"epsilon = 5.0": "epsilon = 0.001"}, private=True)
+    sections = reviewed(study, file, ledger)
+    assert "cannot be reached" in loud(sections["budget"], "refusal")[0]
+    assert "cannot be reached" in loud(sections["policy"], "refusal")[1]
+
+
+# Who could see what
+
+
+def test_the_terms_are_told_for_each_number_of_sites(file, ledger) -> None:
+    study = make_study(
+        {
+            "num_sites_max = 3": "num_sites_max = 5",
+            "threshold = 2": "threshold = 4",
+            "num_colluding = 0": "num_colluding = 2",
+        },
+        private=True,
+    )
+    section = reviewed(study, file, ledger)["sums"]
+    for line in Terms.of(study.aggregation).explain():
+        assert f"  {line}" in [sentence.text for sentence in section.sentences]
+    assert "sums over hospitals, of at least 4" in text(section)
+    assert "Up to 2 other hospitals may work together with the server" in text(section)
+    assert "other honest hospitals: 2 at least" in text(section)
+    assert not loud(section)
+
+
+def test_many_possible_numbers_of_sites_are_not_all_listed(file, ledger) -> None:
+    study = make_study(
+        {"num_sites_max = 3": "num_sites_max = 30", "threshold = 2": "threshold = 16"}, private=True
+    )
+    said = text(reviewed(study, file, ledger)["sums"])
+    assert "16 sites: 0 may vanish" in said
+    assert "30 sites: 14 may vanish" in said
+    assert "25 sites:" not in said
+    assert "(7 numbers between)" in said
+
+
+def test_curious_hospitals_and_sums_of_two_are_warned_of(file, ledger) -> None:
+    found = loud(reviewed(make_study(private=True), file, ledger)["sums"])
+    assert found[0].startswith("num_colluding = 0")
+    assert found[1].startswith("Sums of two hospitals")
+    assert all("ε above still holds" in one for one in found)
+    assert all(
+        "exact: nothing else protects it" in one for one in loud(reviewed(make_study(), file, ledger)["sums"])
+    )
+
+
+# Policy
+
+
+POLICIES = [
+    ({"min_threshold": 3}, {}, "policy.min_threshold = 3"),
+    ({"min_cohort": 3}, {}, "policy.min_cohort = 3"),
+    ({"allowed_tasks": ("segmentation",)}, {}, "policy.allowed_tasks = ['segmentation']"),
+    ({"allowed_architectures": ("unet",)}, {}, "policy.allowed_architectures = ['unet']"),
+    ({"lifetime_epsilon": 1.0, "lifetime_delta": 1e-5}, {}, "above policy.lifetime_epsilon = 1"),
+    (CAP, {"\nepsilon = 4.0": "\nunnoised = true"}, "policy.lifetime_epsilon = 12 covers all patients"),
+]
+
+
+@pytest.mark.parametrize(("policy", "changed", "words"), POLICIES, ids=[one[2] for one in POLICIES])
+def test_each_line_of_the_policy_that_refuses_is_told_in_words(file, ledger, policy, changed, words) -> None:
+    study = make_study(changed, private=True)
+    section = reviewed(study, with_policy(file, **policy), ledger)["policy"]
+    found = loud(section, "refusal")
+    assert "REFUSES" in found[0]
+    assert any(words in one for one in found[1:])
+
+
+def test_all_lines_that_refuse_are_told_at_once_and_are_the_agents(file, ledger) -> None:
+    strict = with_policy(file, min_threshold=3, min_cohort=3, allowed_tasks=("segmentation",))
+    section = reviewed(make_study(), strict, ledger)["policy"]
+    against = objections(strict, ledger, make_study())
+    assert len(against) == 4, "those three, and no privacy"
+    assert loud(section, "refusal")[1:] == [one.words for one in against]
+    assert {one.reason for one in against} == {"policy"}
+
+
+def test_a_study_that_was_run_as_often_as_allowed_is_refused(file, ledger) -> None:
+    study = make_study(private=True)
+    spent_run(ledger, "run-1", study_hash=study.hash)
+    sections = reviewed(study, file, ledger)
+    assert "the study was run 1 times here" in loud(sections["policy"], "refusal")[1]
+    assert objections(file, ledger, study)[0].reason == "budget"
+    assert not objections(file, ledger, study, run_id="run-1"), "the run that was begun may go on"
+
+
+def test_what_follows_from_an_approval_is_told(file, ledger) -> None:
+    study = make_study(private=True)
+    said = text(reviewed(study, with_policy(file, max_runs_per_study=2), ledger)["policy"])
+    assert "Nothing in this hospital's file (site.toml) refuses" in said
+    assert "up to 2 runs without asking again" in said
+    asking = with_policy(file, ask_each_run=True)
+    assert "each run waits" in text(reviewed(study, asking, ledger)["policy"])
+    allowing = with_policy(file, allow_no_privacy=True)
+    section = reviewed(make_study(), allowing, ledger)["policy"]
+    assert "allow_no_privacy = true" in loud(section)[0]
+
+
+# Changes, and one run
+
+
+def test_changes_since_the_last_approved_version_are_told_and_weaker_ones_are_loud(file, ledger) -> None:
+    old = make_study(private=True)
+    new = make_study({"epsilon = 5.0": "epsilon = 6.0", "num_rounds = 3": "num_rounds = 4"}, private=True)
+    earlier = Earlier(study_hash=old.hash, study=old, time="2026-02-01T10:00:00", by="Dr Example")
+    section = reviewed(new, file, ledger, earlier=earlier)["changes"]
+    assert f"{old.hash[:12]} was approved on 2026-02-01 by Dr Example" in text(section)
+    assert "2 values changed" in text(section)
+    assert loud(section) == ["  ε of training (privacy.epsilon): 5.0 → 6.0 – WEAKENS PROTECTION"]
+    assert "rounds (training.num_rounds): 3 → 4" in text(section)
+    lost = Earlier(study_hash=old.hash, study=None, time="2026-02-01T10:00:00", by="x")
+    assert "cannot be read any more" in loud(reviewed(new, file, ledger, earlier=lost)["changes"])[0]
+
+
+def test_one_run_is_told_by_its_cost_and_by_the_policy(file, ledger) -> None:
+    study = make_study(private=True)
+    spent_run(ledger, "run-1", study_hash=study.hash)
+    budget, policy = review_run(study, file, ledger, run_id="run-1")
+    assert "1 run of this study has begun here, 1 allowed" in text(budget)
+    assert "costs nothing twice" in text(budget)
+    assert not loud(policy, "refusal")
+    assert loud(review_run(study, file, ledger, run_id="run-2")[1], "refusal")
+
+
+# What others wrote, and how figures are written
+
+
+def test_text_of_the_study_cannot_hide_or_fake_anything(file, ledger) -> None:
+    study = make_study(private=True)
+    evil = "\x1b[8mhidden\r\u202e"
+    task = study.task.model_copy(update={"label": evil, "positive": (evil,)})
+    image = study.image.model_copy(update={"modalities": ("CR", evil)})
+    study = study.model_copy(update={"title": evil, "patient": evil, "task": task, "image": image})
+    sections = reviewed(study, file, ledger).values()
+    assert not [
+        one for section in sections for one in section.sentences if re.search("[\x1b\r\u202e]", one.text)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (at_most(1.001), "1.01"),
+        (at_most(1.0), "1.00"),
+        (at_most(math.inf), "without limit"),
+        (share(0.98201), "98.21 %"),
+        (share(0.5), "50.00 %"),
+        (num_bytes(999), "999 bytes"),
+        (num_bytes(1_234_567), "1,234,567 bytes (1.2 MB)"),
+        (str(Sentence(text="x").kind), "plain"),
+    ],
+)
+def test_costs_are_never_told_too_small(told: str, expected: str) -> None:
+    assert told == expected
