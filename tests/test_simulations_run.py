@@ -250,6 +250,11 @@ def test_an_unknown_scenario_is_told_with_those_there_are() -> None:
 
 
 @pytest.mark.slow
+def _listens_to_ctrl_c() -> None:
+    """As in a terminal: a shell that starts something in the background has it ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_nothing_running_and_nothing_half_written(tmp_path, hospitals) -> None:
     path = tmp_path / "long.toml"
     path.write_text(scenario_text(changes={"num_rounds = 3": "num_rounds = 9999"}), encoding="utf-8")
@@ -260,6 +265,7 @@ def test_ctrl_c_leaves_nothing_running_and_nothing_half_written(tmp_path, hospit
         stderr=subprocess.PIPE,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         start_new_session=True,
+        preexec_fn=_listens_to_ctrl_c,
     )
     deadline = time.monotonic() + 60
     while not list(out.glob("work/server/state/runs/*/checkpoint.safetensors")):
