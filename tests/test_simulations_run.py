@@ -265,7 +265,7 @@ def test_ctrl_c_leaves_nothing_running_and_nothing_half_written(tmp_path, hospit
         stderr=subprocess.PIPE,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         start_new_session=True,
-        preexec_fn=_listens_to_ctrl_c,
+        preexec_fn=_listens_to_ctrl_c,  # noqa: PLW1509 - this process has no other threads
     )
     deadline = time.monotonic() + 60
     while not list(out.glob("work/server/state/runs/*/checkpoint.safetensors")):
