@@ -91,8 +91,12 @@ class Approvals:
 
     def last(self, study_hash: str, run_id: str | None = None) -> Decision | None:
         """The decision that counts on the study, or on one run of it."""
-        about = [one for one in self.decisions() if (one.study_hash, one.run_id) == (study_hash, run_id)]
-        return about[-1] if about else None
+        return _last(self.decisions(), study_hash, run_id)
+
+    def standing(self, study_hash: str, run_id: str) -> tuple[Decision | None, Decision | None]:
+        """The decisions that count: on the study, and on this run of it."""
+        decisions = self.decisions()
+        return _last(decisions, study_hash, None), _last(decisions, study_hash, run_id)
 
     def is_approved(self, study_hash: str, run_id: str | None = None) -> bool:
         """Whether the study, or one run of it, is approved now."""
@@ -135,6 +139,11 @@ class Approvals:
                 "again: collegium-client review"
             )
         return study
+
+
+def _last(decisions: tuple[Decision, ...], study_hash: str, run_id: str | None) -> Decision | None:
+    about = [one for one in decisions if (one.study_hash, one.run_id) == (study_hash, run_id)]
+    return about[-1] if about else None
 
 
 def _this_user() -> str:

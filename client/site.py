@@ -10,7 +10,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.admission import objections
-from client.approvals import Approvals, Decision
+from client.approvals import Approvals
 from client.budget import open_in_ledger
 from client.device import prepare_torch
 from client.dicom_index import Index
@@ -134,15 +134,13 @@ class Site:
 
     def _reply(self, number: int, request: Request, payload: bytes, digest: bytes) -> bytes:
         """Decide on request *number* of the journal, record what leaves, and return the encoded reply."""
-        stored = self._replies.get(request.kind)
-        again = stored is not None and stored[0] == digest and not self._refusal_of(request)
-        if stored is not None and again:
-            reply = stored[1]
-        else:
-            try:
-                reply = self._answer(request, payload, digest)
-            except RequestRefused as refusal:
-                return self._refuse(number, request, refusal)
+        try:
+            self._check_approved(request)
+            stored = self._replies.get(request.kind, (b"", b""))
+            again = stored[0] == digest
+            reply = stored[1] if again else self._answer(request, payload, digest)
+        except RequestRefused as refusal:
+            return self._refuse(number, request, refusal)
         released = hashlib.sha256(reply).digest()
         self._record.released(number, request, digest=released, num_bytes=len(reply), again=again)
         if request.kind not in ("open", "close"):
@@ -172,9 +170,8 @@ class Site:
             self._doing = "waiting"
 
     def _decide(self, request: Request, payload: bytes, digest: bytes) -> tuple[Reply, bytes]:
-        study = self._approved(request)
         if isinstance(request, Open):
-            self._open(request, study, payload)
+            self._open(request, self._approvals.study(request.study_hash), payload)
             return _answer_to(request), b""
         run, session = self._opened(request)
         try:
@@ -223,9 +220,14 @@ class Site:
             raise RequestRefused("study-not-approved", f"run {request.run_id} is open for another study")
         return self._run, self._session
 
-    def _approved(self, request: Request) -> Study:
-        """The study of a request, if it is approved now. Raises RequestRefused, and leaves a run that no longer is."""
-        if refused := self._refusal_of(request):
+    def _check_approved(self, request: Request) -> None:
+        """Check that the study, and this run of it, are approved now; leave a run that no longer is.
+
+        Raises:
+            RequestRefused: never approved, refused, or an approval was taken back.
+        """
+        standing = self._approvals.standing(request.study_hash, request.run_id)
+        if refused := next((one for one in standing if one is not None and one.verdict == "refused"), None):
             if self._run is not None and self._run.run_id == request.run_id:
                 self._forget_run()
             what = f"run {refused.run_id} of study" if refused.run_id else "study"
@@ -233,21 +235,12 @@ class Site:
                 "study-not-approved",
                 f"{what} {refused.study_hash[:12]} was refused here on {refused.time} by {refused.by}",
             )
-        if self._approvals.last(request.study_hash) is None:
+        if standing[0] is None:
             raise RequestRefused(
                 "study-not-approved",
                 f"the server asks for study {request.study_hash[:12]}, which nobody at this site has approved; ask the "
                 "coordinator for its proposal, and review it: collegium-client review",
             )
-        return self._approvals.study(request.study_hash)
-
-    def _refusal_of(self, request: Request) -> Decision | None:
-        """The refusal that stands on the study or on this run of it: never approved, or an approval taken back."""
-        about = (
-            self._approvals.last(request.study_hash),
-            self._approvals.last(request.study_hash, request.run_id),
-        )
-        return next((one for one in about if one is not None and one.verdict == "refused"), None)
 
     def _forget_run(self) -> None:
         """Leave the run as after a restart: nothing of its secure aggregation stays in memory."""

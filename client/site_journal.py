@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.membership import own_identity, own_key
 from client.secret import SECRET_NAME, SecretError, SiteSecret
 from client.site_file import SiteFile
-from privacy.journal import CREATED, NEW_KEY, Journal, create_journal
+from privacy.journal import CREATED, NEW_KEY, RUN, SPENT, Journal, create_journal
 from privacy.secure_aggregation.receipts import Receipt
 from shared_models.identity_keys import public_bytes
 from shared_models.messages import Confirm, Evaluate, Request, Train, Unmask
@@ -37,8 +37,8 @@ KINDS = (
     APPROVAL,
     REQUEST,
     REFUSED,
-    "run",
-    "spent",
+    RUN,
+    SPENT,
     RELEASED,
     RECEIPTS,
     WITHDRAWN,

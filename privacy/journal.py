@@ -35,7 +35,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 JOURNAL_NAME, ANCHOR_NAME = "journal.sqlite", "journal.anchor"
 BEGINNING = bytes(32)
-CREATED, NEW_KEY = "created", "new-key"
+CREATED, NEW_KEY, RUN, SPENT = "created", "new-key", "run", "spent"
+"""Kinds of entries that this room writes; `client.site_journal` names all."""
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Clock: TypeAlias = Callable[[], datetime]
@@ -76,7 +77,7 @@ class Entry:
     Attributes:
         sequence: 1, 2, 3, …
         time: UTC, ISO 8601, by the site's own clock.
-        kind: what it tells; `client.journal_entries` names them.
+        kind: what it tells; `client.site_journal` names them.
         body: its values.
         previous: hash of the entry before, 32 bytes; zeros before the first.
         signature: of the site's identity key on the hash, 64 bytes.
@@ -181,7 +182,8 @@ class Journal:
 
         Raises:
             JournalMissing, JournalEdited, JournalOlder: the file is not the one that was opened.
-            OSError, JournalError: it cannot be written; nothing was.
+            JournalError: it cannot be written; the message says whether the entry counts.
+            OSError: the folder cannot be locked; nothing was written.
         """
         if self._identity is None:
             raise JournalError("this journal was opened for reading")

@@ -5,9 +5,7 @@ import threading
 from dataclasses import asdict, dataclass
 
 from privacy.accounting import EvaluationCost, RunCost, TrainingCost, lifetime_epsilon
-from privacy.journal import CREATED, Entry, Journal, JournalError
-
-RUN, SPENT = "run", "spent"
+from privacy.journal import CREATED, RUN, SPENT, Entry, Journal, JournalError
 
 
 class LedgerError(JournalError):
