@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 
 from client.site_file import Server
+from shared_models.certificate_checks import names_of
+from shared_models.checkup import printable
 
 NOT_YET_VALID, EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
@@ -36,13 +38,13 @@ def certificate_words(server: Server, error: ssl.SSLCertVerificationError) -> st
             f"{now:%d %B %Y, %H:%M} UTC: set the clock. If it is right, the server's was wrong: {MEND}"
         )
     if error.verify_code in OTHER_NAME:
-        names = f" (it is for {', '.join(_names(shown))})" if shown and _names(shown) else ""
+        names = f" (it is for {printable(', '.join(names_of(shown)))})" if shown and names_of(shown) else ""
         return (
             f"the certificate of {server.address} is not for the name {server.host}{names}; use one of its names "
             "in server.address, or ask the coordinator for a new one: collegium-server certificate --host "
             f"{server.host}"
         )
-    issuer = f', but by "{_printable(shown.issuer.rfc4514_string())}"' if shown else ""
+    issuer = f', but by "{printable(shown.issuer.rfc4514_string())}"' if shown else ""
     return (
         f"{server.address} is not the consortium's server: its certificate was not issued by "
         f"{server.ca_certificate}{issuer} ({error.verify_message}). Compare that file with the coordinator's ca.pem; a "
@@ -80,20 +82,6 @@ def _shown(server: Server) -> x509.Certificate | None:
             return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
     except (OSError, ValueError):
         return None
-
-
-def _names(certificate: x509.Certificate) -> list[str]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return []
-    addresses = names.get_values_for_type(x509.IPAddress)
-    return [*names.get_values_for_type(x509.DNSName), *(str(address) for address in addresses)]
-
-
-def _printable(text: str) -> str:
-    """Somebody unknown wrote this: no control characters for the terminal, and no long tale."""
-    return "".join(character for character in text if character.isprintable())[:100]
 
 
 def _when(past: datetime, now: datetime) -> str:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from server.server_file import Tls
+from shared_models.certificate_checks import is_issued_by
 from shared_models.configuration import ConfigurationError
 
 SOON = timedelta(days=30)
@@ -58,14 +59,12 @@ def check_tls(tls: Tls, now: datetime | None = None) -> list[str]:
     certificate = read_certificate(tls.certificate, "tls.certificate")
     authority = read_certificate(tls.ca_certificate, "tls.ca_certificate")
     check_authority(authority, tls.ca_certificate, now)
-    _check_key(certificate, tls)
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature) as error:
+    check_key(certificate, tls)
+    if not is_issued_by(certificate, authority):
         raise ConfigurationError(
             f"tls.certificate: {tls.certificate} was not issued by {tls.ca_certificate}; sites would refuse it: put "
             f"the right file there, or {RENEW}"
-        ) from error
+        )
     if now > certificate.not_valid_after_utc:
         raise ConfigurationError(
             f"tls.certificate: {tls.certificate} ended {_ago(now - certificate.not_valid_after_utc)}; sites would "
@@ -79,7 +78,8 @@ def check_tls(tls: Tls, now: datetime | None = None) -> list[str]:
     return _ending(certificate, authority, tls, now)
 
 
-def _check_key(certificate: x509.Certificate, tls: Tls) -> None:
+def check_key(certificate: x509.Certificate, tls: Tls) -> None:
+    """Check that the server's private key is that of its certificate. Raises ConfigurationError."""
     try:
         key = load_pem_private_key(tls.key.read_bytes(), None)
     except OSError as error:

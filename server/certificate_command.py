@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from rich.console import Console
 
 from server.certificate_check import check_authority, check_tls, read_certificate
-from server.certificates import SERVER_DAYS, Issued, hosts_of, issue_server_certificate
+from server.certificates import SERVER_DAYS, Issued, issue_server_certificate
 from server.server_file import Tls, read_server
+from shared_models.certificate_checks import names_of
 from shared_models.configuration import ConfigurationError
 from shared_models.key_files import KeyFileError, open_key, read_key_file
 from shared_models.passphrase import asked_passphrase
@@ -53,8 +54,8 @@ def certificate(
     check_tls(tls)
     made = read_certificate(tls.certificate, "tls.certificate")
     out.print(f"Wrote {tls.certificate} and {tls.key}. A running server takes them at its next start.")
-    out.print(f"It is for {', '.join(hosts_of(made))}, until {made.not_valid_after_utc:%d %B %Y}.")
-    if gone := [name for name in before if name not in hosts_of(made)]:
+    out.print(f"It is for {', '.join(names_of(made))}, until {made.not_valid_after_utc:%d %B %Y}.")
+    if gone := [name for name in before if name not in names_of(made)]:
         out.print(
             f"No longer for {', '.join(gone)}: a hospital whose server.address has that name is refused."
         )
@@ -78,7 +79,7 @@ def _authority_key(authority: x509.Certificate, tls: Tls, path: Path) -> Ellipti
 def _hosts_now(tls: Tls) -> list[str]:
     """The names of the certificate that is there; none where there is none."""
     try:
-        return hosts_of(read_certificate(tls.certificate, "tls.certificate"))
+        return names_of(read_certificate(tls.certificate, "tls.certificate"))
     except ConfigurationError:
         return []
 

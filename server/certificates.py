@@ -108,16 +108,6 @@ def issue_server_certificate(
     return Issued(certificate=certificate.public_bytes(Encoding.PEM), key=_key_pem(key))
 
 
-def hosts_of(certificate: x509.Certificate) -> list[str]:
-    """The DNS names and IP addresses that a certificate is for."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return []
-    addresses = names.get_values_for_type(x509.IPAddress)
-    return [*names.get_values_for_type(x509.DNSName), *(str(address) for address in addresses)]
-
-
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime, until: datetime
 ) -> x509.CertificateBuilder:

@@ -13,9 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from server.certificate_check import check_key
 from server.doctor_running import RunningGate, ask_own_gate
 from server.server_file import ServerFile, read_server, read_sites
 from shared_models.certificate_checks import (
@@ -166,19 +165,11 @@ class ServerDoctor:
 
     def _server_key(self) -> Outcome:
         path = self._server().tls.key
-        raw = read_private_file(path, mend="put it back from a backup")
+        read_private_file(path, mend="put it back from a backup")
         try:
-            key = serialization.load_pem_private_key(raw, None)
-        except (ValueError, TypeError) as error:
-            raise Wrong(
-                f"{path} is not a PEM private key without a passphrase; make a new one with "
-                "`collegium-server certificate`"
-            ) from error
-        certificate = needed(self._known.certificate, NO_CERTIFICATE)
-        if _public_bytes(key.public_key()) != _public_bytes(certificate.public_key()):
-            raise Wrong(
-                f"{path} is not the key of {self._server().tls.certificate}: put the two back that belong together"
-            )
+            check_key(needed(self._known.certificate, NO_CERTIFICATE), self._server().tls)
+        except ConfigurationError as error:
+            raise Wrong(str(error)) from error
         return ok(f"{path} is private and belongs to the certificate")
 
     def _names(self) -> Outcome:
@@ -286,8 +277,3 @@ def _cannot_listen(address: str, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"this user may not listen on {address}: choose a port above 1023"
     return f"nothing can listen on {address} ({error.strerror}): correct [listen] in server.toml"
-
-
-def _public_bytes(key: object) -> bytes:
-    encode = getattr(key, "public_bytes", None)
-    return bytes(encode(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)) if encode else b""

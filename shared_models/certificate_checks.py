@@ -32,13 +32,13 @@ def common_name(name: x509.Name) -> str:
 
 
 def names_of(certificate: x509.Certificate) -> list[str]:
-    """The DNS names and addresses that a certificate is for."""
+    """The DNS names and addresses that a certificate is for, as they stand in it."""
     try:
         held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
     addresses = [str(address) for address in held.get_values_for_type(x509.IPAddress)]
-    return [printable(name) for name in (*held.get_values_for_type(x509.DNSName), *addresses)]
+    return [*held.get_values_for_type(x509.DNSName), *addresses]
 
 
 def is_for(certificate: x509.Certificate, host: str) -> bool:
@@ -131,4 +131,4 @@ def check_names(certificate: x509.Certificate, host: str, where: str) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) or "no name"
+    return printable(", ".join(names[:8])) or "no name"

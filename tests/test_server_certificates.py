@@ -12,10 +12,11 @@ from cryptography import x509
 from test_server_files import Coordinator, refused, run
 
 from server.certificate_check import check_tls
-from server.certificates import Authority, hosts_of, issue_server_certificate
+from server.certificates import Authority, issue_server_certificate
 from server.launch import open_server
 from server.server_file import Tls, read_server, read_sites
 from shared_models import key_files
+from shared_models.certificate_checks import names_of
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import read_identity_key
 from shared_models.key_files import is_encrypted
@@ -66,7 +67,7 @@ def test_a_new_certificate_has_the_same_names_and_a_new_key_under_the_same_autho
     done = certificate(coordinator, "--days", "90")
     assert done.exit_code == 0, (done.output, done.exception)
     made = read(tls.certificate)
-    assert hosts_of(made) == hosts_of(before) == ["localhost"]
+    assert names_of(made) == names_of(before) == ["localhost"]
     assert made.public_key() != before.public_key()
     assert made.not_valid_after_utc - datetime.now(UTC) <= timedelta(days=90)
     assert tls.ca_certificate.read_bytes() == ca
@@ -83,7 +84,7 @@ def test_new_names_take_the_place_of_the_old_ones_and_that_is_said(coordinator: 
         coordinator, "--host", "fl.example.org", "--host", "192.0.2.7", "--host", "2001:db8::1"
     )
     assert done.exit_code == 0, (done.output, done.exception)
-    assert hosts_of(read(tls_of(coordinator).certificate)) == ["fl.example.org", "192.0.2.7", "2001:db8::1"]
+    assert names_of(read(tls_of(coordinator).certificate)) == ["fl.example.org", "192.0.2.7", "2001:db8::1"]
     assert "No longer for localhost" in done.output
 
 

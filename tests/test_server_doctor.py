@@ -204,7 +204,7 @@ def test_certificates_that_end_soon_are_warnings(coordinator: Coordinator) -> No
 def test_certificate_and_key_that_do_not_belong_together_are_told(coordinator: Coordinator) -> None:
     other = Authority("Toy").server(["localhost"])
     write_private(coordinator.folder / "tls" / "server.key", other.key, replace=True)
-    says(coordinator.findings(), "server key", "wrong", "is not the key of")
+    says(coordinator.findings(), "server key", "wrong", "is about another key than")
     (coordinator.folder / "tls" / "server.pem").write_bytes(other.certificate)
     says(coordinator.findings(), "certificate", "wrong", "was not issued by", "every hospital would refuse")
     (coordinator.folder / "tls" / "server.key").unlink()
