@@ -12,6 +12,7 @@ from rich.console import Console
 
 from client.agent_command import agent
 from client.doctor_command import doctor
+from client.foreground import foreground
 from client.init_command import init
 from client.inspect_command import index, ledger
 from client.journal_command import app as journal_app
@@ -20,6 +21,7 @@ from client.membership import MembershipError, check_node_key, check_node_key_fi
 from client.membership import join as join_consortium
 from client.network_command import connect, init_network, network_status, no_server
 from client.network_file import is_network_file
+from client.options import SITE_FILE, ConfigOption, EitherConfigOption, EndWithParentOption, JsonOption
 from client.renew_command import renew
 from client.renewed_keys import renewed_keys
 from client.review_command import review
@@ -28,11 +30,10 @@ from client.withdraw_command import patient, withdraw
 from privacy.journal import JournalError
 from shared_models.configuration import ConfigurationError
 from shared_models.passphrase import asked_passphrase
-from shared_models.processes import follow_parent, private_folder, signals_end
+from shared_models.processes import private_folder
 from shared_models.roster import Roster
 
-USAGE, FAILURE, INTERRUPTED = 2, 1, 130
-PARENT_SECONDS = 40.0
+USAGE, FAILURE = 2, 1
 
 app = typer.Typer(
     help="One hospital's side of Collegium.",
@@ -43,11 +44,6 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-WithParent = Annotated[
-    bool, typer.Option("--end-with-parent", hidden=True, help="End when standard input is closed.")
-]
-ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
-
 
 app.command()(init)
 
@@ -55,7 +51,7 @@ app.command()(init)
 @app.command()
 def join(
     roster_file: Annotated[Path, typer.Argument(help="The coordinator's roster.toml.", dir_okay=False)],
-    config: ConfigOption = Path("site.toml"),
+    config: ConfigOption = SITE_FILE,
 ) -> None:
     """Take the coordinator's roster, after checking that the consortium's root key signed it with this site in it."""
     site = read_site(config)
@@ -83,37 +79,30 @@ def join(
 
 
 @app.command()
-def start(config: ConfigOption = Path("site.toml"), end_with_parent: WithParent = False) -> None:
+def start(config: ConfigOption = SITE_FILE, end_with_parent: EndWithParentOption = False) -> None:
     """Connect to the server and take part, until Ctrl-C or SIGTERM."""
     from client.launch import run_site
 
-    if end_with_parent:
-        follow_parent(PARENT_SECONDS)
-
-    site = read_site(config)
-    if site.server is None:
-        raise ConfigurationError(no_server(site, config))
-    check_node_key_file(site.server)
-    check_node_key(site, read_joined(site))
-    try:
-        with signals_end():
-            out.print(f'Site "{site.name}" starts; logs are in {site.state / "logs"}. Ctrl-C ends it.')
-            run_site(
-                site,
-                config,
-                tell=lambda line: out.print(line, markup=False),
-                ended=lambda: False,
-                passphrase=asked_passphrase(),
-            )
-    except KeyboardInterrupt:
-        err.print("Stopped.")
-        raise typer.Exit(INTERRUPTED) from None
+    with foreground(end_with_parent):
+        site = read_site(config)
+        if site.server is None:
+            raise ConfigurationError(no_server(site, config))
+        check_node_key_file(site.server)
+        check_node_key(site, read_joined(site))
+        out.print(f'Site "{site.name}" starts; logs are in {site.state / "logs"}. Ctrl-C ends it.')
+        run_site(
+            site,
+            config,
+            tell=lambda line: out.print(line, markup=False),
+            ended=lambda: False,
+            passphrase=asked_passphrase(),
+        )
 
 
 @app.command()
 def status(
-    config: ConfigOption = Path("site.toml"),
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    config: EitherConfigOption = SITE_FILE,
+    as_json: JsonOption = False,
 ) -> None:
     """Show which roster the site has, whether it runs, what its agent does, and whether the server answers.
 

@@ -5,13 +5,16 @@ about patients: the report may be sent to the coordinator.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.doctor_data import check_images, check_index, check_labels
+from client.doctor_data import check_images, check_index, check_labels, check_readers
+from client.doctor_files import check_node_key as check_node_key_file
+from client.doctor_files import check_room
 from client.doctor_server import ServerChecks
+from client.door_place import DoorError, door_place
 from client.membership import MembershipError, check_node_key, read_joined
 from client.secret import SECRET_NAME, SecretError, SiteSecret
 from client.site_file import Server, SiteFile, read_site
@@ -19,19 +22,13 @@ from client.site_journal import read_journal
 from privacy.journal import JournalError
 from shared_models.checkup import Check, NotChecked, Outcome, Wrong, needed, ok, warning
 from shared_models.configuration import ConfigurationError
-from shared_models.file_checks import MIB, check_disk, check_own_folder, check_state_folder, read_private_file
+from shared_models.file_checks import check_own_folder, check_state_folder, read_private_file
 from shared_models.identity_keys import IdentityKeyError, read_identity_line
-from shared_models.key_files import KeyFileError, is_encrypted
-from shared_models.node_keys import NodeKeyError, plain_node_key, public_line
-from shared_models.passphrase import PassphraseError, asked_passphrase
 from shared_models.roster import Roster
 
 if TYPE_CHECKING:
     import torch
 
-DEFAULT_PAYLOAD_BYTES = 4 * MIB
-NEED_BYTES, LEAST_BYTES = 1024 * MIB, 64 * MIB
-MODELS_ON_DISK = 10
 AGENT_SECONDS = 3.0
 NO_IDENTITY = "the identity key cannot be used"
 LOST_KEY = (
@@ -42,23 +39,7 @@ NO_SITE, NO_SERVER, NO_KEY = (
     "site.toml names no server",
     "the node key cannot be used",
 )
-
-
-def payload_bytes(study: Path | None) -> int:
-    """Size of what a site gets in a round, and as much again of what it sends: four bytes for each weight.
-
-    Args:
-        study: of which the model is; 4 MiB is taken where no study is known.
-
-    Raises:
-        ConfigurationError: the study cannot be read.
-    """
-    if study is None:
-        return DEFAULT_PAYLOAD_BYTES
-    from shared_models.architectures import build_model
-    from shared_models.study import read_study
-
-    return 4 * sum(weight.numel() for weight in build_model(read_study(study)).parameters())
+NETWORK_DOCTOR = "collegium-client doctor --config network.toml"
 
 
 @dataclass(slots=True)
@@ -96,34 +77,34 @@ class SiteDoctor:
         self._known = _Known()
         self._server = ServerChecks(environment, payload_bytes, now)
 
-    def checks(self) -> list[Check]:
-        """All checks, each with its name."""
+    def checks(self) -> Iterator[Check]:
+        """All checks, each with its name. Which there are depends on what ``site.toml`` says, the first of them."""
         server = self._server
-        return [
-            ("site.toml", self._site_file),
-            ("folder", self._folder),
-            ("node key", self._node_key),
-            ("identity key", self._identity_key),
-            ("state folder", self._state_folder),
-            ("site secret", self._site_secret),
-            ("journal", self._journal),
-            ("disk", self._disk),
-            ("site", self._running),
-            ("images", lambda: check_images(self._site().images)),
-            ("labels", lambda: check_labels(self._site().labels)),
-            ("index", lambda: check_index(self._site(), self._now())),
-            ("device", self._device),
-            ("roster", self._roster),
-            ("proxy", lambda: server.check_proxy(self._server_entry())),
-            ("name", server.check_name),
-            ("port", server.check_port),
-            ("authority", lambda: server.check_authority(self._server_entry())),
-            ("certificate", server.check_certificate),
-            ("clock", server.check_clock),
-            ("roster version", lambda: server.check_roster_version(self._joined())),
-            ("registration", lambda: server.check_registration(self._own_node_key(), self._site().name)),
-            ("round trip", self._round_trip),
-        ]
+        yield "site.toml", self._site_file
+        two_users = self._known.site is not None and self._known.site.agent is not None
+        yield "folder", self._folder
+        if not two_users:
+            yield "node key", self._node_key
+        yield "identity key", self._identity_key
+        yield "state folder", self._state_folder
+        yield "site secret", self._site_secret
+        yield "journal", self._journal
+        yield "disk", lambda: check_room(self._site().state, self._payload_bytes)
+        yield "site", self._running
+        yield "images", lambda: check_images(self._site().images)
+        yield "labels", lambda: check_labels(self._site().labels)
+        yield "readers", lambda: check_readers(self._site())
+        yield "index", lambda: check_index(self._site(), self._now())
+        yield "device", self._device
+        yield "roster", self._roster
+        if two_users:
+            yield "door", self._door
+            yield "connection", self._connection
+            return
+        yield from server.checks(self._server_entry)
+        yield "roster version", lambda: server.check_roster_version(self._joined())
+        yield "registration", self._registration
+        yield "round trip", self._round_trip
 
     def close(self) -> None:
         """Close the connection to the server, where there is one."""
@@ -138,14 +119,13 @@ class SiteDoctor:
     def _joined(self) -> Roster:
         return needed(self._known.roster, "this site has no roster that it can use")
 
-    def _own_node_key(self) -> bytes:
-        return needed(self._known.node_key, NO_KEY)
-
     def _site_file(self) -> Outcome:
         try:
             self._known.site = site = read_site(self._config)
         except ConfigurationError as error:
             raise Wrong(str(error)) from error
+        if site.agent is not None:
+            return ok(f'site "{site.name}", whose connection to the server is another user\'s')
         if site.server is None:
             return warning(
                 f'site "{site.name}" has no [server]: it can be simulated only. Add [server] with address, '
@@ -158,22 +138,10 @@ class SiteDoctor:
         return check_own_folder(self._config.resolve().parent, private=True)
 
     def _node_key(self) -> Outcome:
-        path = self._server_entry().node_key
-        raw = read_private_file(path, mend="put the key back that `collegium-client init` made")
-        try:
-            public_line(raw)
-        except NodeKeyError as error:
-            raise Wrong(f"{path} {error}; put the key back that `collegium-client init` made") from error
-        if not is_encrypted(raw):
-            self._known.node_key = raw
-            return ok(f"{path} is there and private")
-        try:
-            self._known.node_key = plain_node_key(raw, path, asked_passphrase())
-        except PassphraseError:
-            return ok(f"{path} is there, private, and under a passphrase, which was not given")
-        except (KeyFileError, NodeKeyError) as error:
-            raise Wrong(str(error)) from error
-        return ok(f"{path} is there, private, and opens under its passphrase")
+        outcome, self._known.node_key = check_node_key_file(
+            self._server_entry().node_key, "collegium-client init"
+        )
+        return outcome
 
     def _identity_key(self) -> Outcome:
         path = self._site().consortium.identity_key
@@ -206,25 +174,18 @@ class SiteDoctor:
             raise Wrong(str(error)) from error
         return ok(f"{len(entries)} entries, each signed, none changed, none missing")
 
-    def _disk(self) -> Outcome:
-        size = self._payload_bytes
-        return check_disk(
-            self._site().state,
-            need_bytes=max(NEED_BYTES, MODELS_ON_DISK * size),
-            least_bytes=max(LEAST_BYTES, 2 * size),
-        )
-
     def _running(self) -> Outcome:
         from client.agent_channel import AgentClient, AgentFailed, AgentUnreachable, socket_path
 
-        state = self._site().state
+        state, start = self._site().state, "start" if self._site().agent is None else "agent"
+        not_running = f"not running; `collegium-client {start}` starts it"
         if not state.exists():
-            return ok("not running; `collegium-client start` starts it")
+            return ok(not_running)
         try:
             with AgentClient(socket_path(state)) as agent:
                 self._known.agent = agent.status(timeout_seconds=AGENT_SECONDS)["agent"]
         except AgentUnreachable:
-            return ok("not running; `collegium-client start` starts it")
+            return ok(not_running)
         except (AgentFailed, TimeoutError, ValueError, KeyError) as error:
             return warning(
                 f"its agent does not answer as it should ({error}); see {state / 'logs' / 'agent.log'}"
@@ -256,6 +217,22 @@ class SiteDoctor:
             raise Wrong(str(error)) from error
         self._known.roster = roster
         return ok(f"version {roster.version}, signed, with this site's own keys")
+
+    def _door(self) -> Outcome:
+        try:
+            place = door_place(self._site())
+        except DoorError as error:
+            raise Wrong(str(error)) from error
+        return ok(f"{place.socket} is where only uid {place.uid} is let in")
+
+    def _connection(self) -> Outcome:
+        raise NotChecked(f"the network user's: {NETWORK_DOCTOR}")
+
+    def _registration(self) -> Outcome:
+        site = self._site()
+        return self._server.check_registration(
+            needed(self._known.node_key, NO_KEY), f"{site.name}.request.toml"
+        )
 
     def _round_trip(self) -> Outcome:
         self._site()

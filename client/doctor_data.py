@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+from client.exposure import exposed
 from client.index_report import INDEX_NAME
 from client.labels import LabelsError, check_columns
 from client.site_file import Images, Labels, SiteFile
@@ -39,6 +40,13 @@ def check_labels(labels: Labels) -> Outcome:
     except LabelsError as error:
         raise Wrong(str(error)) from error
     return ok(f"{labels.file} can be read and has the column {labels.key}")
+
+
+def check_readers(site: SiteFile) -> Outcome:
+    """Check that not every user of this machine may read images and labels."""
+    if lines := exposed(site):
+        return warning(". ".join(lines))
+    return ok("images and labels are not open to every user of this machine")
 
 
 def check_index(site: SiteFile, now: float) -> Outcome:

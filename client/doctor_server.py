@@ -27,7 +27,7 @@ from shared_models.certificate_checks import (
     check_validity,
     read_certificate,
 )
-from shared_models.checkup import NotChecked, Outcome, Wrong, needed, ok, warning
+from shared_models.checkup import Check, NotChecked, Outcome, Wrong, needed, ok, warning
 from shared_models.roster import Roster
 
 AHEAD_SECONDS = 5.0  # Flower: SYSTEM_TIME_TOLERANCE
@@ -65,6 +65,21 @@ class ServerChecks:
         """Close the connection, where there is one."""
         if self._gate is not None:
             self._gate.close()
+
+    def checks(self, server: Callable[[], Server]) -> list[Check]:
+        """The way there and who answers, one after the other, up to the clock.
+
+        Args:
+            server: where it answers; raises NotChecked where that is not known.
+        """
+        return [
+            ("proxy", lambda: self.check_proxy(server())),
+            ("name", self.check_name),
+            ("port", self.check_port),
+            ("authority", lambda: self.check_authority(server())),
+            ("certificate", self.check_certificate),
+            ("clock", self.check_clock),
+        ]
 
     def check_proxy(self, server: Server) -> Outcome:
         """Say which way the SuperNode goes to the server. Raises Wrong."""
@@ -151,12 +166,29 @@ class ServerChecks:
         needed(self._gate, NO_TLS)
         return judge_roster(own.version, needed(self._answer, NO_ANSWER).roster_version)
 
-    def check_registration(self, node_key: bytes, name: str) -> Outcome:
-        """Ask whether the server knows this site's node key. Raises Wrong."""
+    def tell_roster_version(self) -> Outcome:
+        """Tell the server's version, where no roster is at hand to compare it with."""
+        needed(self._gate, NO_TLS)
+        version = needed(self._answer, NO_ANSWER).roster_version
+        return ok(
+            f"the server has version {version}; the user with the data compares it with the site's: collegium-client "
+            "doctor --config site.toml"
+        )
+
+    def check_registration(self, node_key: bytes, request: str) -> Outcome:
+        """Ask whether the server knows this site's node key.
+
+        Args:
+            node_key: the private key, as OpenSSH writes it.
+            request: what to send to the coordinator where it does not.
+
+        Raises:
+            Wrong: it does not, or refuses the signature.
+        """
         verdict = ask_for_node(needed(self._gate, NO_TLS).client, node_key)
         if verdict == "unknown":
             raise Wrong(
-                f"the server does not know this site's node key: send {name}.request.toml to the coordinator, who adds "
+                f"the server does not know this site's node key: send {request} to the coordinator, who adds "
                 "it with `collegium-server admit` and starts the server again"
             )
         if verdict == "not authenticated":

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from client.approvals import Approvals
 from client.chosen_study import chosen_study
+from client.options import SITE_FILE, ConfigOption, JsonOption
 from client.site_file import SiteFile, read_site
 from client.site_journal import read_journal
 from shared_models.configuration import ConfigurationError
@@ -19,15 +20,13 @@ from shared_models.configuration import ConfigurationError
 if TYPE_CHECKING:
     from privacy.ledger import Ledger
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
 def index(
-    config: ConfigOption = Path("site.toml"),
+    config: ConfigOption = SITE_FILE,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 where the site would refuse to train.")
     ] = False,
@@ -75,7 +74,7 @@ def index(
         raise typer.Exit(1)
 
 
-def ledger(config: ConfigOption = Path("site.toml"), as_json: JsonOption = False) -> None:
+def ledger(config: ConfigOption = SITE_FILE, as_json: JsonOption = False) -> None:
     """Show what each run has cost the patients of this site, and what is left of the lifetime budget."""
     from privacy.ledger import Ledger
 

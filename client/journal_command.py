@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.membership import MembershipError, own_key, read_joined
+from client.options import SITE_FILE, ConfigOption, JsonOption
 from client.receipt_check import check_receipts, read_receipts, receipts_of
 from client.site_file import SiteFile, read_site
 from client.site_journal import KINDS, make_journal, read_journal
@@ -32,8 +33,6 @@ from shared_models.processes import write_private
 from shared_models.roster import Roster, read_roster
 from shared_models.visible_text import visible
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 ReceiptsOption = Annotated[
     list[Path] | None,
     typer.Option(
@@ -49,7 +48,7 @@ out = Console(highlight=False, soft_wrap=True)
 
 @app.command()
 def show(
-    config: ConfigOption = Path("site.toml"),
+    config: ConfigOption = SITE_FILE,
     kind: Annotated[
         list[str] | None,
         typer.Option(help=f"Only entries of this kind, may be given several times: {', '.join(KINDS)}."),
@@ -75,7 +74,7 @@ def show(
 
 @app.command()
 def verify(
-    config: ConfigOption = Path("site.toml"),
+    config: ConfigOption = SITE_FILE,
     file: Annotated[
         Path | None,
         typer.Option(help="An exported journal to check instead, of whatever site.", dir_okay=False),
@@ -134,7 +133,7 @@ def verify(
 @app.command()
 def export(
     target: Annotated[Path, typer.Argument(help="File to write.", dir_okay=False)],
-    config: ConfigOption = Path("site.toml"),
+    config: ConfigOption = SITE_FILE,
     only_receipts: Annotated[
         bool,
         typer.Option("--receipts", help="Only what other hospitals signed: for them, and for auditors."),
@@ -166,7 +165,7 @@ def export(
 @app.command()
 def replace(
     reason: Annotated[str, typer.Option(help="Why the journal is lost; stands in the new one.")],
-    config: ConfigOption = Path("site.toml"),
+    config: ConfigOption = SITE_FILE,
 ) -> None:
     """Begin a new journal, where the old one is lost for good. What patients have spent is then not known any more."""
     site = read_site(config)

@@ -2,29 +2,26 @@
 
 import json
 import shutil
-import socket
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from client.door_status import LETS_IN, door_status
+from client.foreground import foreground
 from client.membership import NODE_PUBLIC, check_node_key_file, make_node_key
 from client.network_file import NetworkFile, read_network
+from client.options import NETWORK_FILE, EndWithParentOption, NetworkConfigOption
 from client.site_file import SiteFile
 from shared_models.configuration import ConfigurationError, parse_toml
 from shared_models.passphrase import asked_passphrase, new_passphrase
-from shared_models.processes import follow_parent, private_folder, signals_end
+from shared_models.processes import private_folder
 
 SOCKET = Path("/run/collegium/agent.sock")
 NETWORK_USER = "collegium-net"
-INTERRUPTED = 130
-PARENT_SECONDS = 40.0
-DOOR_SECONDS = 3.0
-LETS_IN = "lets this user in"
 
 out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def init_network(  # noqa: PLR0917 - the options of a command line
@@ -61,37 +58,27 @@ def init_network(  # noqa: PLR0917 - the options of a command line
 
 
 def connect(
-    config: Annotated[Path, typer.Option("--config", help="The network user's file.", dir_okay=False)] = Path(
-        "network.toml"
-    ),
-    end_with_parent: Annotated[
-        bool, typer.Option("--end-with-parent", hidden=True, help="End when standard input is closed.")
-    ] = False,
+    config: NetworkConfigOption = NETWORK_FILE,
+    end_with_parent: EndWithParentOption = False,
 ) -> None:
     """Connect the agent to the server, as the network user, until Ctrl-C or SIGTERM."""
     from client.launch import run_network
 
-    if end_with_parent:
-        follow_parent(PARENT_SECONDS)
-    file = read_network(config)
-    check_node_key_file(file.server)
-    try:
-        with signals_end():
-            out.print(
-                f"Connecting to {file.server.address}; logs are in {file.state / 'logs'}. Ctrl-C ends it.",
-                markup=False,
-            )
-            if LETS_IN not in (door := door_status(file.agent_socket)):
-                out.print(f"The agent: {door}. Trying again for each message.", markup=False)
-            run_network(
-                file,
-                tell=lambda line: out.print(line, markup=False),
-                ended=lambda: False,
-                passphrase=asked_passphrase(),
-            )
-    except KeyboardInterrupt:
-        err.print("Stopped.")
-        raise typer.Exit(INTERRUPTED) from None
+    with foreground(end_with_parent):
+        file = read_network(config)
+        check_node_key_file(file.server)
+        out.print(
+            f"Connecting to {file.server.address}; logs are in {file.state / 'logs'}. Ctrl-C ends it.",
+            markup=False,
+        )
+        if LETS_IN not in (door := door_status(file.agent_socket)):
+            out.print(f"The agent: {door}. Trying again for each message.", markup=False)
+        run_network(
+            file,
+            tell=lambda line: out.print(line, markup=False),
+            ended=lambda: False,
+            passphrase=asked_passphrase(),
+        )
 
 
 def network_status(config: Path, as_json: bool) -> None:
@@ -118,26 +105,6 @@ def network_status(config: Path, as_json: bool) -> None:
     out.print(f"Network side of {file.name or 'the site'}", markup=False)
     for name, value in values.items():
         out.print(f"  {name.replace('_', ' ')}: {value or 'none'}", markup=False)
-
-
-def door_status(path: Path) -> str:
-    """Whether the agent lets this user in, in words; no request is made."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
-            trial.settimeout(DOOR_SECONDS)
-            trial.connect(str(path))
-            begun = trial.recv(1)
-    except (FileNotFoundError, ConnectionRefusedError):
-        return f"not running: nobody listens at {path}"
-    except PermissionError:
-        return f"this user may not reach {path}: it has to be in the group of that socket and its folder"
-    except OSError as error:
-        return f"{path} does not answer ({error.strerror or error})"
-    if not begun:
-        return (
-            "refuses this user: agent.network_user in site.toml names another one, or too many are connected"
-        )
-    return f"{LETS_IN} at {path}"
 
 
 def connection_toml(

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from client.membership import read_node_public
+from client.options import SITE_FILE, ConfigOption
 from client.renewed_keys import has_encrypted_identity, renew_keys
 from client.site_file import SiteFile, read_site
 from shared_models.passphrase import PassphraseOf, asked_passphrase, new_passphrase
@@ -15,9 +16,7 @@ out = Console(highlight=False, soft_wrap=True)
 
 
 def renew(
-    config: Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)] = Path(
-        "site.toml"
-    ),
+    config: ConfigOption = SITE_FILE,
     passphrase: Annotated[
         bool, typer.Option("--passphrase", help="Encrypt the new keys under a new passphrase.")
     ] = False,

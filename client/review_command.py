@@ -17,6 +17,7 @@ from rich.text import Text
 
 from client.approvals import Approvals, Decision, Verdict
 from client.membership import root_key
+from client.options import SITE_FILE, ConfigOption
 from client.site_file import SiteFile, read_site
 from client.site_journal import open_journal
 from client.waiting_runs import study_of_run, waiting_runs
@@ -81,9 +82,7 @@ def review(  # noqa: PLR0917 - the options of a command line
     proposal: Annotated[
         Path | None, typer.Argument(help="The coordinator's NAME.proposal.toml.", dir_okay=False)
     ] = None,
-    config: Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)] = Path(
-        "site.toml"
-    ),
+    config: ConfigOption = SITE_FILE,
     approve: Annotated[bool, typer.Option("--approve", help="Approve, without being asked.")] = False,
     refuse: Annotated[bool, typer.Option("--refuse", help="Refuse, without being asked.")] = False,
     reason: Annotated[str, typer.Option(help="Why; a refusal needs one. It stays at this hospital.")] = "",

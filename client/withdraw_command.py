@@ -13,12 +13,12 @@ from rich.console import Console
 
 from client.approvals import Approvals
 from client.identifiers import normalised
+from client.options import SITE_FILE, ConfigOption, JsonOption
 from client.secret import SiteSecret
 from client.site_file import read_site
 from client.site_journal import check_secret, open_journal, read_journal
 from shared_models.configuration import ConfigurationError
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="The site's file.", dir_okay=False)]
 FileOption = Annotated[
     Path | None,
     typer.Option(
@@ -29,7 +29,7 @@ FileOption = Annotated[
 out = Console(highlight=False, soft_wrap=True)
 
 
-def withdraw(config: ConfigOption = Path("site.toml"), file: FileOption = None) -> None:
+def withdraw(config: ConfigOption = SITE_FILE, file: FileOption = None) -> None:
     """Exclude patients from now on, in running studies too; what they have spent is not refunded."""
     from client.withdrawal import known_patients, withdrawn
     from client.withdrawal import withdraw as exclude
@@ -62,9 +62,9 @@ def withdraw(config: ConfigOption = Path("site.toml"), file: FileOption = None) 
 
 
 def patient(
-    config: ConfigOption = Path("site.toml"),
+    config: ConfigOption = SITE_FILE,
     file: FileOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say which rounds of which runs a patient could have contributed to. The answer is for this hospital only."""
     from client.withdrawal import contributions, withdrawn

@@ -5,7 +5,7 @@ own line; the others go on.
 """
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeAlias, TypeVar
 
@@ -62,8 +62,8 @@ def needed(value: T | None, reason: str) -> T:
     return value
 
 
-def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
-    """Make the checks in their order, and yield what each found as soon as it is known."""
+def run_checks(checks: Iterable[Check]) -> Iterator[Finding]:
+    """Make the checks in their order, each before the next is asked for, and yield what it found at once."""
     for name, check in checks:
         yield _made(name, check)
 

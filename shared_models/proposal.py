@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shared_models.configuration import ConfigurationError, parse_toml
+from shared_models.configuration import ConfigurationError, parse_toml, read_toml
 from shared_models.identity_keys import Signature, fingerprint, is_signed, sign
-from shared_models.study import Study
+from shared_models.study import Study, read_study
 
 PROPOSAL_NAME = "study.proposal.toml"
 HEADING = """\
@@ -81,7 +81,7 @@ def read_proposal(path: Path, root: str) -> tuple[Study, str]:
             "`collegium-server propose` makes of it"
         )
     proposed = parse_toml(text, ProposedStudy, origin=str(path))
-    study = Study(**{name: getattr(proposed, name) for name in Study.model_fields})
+    study = _unsigned(proposed)
     if not is_signed(root, _statement(study), proposed.signature):
         raise ConfigurationError(
             f"{path}: is not signed by the consortium's root key {fingerprint(root)}: a value was changed after it was "
@@ -90,12 +90,25 @@ def read_proposal(path: Path, root: str) -> tuple[Study, str]:
     return study, proposed.signature
 
 
+def read_unverified(path: Path) -> Study:
+    """Read a study, or a proposal without asking who signed it: for what decides nothing.
+
+    Raises:
+        ConfigurationError: the file has problems.
+    """
+    return _unsigned(read_toml(path, ProposedStudy)) if is_proposal(path) else read_study(path)
+
+
 def is_proposal(path: Path) -> bool:
     """Whether the file claims a signature; one that cannot be read does not."""
     try:
         return _SIGNATURE.search(path.read_text(encoding="utf-8")) is not None
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def _unsigned(proposed: ProposedStudy) -> Study:
+    return Study(**{name: getattr(proposed, name) for name in Study.model_fields})
 
 
 def _statement(study: Study) -> bytes:

@@ -6,33 +6,41 @@ import socket
 import ssl
 import stat
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 from click.testing import Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from toy_consortium import make_server, make_site
 from toy_gate import REFUSED, UNKNOWN, ConnectProxy, Interceptor, Listener, ToyGate
 from typer.testing import CliRunner
 
+from client.approvals import Approvals
 from client.command import app
-from client.doctor import SiteDoctor, payload_bytes
+from client.doctor import SiteDoctor
+from client.doctor_connection import ConnectionDoctor
 from client.doctor_network import Answer, Route, connect
+from client.doctor_payload import payload_bytes
 from client.doctor_proxy import proxy_for
 from client.doctor_server import judge_clock, judge_speed
 from client.membership import own_key
 from client.site_file import read_site
-from client.site_journal import make_journal
+from client.site_journal import make_journal, open_journal
 from server.certificates import Authority
 from server.gate_doctor import DoctorRefused
 from server.server_file import read_sites
 from shared_models.checkup import Finding, Wrong, run_checks, shown
 from shared_models.identity_keys import read_identity_key
-from shared_models.node_keys import new_node_key
+from shared_models.node_keys import new_node_key, public_line
 from shared_models.processes import free_port, write_private
+from shared_models.proposal import sign_study, write_proposal
 from shared_models.roster import Roster, write_roster
+from shared_models.study import Study, read_study
 
 PAYLOAD = 300_000
 AUTHORITY = Authority("Toy consortium")
@@ -157,7 +165,7 @@ def test_a_check_that_breaks_is_an_error_of_its_line_and_the_others_go_on(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("at\x1b[31m the\nworst time")
 
-    monkeypatch.setattr("client.doctor.check_disk", broken)
+    monkeypatch.setattr("client.doctor.check_room", broken)
     with north.gate():
         findings = north.findings()
     says(findings, "disk", "wrong", "this check itself broke (ZeroDivisionError: at?[31m the?worst time)")
@@ -239,9 +247,9 @@ def test_a_full_disk_is_found_by_writing_to_it(north: Hospital) -> None:
 
 
 def test_a_disk_with_little_left_is_told(north: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.doctor.NEED_BYTES", 1 << 60)
+    monkeypatch.setattr("client.doctor_files.NEED_BYTES", 1 << 60)
     says(north.findings(), "disk", "warning", "make room")
-    monkeypatch.setattr("client.doctor.LEAST_BYTES", 1 << 60)
+    monkeypatch.setattr("client.doctor_files.LEAST_BYTES", 1 << 60)
     says(north.findings(), "disk", "wrong", "only", "make room")
 
 
@@ -572,13 +580,30 @@ def small_study(tmp_path: Path) -> Iterator[Path]:
     yield path
 
 
-def test_the_payload_is_the_size_of_the_studys_model(small_study: Path) -> None:
+def num_weight_bytes(study: Study) -> int:
     from shared_models.architectures import build_model
-    from shared_models.study import read_study
 
-    state = build_model(read_study(small_study)).state_dict()
-    assert payload_bytes(small_study) == sum(4 * value.numel() for value in state.values())
-    assert payload_bytes(None) == 4 << 20
+    return sum(4 * value.numel() for value in build_model(study).state_dict().values())
+
+
+def test_the_payload_is_the_size_of_the_studys_model(north: Hospital, small_study: Path) -> None:
+    assert payload_bytes(north.config, small_study) == num_weight_bytes(read_study(small_study))
+
+
+def test_the_payload_of_a_proposal_is_that_of_its_study(north: Hospital, small_study: Path) -> None:
+    study, text = sign_study(small_study.read_text(), Ed25519PrivateKey.generate(), origin="study.toml")
+    proposal = small_study.with_name("study.proposal.toml")
+    write_proposal(proposal, text)
+    assert payload_bytes(north.config, proposal) == num_weight_bytes(study)
+
+
+def test_without_a_study_it_is_the_one_that_the_site_approved(north: Hospital, small_study: Path) -> None:
+    assert payload_bytes(north.config, None) == 4 << 20
+    file, study = read_site(north.config), read_study(small_study)
+    Approvals(open_journal(file), file.state).decide(study, "approved")
+    assert payload_bytes(north.config, None) == num_weight_bytes(study)
+    (north.state / "journal.anchor").unlink()
+    assert payload_bytes(north.config, None) == 4 << 20
 
 
 def test_a_slow_line_is_a_warning_with_the_time_that_a_round_needs() -> None:
@@ -624,11 +649,126 @@ def test_a_server_of_another_version_is_told(north: Hospital, monkeypatch: pytes
         says(north.findings(), "clock", "wrong", "HTTP 404", "compare the versions")
 
 
-def test_every_check_stands_in_the_page() -> None:
+def page_checks(heading: str) -> list[str]:
     page = (Path(__file__).parents[1] / "docs" / "doctor.md").read_text()
-    part = page.split("## At a hospital")[1].split("\n## ")[0]
-    names = [name for name, _ in SiteDoctor(Path("x"), payload_bytes=1, environment={}).checks()]
-    assert [line.split("`")[1] for line in part.splitlines() if line.startswith("| `")] == names
+    part = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return [line.split("`")[1] for line in part.splitlines() if line.startswith("| `")]
+
+
+def test_every_check_stands_in_the_page() -> None:
+    doctor = SiteDoctor(Path("x"), payload_bytes=1, environment={})
+    assert page_checks("At a hospital") == [name for name, _ in doctor.checks()]
+
+
+# Two users
+
+
+class TwoUsers(Hospital):
+    """The same site, whose connection is another user's: "north" has the data, "net" the node key."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.side, self.door = folder / "net", folder / "run" / "agent.sock"
+        self.side.mkdir(mode=0o700)
+        self.door.parent.mkdir(mode=0o755)
+        self.network = self.side / "network.toml"
+        text, server = self.config.read_text().split("[server]")
+        self.network.write_text(
+            f'name = "north"\nstate = "state"\nagent_socket = "{self.door}"\n[server]{server}'
+        )
+        key = (self.folder / "node.key").rename(self.side / "node.key")
+        (self.folder / "node.pub").write_text(public_line(key.read_bytes()) + "\n")
+        uid = os.geteuid() or 61_999
+        self.config.write_text(
+            f'{text}[agent]\nsocket = "{self.door}"\nnetwork_user = {uid}\nnode_public = "node.pub"\n'
+        )
+
+    def network_findings(self) -> dict[str, Finding]:
+        doctor = ConnectionDoctor(self.network, payload_bytes=PAYLOAD, environment=self.environment)
+        try:
+            return {finding.check: finding for finding in run_checks(doctor.checks())}
+        finally:
+            doctor.close()
+
+    @contextmanager
+    def lets_in(self) -> Iterator[None]:
+        """An agent's door that lets whoever comes in."""
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(self.door))
+            listening.listen()
+
+            def greet() -> None:
+                with listening.accept()[0] as visitor:
+                    visitor.send(b"x")
+
+            greeting = threading.Thread(target=greet)
+            greeting.start()
+            yield
+            greeting.join()
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> TwoUsers:
+    return TwoUsers(tmp_path)
+
+
+def test_the_user_with_the_data_is_told_that_the_connection_is_the_other_users(two: TwoUsers) -> None:
+    findings = two.findings()
+    says(findings, "site.toml", "ok", "another user's")
+    says(findings, "connection", "not checked", "collegium-client doctor --config network.toml")
+    assert {name for name, found in findings.items() if found.state != "ok"} == {"connection"}, findings
+    assert two.run().exit_code == 0
+    listed = page_checks("At a hospital")
+    assert list(findings) == [
+        name for name in listed[: listed.index("proxy")] if name != "node key"
+    ] + page_checks("Where another user connects to the server: the user with the data")
+
+
+def test_a_door_that_others_could_take_over_is_told(two: TwoUsers) -> None:
+    two.door.parent.chmod(0o777)
+    says(two.findings(), "door", "wrong", "could listen in the agent's place", "install -d")
+
+
+def test_a_network_users_key_that_the_roster_does_not_have_is_told(two: TwoUsers) -> None:
+    (two.folder / "node.pub").write_text(new_node_key()[1] + "\n")
+    says(two.findings(), "roster", "wrong", "another node key")
+
+
+def test_a_network_user_who_has_everything_is_told_so(two: TwoUsers) -> None:
+    with two.gate() as gate, two.lets_in():
+        findings = two.network_findings()
+        assert gate.passed == ["/v1/fleet/activate-node"]
+    assert {finding.state for finding in findings.values()} == {"ok"}, findings
+    says(findings, "roster version", "ok", "the server has version 1")
+    assert list(findings) == page_checks("Where another user connects to the server: that user")
+
+
+def test_the_command_takes_the_network_users_file(two: TwoUsers) -> None:
+    done = CliRunner().invoke(app, ["doctor", "--config", str(two.network)])
+    assert "[✓] network.toml: server 127.0.0.1:" in done.output
+    assert f"[!] agent: not running: nobody listens at {two.door}" in done.output
+    assert "[✗] port: 127.0.0.1" in done.output
+    assert done.exit_code == 1
+
+
+def test_what_is_wrong_at_the_network_users_is_told(two: TwoUsers) -> None:
+    (two.side / "node.key").chmod(0o644)
+    with two.gate(superlink=UNKNOWN):
+        findings = two.network_findings()
+    says(findings, "node key", "wrong", "chmod 600")
+    not_checked(findings, "registration")
+    (two.side / "node.key").chmod(0o600)
+    with two.gate(superlink=UNKNOWN):
+        says(two.network_findings(), "registration", "wrong", "send north.request.toml to the coordinator")
+    two.network.write_text("agent_socket = 3\n")
+    findings = two.network_findings()
+    says(findings, "network.toml", "wrong", "agent_socket")
+    not_checked(findings, *(name for name in findings if name != "network.toml"))
+
+
+def test_images_that_everyone_may_read_are_told(two: TwoUsers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.exposure._open_to_others", lambda path: path.name == "images")
+    says(two.findings(), "readers", "warning", "images.folder", "the network user too", "chmod o=")
 
 
 def test_the_port_of_a_gate_is_free_again_after_it(north: Hospital) -> None:

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from client.agent import DRAINED, UNUSABLE
-from client.agent_command import exposed
 from client.command import app
 from client.door_place import DoorError
+from client.exposure import exposed
 from client.launch import SiteError, last_trouble, run_agent, running
 from client.membership import MembershipError
 from client.network_file import read_network

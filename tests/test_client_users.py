@@ -218,7 +218,7 @@ def test_large_messages_pass_the_door_between_users_in_both_directions(house: Ho
 
 PAGE = (TESTS.parent / "docs" / "two-machines.md").read_text(encoding="utf-8")
 NAMES = ("hospital-1", "hospital-2", "hospital-3")
-NUM_ROUNDS = 3
+NUM_ROUNDS = 8
 
 
 def study() -> str:
@@ -272,6 +272,11 @@ class Hospital:
     def status(self, user: User) -> dict[str, object]:
         config = self.site / "site.toml" if user is self.data else self.side / "network.toml"
         return dict(json.loads(self.command(user, "status", "--json", "--config", str(config))))
+
+    def doctor(self, user: User) -> dict[str, dict[str, str]]:
+        config = self.site / "site.toml" if user is self.data else self.side / "network.toml"
+        told = self.command(user, "doctor", "--json", "--payload-mib", "0.1", "--config", str(config))
+        return {finding["check"]: finding for finding in json.loads(told)}
 
     def end(self) -> list[int]:
         for process in self.started:
@@ -365,6 +370,7 @@ def test_three_hospitals_of_two_users_each_train_together(machine: Path) -> None
             return (machine / "server.log").read_text() + "".join(each.said() for each in hospitals)
 
         wait_until(lambda: rounds_done(server) >= 1 or running.poll() is not None, 240.0, said)
+        check_the_doctors(hospitals[0])
         for hospital in hospitals:
             check_the_separation(hospital, port)
         wait_until(lambda: running.poll() is not None, 240.0, said)
@@ -413,3 +419,13 @@ def check_the_separation(hospital: Hospital, port: int) -> None:
     assert str(other["agent"]).startswith("lets this user in"), other
     assert other["server"] == f"127.0.0.1:{port} answers and is the consortium's"
     assert other["last_trouble"] is None
+
+
+def check_the_doctors(hospital: Hospital) -> None:
+    """Each of the two users, in the middle of a run, is told that nothing is wrong."""
+    examined = hospital.doctor(hospital.data)
+    assert {name for name, found in examined.items() if found["state"] != "ok"} == {"connection"}, examined
+    assert "doctor --config network.toml" in examined["connection"]["message"]
+    examined = hospital.doctor(hospital.network)
+    assert {found["state"] for found in examined.values()} == {"ok"}, examined
+    assert "SuperNode and forwarder are running" in examined["processes"]["message"]

@@ -138,8 +138,8 @@ def test_one_hospital_refuses_before_any_image_is_opened_and_the_others_finish(
     result = run(tmp_path, STUDY, paths, roster)
 
     assert [tuple(entry["survivors"]) for entry in result["rounds"]] == [("hospital-1", "hospital-2")] * 2
-    refused_by_server = {entry["name"]: entry.get("refused") for entry in result["sites"]}
-    assert reason in json.dumps(refused_by_server) or reason in json.dumps(result)
+    told = {entry["name"]: entry.get("refused") for entry in result["sites"]}
+    assert told == {"hospital-1": None, "hospital-2": None, OUT: reason}
     file = read_site(paths[OUT])
     refused = open_journal(file).entries("refused")
     assert [entry.body["reason"] for entry in refused] == [reason]
