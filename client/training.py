@@ -147,20 +147,32 @@ def train(
     )
     model.train()
     for _ in range(training.local_steps):
-        sampled = sample_patients(len(patients), sample_rate=training.sample_rate, generator=generator)
-        chosen = torch.from_numpy(pick_images(sampled, first_image=patients.first_image, generator=generator))
-
-        for positions in torch.split(chosen, machine.physical_batch) if len(chosen) else ():
-            images, labels = _to_device(patients, positions, machine.device)
-            if training.flip:
-                images = _flipped(images, generator)
-            gradient.add(images, labels)
+        add_sample(gradient, patients, training=training, machine=machine, generator=generator)
 
         divisor = training.sample_rate * num_patients
         for weight, part in zip(model.parameters(), gradient.take(), strict=True):
             weight.grad = part.div_(divisor).to(weight.dtype)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+def add_sample(
+    gradient: GradientSum,
+    patients: PatientSet,
+    *,
+    training: Training,
+    machine: Machine,
+    generator: CryptographicGenerator,
+) -> None:
+    """Sample the patients of one step, and add their images to *gradient* in physical batches."""
+    sampled = sample_patients(len(patients), sample_rate=training.sample_rate, generator=generator)
+    chosen = torch.from_numpy(pick_images(sampled, first_image=patients.first_image, generator=generator))
+
+    for positions in torch.split(chosen, machine.physical_batch) if len(chosen) else ():
+        images, labels = _to_device(patients, positions, machine.device)
+        if training.flip:
+            images = _flipped(images, generator)
+        gradient.add(images, labels)
 
 
 def _to_device(patients: PatientSet, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
