@@ -1,7 +1,7 @@
 """One round at one hospital: the only place where spending, training, noise and masking meet.
 
-*Joint guarantee* (``privacy.mode = "local"``, neighbours differ by one patient with all images). Over a whole run
-the following leaves a site, and nothing else:
+*Joint guarantee* (neighbours differ by one patient with all images). Under ``privacy.mode = "local"`` the following
+leaves a site over a whole run, and nothing else:
 
 1. per round, the difference of weights after ``local_steps`` steps of DP-SGD, which depends on training patients
    through `privacy.accounting.TrainingCost.event` only;
@@ -9,11 +9,16 @@ the following leaves a site, and nothing else:
 3. in the rounds that the study names and in the final test, statistics of validation or test patients: with noise
    for ``evaluation.epsilon`` in all of them together, or exact where the study says ``unnoised``.
 
+Under ``privacy.mode = "distributed"`` 1. is one step a round, which the sites make together: per round, the sum of the
+clipped gradients of a Poisson sample, with this site's share of the noise. The guarantee for training patients is then
+about the *sum* over the sites of a round set, of which ``study.num_noise_shares`` at least keep to the protocol
+(`privacy.noise_share`); it rests on secure aggregation. 2. and 3. are as above, with all of the noise at each site.
+
 A patient has one role, so 1–2 concern other patients than 3: a training patient loses at most ``privacy.epsilon``,
 a validation or test patient at most ``evaluation.epsilon``, each at ``privacy.delta``. The charge is on disk before
 training begins. All of it leaves in one masked vector, of which the server learns the sum over sites only
-(docs/secure-aggregation.md); the guarantee above does not rest on that. Known not to be covered: the time that a reply
-takes, and whether a site answers at all.
+(docs/secure-aggregation.md); under ``local`` the guarantee does not rest on that. Known not to be covered: the time
+that a reply takes, and whether a site answers at all.
 """
 
 import time
@@ -25,6 +30,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.evaluation import patient_scores
+from client.global_step import clipped_sum, noise_share
 from client.patients import PatientSet
 from client.roles import Role
 from client.training import GradientSum, Machine, PlainGradientSum, PrivateGradientSum, train
@@ -35,7 +41,7 @@ from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import FloatVector, flatten, unflatten
 from shared_models.study import Study
 from shared_models.tasks import BinaryClassification, Metrics
-from shared_models.vector import IntVector
+from shared_models.vector import IntVector, VectorLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +109,9 @@ class LocalTest:
 Spend = Callable[[], OpenRun]
 """Charges a round, durably, and returns the run with the patients who are in it."""
 
+Encode = Callable[[NDArray[np.int64]], IntVector]
+"""Puts what was trained and these statistics into one vector."""
+
 Mask = Callable[[IntVector], bytes]
 """Turns a vector into the message that may leave: `client.secure_session.SecureSession.mask`."""
 
@@ -112,6 +121,7 @@ def local_round(
     number: int,
     weights: FloatVector,
     *,
+    average: FloatVector | None,
     spend: Spend,
     generator: CryptographicGenerator,
     mask: Mask,
@@ -122,19 +132,22 @@ def local_round(
         run: which is open.
         number: of the round.
         weights: of the incoming model.
+        average: the weights to validate, where they are others.
         spend: charges the round, and says with which patients.
         generator: of sampling and noise.
         mask: turns the vector into what may leave.
 
     Raises:
         AlreadySpentError: the round was begun before; nothing was trained or drawn.
-        ValueError: *weights* do not fit the model; nothing was spent.
+        ValueError: *weights* or *average* do not fit the model; nothing was spent.
     """
-    unflatten(weights, run.model)
+    for given in (weights, average):
+        if given is not None:
+            unflatten(given, run.model)
 
     run = spend()
 
-    local = training_vector(run, number, weights, generator=generator)
+    local = training_vector(run, number, weights, average=average, generator=generator)
 
     begun = time.perf_counter()
     message = mask(local.vector)
@@ -167,15 +180,41 @@ def local_test(
 
 
 def training_vector(
-    run: OpenRun, number: int, weights: FloatVector, *, generator: CryptographicGenerator
+    run: OpenRun,
+    number: int,
+    weights: FloatVector,
+    *,
+    average: FloatVector | None = None,
+    generator: CryptographicGenerator,
 ) -> LocalVector:
-    """Train the run's model, which holds *weights*, and return update, weight and statistics as one vector."""
+    """Validate *average*, or *weights*, train from *weights*, and return what comes of it as one vector."""
     begun = time.perf_counter()
     validated = None
     if number - 1 in run.study.evaluation.validation_rounds:
+        unflatten(weights if average is None else average, run.model)
         validated = evaluate_role(run, Role.VALIDATION, generator=generator)
+    unflatten(weights, run.model)
 
     evaluated = time.perf_counter()
+    layout = training_layout(run.study, number, num_weights=len(weights))
+    contribute = _gradient if run.study.privacy.mode == "distributed" else _update
+    contribution = contribute(run, number, layout, weights, generator)
+
+    trained = time.perf_counter()
+    statistics = np.zeros(0, dtype=np.int64) if validated is None else validated.statistics
+    vector = contribution(statistics)
+    seconds = {
+        "evaluate": evaluated - begun,
+        "train": trained - evaluated,
+        "encode": time.perf_counter() - trained,
+    }
+    return LocalVector(vector=vector, validated=validated, tested=None, seconds=seconds)
+
+
+def _update(
+    run: OpenRun, number: int, layout: VectorLayout, weights: FloatVector, generator: CryptographicGenerator
+) -> Encode:
+    """Train with noise in each step; what leaves is the difference of weights."""
     gradient = gradient_sum(
         run.study, run.task, run.model, cost=run.cost, machine=run.machine, generator=generator
     )
@@ -185,6 +224,7 @@ def training_vector(
             run.patients[Role.TRAIN],
             gradient,
             training=run.study.training,
+            learning_rate=run.study.training.learning_rate_in(number),
             num_patients=run.num_patients,
             machine=run.machine,
             generator=generator,
@@ -192,18 +232,35 @@ def training_vector(
     finally:
         gradient.close()
 
-    trained = time.perf_counter()
-    update = flatten(run.model).astype(np.float64) - weights.astype(np.float64)
-    statistics = np.zeros(0, dtype=np.int64) if validated is None else validated.statistics
-    layout = training_layout(run.study, number, num_weights=len(weights))
-    vector = layout.encode(update=update, weight=_weight(run), statistics=statistics)
+    def encode(statistics: NDArray[np.int64]) -> IntVector:
+        update = flatten(run.model).astype(np.float64) - weights.astype(np.float64)
+        return layout.encode(update=update, weight=_weight(run), statistics=statistics)
 
-    seconds = {
-        "evaluate": evaluated - begun,
-        "train": trained - evaluated,
-        "encode": time.perf_counter() - trained,
-    }
-    return LocalVector(vector=vector, validated=validated, tested=None, seconds=seconds)
+    return encode
+
+
+def _gradient(
+    run: OpenRun, _number: int, layout: VectorLayout, _weights: FloatVector, generator: CryptographicGenerator
+) -> Encode:
+    """Sum the clipped gradients of one sample; what leaves is this sum with a share of the noise."""
+    if run.cost is None:
+        raise RuntimeError("a study with privacy has a cost")
+    share = noise_share(run.study, run.cost, layout)
+    summed = clipped_sum(
+        run.model,
+        run.patients[Role.TRAIN],
+        task=run.task,
+        training=run.study.training,
+        clipping_bound=share.clipping_bound,
+        machine=run.machine,
+        generator=generator,
+    )
+
+    def encode(statistics: NDArray[np.int64]) -> IntVector:
+        gradient = share.added_to(summed, generator)
+        return layout.encode_gradient(gradient=gradient, weight=_weight(run), statistics=statistics)
+
+    return encode
 
 
 def final_vector(run: OpenRun, *, generator: CryptographicGenerator) -> LocalVector:

@@ -18,6 +18,12 @@ def _about_privacy(site: SiteFile, study: Study) -> Iterator[str]:
             "the study trains WITHOUT differential privacy and site.toml does not allow it; "
             "set policy.allow_no_privacy = true only if the patients of this site may be exposed"
         )
+    if study.privacy.mode == "distributed" and not policy.allow_distributed_noise:
+        yield (
+            'privacy.mode = "distributed": the noise that protects this site\'s patients is in part that of others, '
+            "and site.toml does not allow it; set policy.allow_distributed_noise = true to rely on them and on secure "
+            "aggregation"
+        )
     if policy.lifetime_epsilon is not None and (study.privacy.mode == "none" or study.evaluation.unnoised):
         yield (
             f"policy.lifetime_epsilon = {policy.lifetime_epsilon:g} covers all patients, and the study has "

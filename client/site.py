@@ -36,7 +36,7 @@ from privacy.secure_aggregation.context import Federation
 from privacy.secure_aggregation.refusals import RosterDiffers, SecureAggregationError
 from privacy.secure_aggregation.site_setup import Membership
 from shared_models.architectures import build_model
-from shared_models.layouts import final_layout, training_layout
+from shared_models.layouts import carries_average, final_layout, training_layout
 from shared_models.manifest import FloatVector, Manifest
 from shared_models.messages import (
     Advertise,
@@ -333,13 +333,15 @@ class Site:
         number, last = request.round, run.study.training.num_rounds
         if number > last:
             raise RequestRefused("budget", f"round {number} is beyond the study's {last} rounds")
-        weights = _weights(payload, run)
+        both = carries_average(run.study, number)
+        weights, *average = _weights(payload, run, num=2 if both else 1)
         layout = training_layout(run.study, number, num_weights=len(weights))
         session.begin(number, request.round_set, request_hash=digest, length=layout.length)
         done = local_round(
             run,
             number,
             weights,
+            average=average[0] if average else None,
             spend=lambda: self._spend(run, number, num_steps=run.study.training.local_steps),
             generator=self._generator(run, number),
             mask=session.mask,
@@ -360,7 +362,7 @@ class Site:
         number, layout = run.study.test_round, final_layout(run.study)
         if request.round != number:
             raise RequestRefused("budget", f"the final test is round {number}, not {request.round}")
-        weights = _weights(payload, run)
+        (weights,) = _weights(payload, run)
         session.begin(number, request.round_set, request_hash=digest, length=layout.length)
         done = local_test(
             run,
@@ -467,14 +469,15 @@ def _answer_to(request: Request) -> Answer:
     return Answer(to=request.kind, run_id=request.run_id, round=number)
 
 
-def _weights(payload: bytes, run: OpenRun) -> FloatVector:
-    expected = 4 * Manifest.of(run.model).num_weights
+def _weights(payload: bytes, run: OpenRun, *, num: int = 1) -> tuple[FloatVector, ...]:
+    """The *num* models of the payload, one behind the other. Raises RequestRefused."""
+    expected = num * 4 * Manifest.of(run.model).num_weights
     if len(payload) != expected:
-        raise RequestRefused("failed", f"the model has {len(payload)} bytes, the study's has {expected}")
+        raise RequestRefused("failed", f"the models have {len(payload)} bytes, the study's have {expected}")
     weights = np.frombuffer(payload, dtype="<f4")
     if not np.isfinite(weights).all():
         raise RequestRefused("failed", "the global model holds values that are not finite")
-    return weights
+    return tuple(np.split(weights, num))
 
 
 def open_site(site_file: SiteFile) -> Site:

@@ -103,7 +103,8 @@ class Policy(Frozen):
     """What the hospital refuses, before any training. Nothing here can be changed by a message.
 
     ``min_cohort``: sites in a sum, at the least; ``min_threshold``: sites that it takes to open one. With
-    ``ask_each_run`` somebody at the hospital approves each run of an approved study, not only the study.
+    ``ask_each_run`` somebody at the hospital approves each run of an approved study, not only the study. With
+    ``allow_distributed_noise`` the hospital takes part where its noise alone does not suffice.
     """
 
     min_cohort: int = Field(ge=2)
@@ -117,6 +118,7 @@ class Policy(Frozen):
     lifetime_epsilon: float | None = Field(default=None, gt=0.0)
     lifetime_delta: float | None = Field(default=None, gt=0.0, lt=0.1)
     allow_no_privacy: bool = False
+    allow_distributed_noise: bool = False
 
     @model_validator(mode="after")
     def _pair(self) -> Self:

@@ -123,6 +123,7 @@ def train(
     gradient: GradientSum,
     *,
     training: Training,
+    learning_rate: float,
     num_patients: int,
     machine: Machine,
     generator: CryptographicGenerator,
@@ -134,6 +135,7 @@ def train(
         patients: the training patients of the site.
         gradient: collects the gradient; with differential privacy it clips and adds noise.
         training: the study's.
+        learning_rate: of this round.
         num_patients: divides the sum, together with the sample rate; under differential privacy it is the
             noised count, never the true one.
         machine: what trains.
@@ -141,7 +143,7 @@ def train(
     """
     optimizer = torch.optim.SGD(
         model.parameters(),
-        lr=training.learning_rate,
+        lr=learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
     )

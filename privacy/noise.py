@@ -84,7 +84,7 @@ def noised_counts(
 
     Args:
         counts: int64, shape (n,).
-        units: of noise on each entry, int64, shape (n,).
+        units: of noise on each entry, int64, shape (n,), or (1,) where all are alike.
         standard_deviation: in these units: entry j gets standard_deviation · units[j].
         generator: the product passes one with a key from the operating system.
     """

@@ -1,32 +1,106 @@
-"""FedAvg and FedAvgM: the next global model from the mean update, which is all that the server learns."""
+"""The next global model from what the server learns of a round: FedAvg and FedAvgM, or one step of an optimizer."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from shared_models.manifest import FloatVector
+from shared_models.study import Training
+
+VELOCITY, FIRST, SECOND = "velocity", "first-moment", "second-moment"
+_TORCH_NAMES = {"sgd": {VELOCITY: "momentum_buffer"}, "adam": {FIRST: "exp_avg", SECOND: "exp_avg_sq"}}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GlobalModel:
-    """The global weights and the velocity that server momentum carries over, float32, shape (num_weights,)."""
+    """The global weights, and what later rounds need besides. All vectors are float32, shape (num_weights,).
+
+    Attributes:
+        weights: what sites train.
+        average: what is evaluated and kept: the exponential moving average of the weights, or the weights themselves.
+        moments: of the optimizer, by name; empty before the first step.
+        num_steps: rounds that moved the weights.
+    """
 
     weights: FloatVector
-    velocity: FloatVector
+    average: FloatVector
+    moments: Mapping[str, FloatVector] = field(default_factory=lambda: MappingProxyType({}))
+    num_steps: int = 0
 
     @classmethod
     def begin(cls, weights: FloatVector) -> Self:
         """The model before the first round."""
-        return cls(weights, np.zeros_like(weights))
+        return cls(weights=weights, average=weights)
 
-    def moved(self, mean_update: NDArray[np.float64], *, momentum: float) -> "GlobalModel":
+    def moved(self, mean_update: NDArray[np.float64], *, momentum: float, ema_decay: float) -> "GlobalModel":
         """Return the next global model: v ← momentum · v + mean update, w ← w + v.
 
         Source: McMahan et al. (2017), algorithm 1, for momentum 0 (FedAvg); Hsu, Qi and Brown (2019), section 4.2,
         else (FedAvgM).
         """
-        velocity = momentum * self.velocity.astype(np.float64) + mean_update
+        velocity = mean_update
+        if VELOCITY in self.moments:
+            velocity = momentum * self.moments[VELOCITY].astype(np.float64) + mean_update
         weights = self.weights.astype(np.float64) + velocity
-        return GlobalModel(weights.astype(np.float32), velocity.astype(np.float32))
+        return self._next(weights, {VELOCITY: velocity}, ema_decay)
+
+    def stepped(self, gradient: NDArray[np.float64], *, training: Training, number: int) -> "GlobalModel":
+        """Return the next global model after round *number*: one step of the study's optimizer along *gradient*.
+
+        ``sgd`` is torch's SGD with momentum, ``adam`` its AdamW, in float64.
+
+        Args:
+            gradient: the mean over patients, float64, shape (num_weights,).
+            training: the study's.
+            number: of the round, which decides the learning rate.
+        """
+        weights = torch.from_numpy(self.weights.astype(np.float64))
+        weights.grad = torch.from_numpy(gradient)
+        rate = training.learning_rate_in(number)
+        optimizer = _optimizer(weights, training, rate)
+        names = _TORCH_NAMES[training.optimizer]
+        if self.moments:
+            state = {
+                torch_name: torch.from_numpy(self.moments[name].astype(np.float64))
+                for name, torch_name in names.items()
+            }
+            optimizer.state[weights] = {"step": torch.tensor(float(self.num_steps)), **state}
+        optimizer.step()
+        state = optimizer.state[weights]
+        moments = {
+            name: state[torch_name].numpy()
+            for name, torch_name in names.items()
+            if state.get(torch_name) is not None
+        }
+        return self._next(weights.numpy(), moments, training.ema_decay)
+
+    def _next(
+        self, weights: NDArray[np.float64], moments: Mapping[str, NDArray[np.float64]], ema_decay: float
+    ) -> "GlobalModel":
+        """The average begins with a shorter memory, which soon forgets the initial weights.
+
+        Source: De et al. (2022), "Unlocking high-accuracy differentially private image classification", section 3.
+        """
+        now = weights.astype(np.float32)
+        average = now
+        if ema_decay:
+            decay = min(ema_decay, (1 + self.num_steps) / (10 + self.num_steps))
+            average = (decay * self.average.astype(np.float64) + (1 - decay) * weights).astype(np.float32)
+        return replace(
+            self,
+            weights=now,
+            average=average,
+            moments={name: moment.astype(np.float32) for name, moment in moments.items()},
+            num_steps=self.num_steps + 1,
+        )
+
+
+def _optimizer(weights: torch.Tensor, training: Training, rate: float) -> torch.optim.Optimizer:
+    if training.optimizer == "adam":
+        return torch.optim.AdamW([weights], lr=rate, weight_decay=training.weight_decay)
+    return torch.optim.SGD([weights], lr=rate, momentum=training.momentum, weight_decay=training.weight_decay)

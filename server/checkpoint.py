@@ -48,7 +48,7 @@ class Progress(Frozen):
         misbehaved: sites that sent something else than they had committed to; they are asked no more.
     """
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     run_id: str
     study_hash: str
     rounds: tuple[RoundRecord, ...] = ()
@@ -63,8 +63,8 @@ def write_checkpoint(path: Path, progress: Progress, model: GlobalModel) -> None
     write_atomically(
         path,
         save(
-            {"weights": model.weights, "velocity": model.velocity},
-            metadata={"progress": progress.model_dump_json()},
+            {"weights": model.weights, "average": model.average, **model.moments},
+            metadata={"progress": progress.model_dump_json(), "num_steps": str(model.num_steps)},
         ),
     )
 
@@ -77,8 +77,13 @@ def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, GlobalMod
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            names = ("weights", "velocity")
-            model = GlobalModel(*(np.asarray(file.get_tensor(name), dtype=np.float32) for name in names))
+            vectors = {name: np.asarray(file.get_tensor(name), dtype=np.float32) for name in file.keys()}  # noqa: SIM118
+            model = GlobalModel(
+                weights=vectors.pop("weights"),
+                average=vectors.pop("average"),
+                moments=vectors,
+                num_steps=int(file.metadata()["num_steps"]),
+            )
             progress = Progress.model_validate(json.loads(file.metadata()["progress"]), strict=False)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: is not a usable checkpoint ({type(error).__name__})") from error

@@ -41,7 +41,7 @@ class SecureAggregationEntry(Frozen):
 class PrivacyEntry(Frozen):
     """What the run promises a training patient, and validation and test patients."""
 
-    mode: Literal["none", "local"]
+    mode: Literal["none", "local", "distributed"]
     unit: str
     epsilon: float | None
     delta: float | None

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from server.aggregation import GlobalModel
 from server.attendance import Attendance
@@ -14,10 +15,12 @@ from server.pending import Attempt
 from server.run_state import RunContext, RunState, TooFewSitesError, situation
 from server.secure_rounds import Deadlines, Outcome, run_masked_round
 from shared_models.architectures import build_model
-from shared_models.layouts import final_layout, training_layout
+from shared_models.layouts import carries_average, final_layout, training_layout
 from shared_models.manifest import FloatVector, flatten
 from shared_models.messages import Close, Evaluate, Train
+from shared_models.study import Study
 from shared_models.tasks import task_of
+from shared_models.vector import IntVector
 
 log = logging.getLogger("collegium.server")
 
@@ -112,11 +115,10 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
     model, statistics = state.model, None
     if outcome.total is not None:
         try:
-            mean, _, summed = layout.decode_sum(outcome.total)
+            model, summed = next_model(study, number, state.model, outcome.total)
         except ValueError as error:
             burned = f"the sum makes no sense: {error}"
         else:
-            model = state.model.moved(mean, momentum=study.aggregation.server_momentum)
             statistics = tuple(int(entry) for entry in summed) if layout.num_statistics else None
     if burned:
         log.warning("round %d is burned: %s", number, burned)
@@ -140,6 +142,25 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
     write_checkpoint(context.checkpoint, progress, model)
     context.tell(progress)
     return replace(state, progress=progress, model=model, setup_seconds=0.0)
+
+
+def next_model(
+    study: Study, number: int, model: GlobalModel, total: IntVector
+) -> tuple[GlobalModel, NDArray[np.int64]]:
+    """Return the model after round *number*, and the summed statistics, of the sum of the sites' vectors.
+
+    Raises:
+        ValueError: no honest vectors add up to this sum.
+    """
+    layout = training_layout(study, number, num_weights=len(model.weights))
+    training = study.training
+    if study.privacy.mode == "distributed":
+        gradient, num_patients, statistics = layout.decode_gradient(total)
+        gradient /= training.sample_rate * num_patients
+        return model.stepped(gradient, training=training, number=number), statistics
+    mean, _, statistics = layout.decode_sum(total)
+    momentum = study.aggregation.server_momentum
+    return model.moved(mean, momentum=momentum, ema_decay=training.ema_decay), statistics
 
 
 def _final_test(context: RunContext, state: RunState) -> RunState:
@@ -193,7 +214,7 @@ def _masked(
             round=number,
             round_set=attempt.round_set,
         ),
-        _payload(state.model.weights),
+        _payload(context.study, number, state.model),
         length=length,
         deadlines=Deadlines(train=aggregation.round_timeout_seconds, step=aggregation.step_timeout_seconds),
         pending=context.pending,
@@ -237,7 +258,14 @@ def close_run(context: RunContext, state: RunState) -> None:
         pass
 
 
-def _payload(weights: FloatVector) -> bytes:
+def _payload(study: Study, number: int, model: GlobalModel) -> bytes:
+    """What sites get: the weights to train and, where there is to evaluate, those to evaluate."""
+    if number == study.test_round:
+        return _bytes(model.average)
+    return _bytes(model.weights) + (_bytes(model.average) if carries_average(study, number) else b"")
+
+
+def _bytes(weights: FloatVector) -> bytes:
     return np.asarray(weights, dtype="<f4").tobytes()
 
 

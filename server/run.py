@@ -37,7 +37,7 @@ def run_study(context: RunContext, *, engine: str, resume: bool = False) -> Resu
         context.study, state.progress, engine=engine, refusals=dict(state.attendance.refused)
     )
     folder = context.checkpoint.parent
-    write_model(folder / "model.safetensors", context.study, state.model.weights, result)
+    write_model(folder / "model.safetensors", context.study, state.model.average, result)
     write_atomically(folder / "result.json", result.to_json().encode())
     try:
         close_run(context, state)
@@ -51,7 +51,7 @@ def _keep_model(context: RunContext) -> None:
     progress, model = read_checkpoint(context.checkpoint, study_hash=context.study.hash)
     if len(progress.rounds) == context.study.training.num_rounds:
         result = build_result(context.study, progress, engine="unknown", refusals={})
-        write_model(context.checkpoint.with_name("model.safetensors"), context.study, model.weights, result)
+        write_model(context.checkpoint.with_name("model.safetensors"), context.study, model.average, result)
 
 
 def checkpoint_path(state: Path, run_id: str) -> Path:

@@ -9,16 +9,19 @@ def training_layout(study: Study, number: int, *, num_weights: int) -> VectorLay
     """The vector of training round *number*: with statistics where the study validates the round before it."""
     validated = number - 1 in study.evaluation.validation_rounds
     return VectorLayout.of_study(
-        study.aggregation,
+        study,
         num_weights=num_weights,
         num_statistics=task_of(study).num_statistics if validated else 0,
     )
+
+
+def carries_average(study: Study, number: int) -> bool:
+    """Whether training round *number* brings, behind the weights to train, other ones to validate."""
+    return study.training.ema_decay > 0.0 and number - 1 in study.evaluation.validation_rounds
 
 
 def final_layout(study: Study) -> VectorLayout:
     """The vector of the final test: statistics only, those of validation first where the last round has it."""
     also_validation = study.training.num_rounds in study.evaluation.validation_rounds
     size = task_of(study).num_statistics
-    return VectorLayout.of_study(
-        study.aggregation, num_weights=0, num_statistics=2 * size if also_validation else size
-    )
+    return VectorLayout.of_study(study, num_weights=0, num_statistics=2 * size if also_validation else size)

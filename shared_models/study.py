@@ -6,6 +6,7 @@ count, a path, a seed of a site's randomness or a per-site metric is never a fie
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,7 @@ from shared_models.configuration import Frozen, read_toml
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+UPDATE_BOUND = 1.0
 
 
 def _increasing(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -79,7 +81,13 @@ class Model(Frozen):
 
 
 class Training(Frozen):
-    """One round is ``local_steps`` steps at each site; each step samples patients with rate ``sample_rate``."""
+    """One round is ``local_steps`` steps at each site; each step samples patients with rate ``sample_rate``.
+
+    Under ``privacy.mode = "distributed"`` a round is one step over all sites, which the server makes with
+    ``optimizer``, ``momentum`` and ``weight_decay``. The learning rate rises in a straight line over ``warmup_rounds``
+    and then follows ``schedule`` down to zero behind the last round. With ``ema_decay`` above 0 the model that is
+    evaluated and kept is the exponential moving average of the global weights after each round.
+    """
 
     num_rounds: int = Field(ge=1, le=10_000)
     local_steps: int = Field(ge=1, le=10_000)
@@ -89,12 +97,28 @@ class Training(Frozen):
     weight_decay: float = Field(default=0.0, ge=0.0)
     positive_weight: float = Field(default=1.0, gt=0.0)
     flip: bool = False
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_rounds: int = Field(default=0, ge=0, le=10_000)
+    ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    def learning_rate_in(self, number: int) -> float:
+        """The learning rate of round *number*, from 1."""
+        if number <= self.warmup_rounds:
+            return self.learning_rate * number / self.warmup_rounds
+        share = (number - 1 - self.warmup_rounds) / max(1, self.num_rounds - self.warmup_rounds)
+        left = {"constant": 1.0, "linear": 1.0 - share, "cosine": (1.0 + math.cos(math.pi * share)) / 2.0}
+        return self.learning_rate * left[self.schedule]
 
 
 class Privacy(Frozen):
-    """Patient-level differential privacy of training. What decides privacy has no default."""
+    """Patient-level differential privacy of training. What decides privacy has no default.
 
-    mode: Literal["none", "local"]
+    ``local``: each site's update has all the noise by itself. ``distributed``: the sum over sites has, with a share
+    from each; that promise rests on secure aggregation and on the sites that do not collude.
+    """
+
+    mode: Literal["none", "local", "distributed"]
     epsilon: float | None = Field(default=None, gt=0.0, le=100.0)
     delta: float | None = Field(default=None, gt=0.0, lt=0.1)
     max_grad_norm: float | None = Field(default=None, gt=0.0)
@@ -103,9 +127,7 @@ class Privacy(Frozen):
     def _complete(self) -> Self:
         given = [name for name in ("epsilon", "delta", "max_grad_norm") if getattr(self, name) is not None]
         if self.mode == "none" and given:
-            raise ValueError(
-                f'mode "none" protects nothing: remove {", ".join(given)}, or set mode = "local"'
-            )
+            raise ValueError(f'mode "none" protects nothing: remove {", ".join(given)}, or set another mode')
         missing = [name for name in ("epsilon", "delta", "max_grad_norm") if name not in given]
         if self.mode != "none" and missing:
             raise ValueError(f'mode "{self.mode}" needs {", ".join(missing)}; privacy has no defaults')
@@ -158,7 +180,7 @@ class Aggregation(Frozen):
     num_sites_max: int = Field(ge=2, le=1000)
     min_cohort: int = Field(ge=2, le=1000)
     max_patients: int | None = Field(default=None, ge=1, le=1_000_000)
-    update_bound: float = Field(default=1.0, gt=0.0, le=1000.0)
+    update_bound: float = Field(default=UPDATE_BOUND, gt=0.0, le=1000.0)
     round_timeout_seconds: float = Field(gt=0.0)
     threshold: int = Field(ge=1, le=1000)
     num_colluding: int = Field(ge=0, le=998)
@@ -219,11 +241,42 @@ class Study(Frozen):
             )
         if self.evaluation.epsilon is not None and self.privacy.mode == "none":
             raise ValueError(
-                'evaluation.epsilon needs privacy.mode = "local": its delta is the study\'s; '
+                "evaluation.epsilon needs a privacy.mode that has a delta: local or distributed; "
                 "with mode none set evaluation.unnoised = true"
             )
-        self._check_grid()
+        if self.training.warmup_rounds >= self.training.num_rounds:
+            raise ValueError("training.warmup_rounds must stay below num_rounds")
+        if self.privacy.mode == "distributed":
+            self._check_distributed()
+        else:
+            if self.training.optimizer != "sgd":
+                raise ValueError(
+                    f'training.optimizer = "{self.training.optimizer}" is the server\'s, which makes steps under '
+                    'privacy.mode = "distributed" only; sites train with sgd'
+                )
+            self._check_grid()
         return self
+
+    def _check_distributed(self) -> None:
+        """One global step a round, each patient the same weight, and no site that could take the noise away."""
+        training, aggregation = self.training, self.aggregation
+        wanted = [
+            ("training.local_steps = 1", training.local_steps == 1),
+            ('aggregation.weights = "patients"', aggregation.weights == "patients"),
+            (
+                "aggregation.server_momentum = 0 (training.momentum is the server's)",
+                not aggregation.server_momentum,
+            ),
+            ("aggregation.update_bound left out", aggregation.update_bound == UPDATE_BOUND),
+            ("aggregation.num_colluding of 1 at least", aggregation.num_colluding >= 1),
+        ]
+        if missing := [words for words, is_so in wanted if not is_so]:
+            raise ValueError(
+                'privacy.mode = "distributed" makes one step over all sites in each round, and wants '
+                f"{'; '.join(missing)}"
+            )
+        if training.optimizer == "adam" and training.momentum:
+            raise ValueError('training.optimizer = "adam" has its own momentum; leave training.momentum out')
 
     def _check_grid(self) -> None:
         """Sums must not overflow, and the update of the smallest site must keep its precision."""
@@ -247,6 +300,13 @@ class Study(Frozen):
     def test_round(self) -> int:
         """Number of the round that evaluates the final model: the one after the last round of training."""
         return self.training.num_rounds + 1
+
+    @property
+    def num_noise_shares(self) -> int:
+        """Sites whose noise together is the run's: the fewest honest ones in any sum; 1 where each adds all of it."""
+        if self.privacy.mode != "distributed":
+            return 1
+        return self.aggregation.min_sites_in_sum - self.aggregation.num_colluding
 
     @property
     def num_steps(self) -> int:

@@ -1,6 +1,6 @@
 """What changed from one version of a study to the next, field by field, in words where a word helps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -40,6 +40,10 @@ WORDS: Mapping[str, str] = {
     "training.weight_decay": "weight decay",
     "training.positive_weight": "weight of a positive image in the loss",
     "training.flip": "images mirrored at random",
+    "training.optimizer": "optimizer of the global steps",
+    "training.schedule": "course of the learning rate",
+    "training.warmup_rounds": "rounds over which the learning rate rises",
+    "training.ema_decay": "memory of the moving average of the weights",
     "privacy.mode": "mode of differential privacy",
     "privacy.epsilon": "ε of training",
     "privacy.delta": "δ",
@@ -134,8 +138,9 @@ def _higher(old: Value, new: Value) -> bool:
     return _lower(new, old)
 
 
+_PROTECTION: Sequence[Value] = ("none", "distributed", "local")
 _WEAKER: Mapping[str, Callable[[Value, Value], bool]] = {
-    "privacy.mode": lambda old, new: new == "none",
+    "privacy.mode": lambda old, new: _PROTECTION.index(new) < _PROTECTION.index(old),
     "privacy.epsilon": _higher,
     "privacy.delta": _higher,
     "evaluation.epsilon": _higher,

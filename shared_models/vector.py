@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared_models.study import Aggregation
+from shared_models.study import Study
 
 IntVector = NDArray[np.uint32]
 Counts = NDArray[np.int64]
 
 _BLOCK_ENTRIES = 1 << 15
+GRADIENT_RANGE = 512.0
+"""Largest entry of a site's sum of clipped gradients on the grid, in units of the clipping bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,9 @@ class VectorLayout:
         num_sites_max: most vectors that are ever summed.
         update_bound: entries of the update are cut to [-update_bound, update_bound].
         max_weight: largest weight of one site in the mean.
+
+    A site sends the mean over its patients, its update, which the sum weights (`encode`, `decode_sum`); or, under
+    ``privacy.mode = "distributed"``, a sum over its patients (`encode_gradient`, `decode_gradient`).
     """
 
     num_weights: int
@@ -44,13 +49,16 @@ class VectorLayout:
             )
 
     @classmethod
-    def of_study(cls, aggregation: Aggregation, *, num_weights: int, num_statistics: int) -> "VectorLayout":
+    def of_study(cls, study: Study, *, num_weights: int, num_statistics: int) -> "VectorLayout":
         """The layout that a study fixes for vectors with so many weights and statistics."""
+        aggregation, bound = study.aggregation, study.aggregation.update_bound
+        if study.privacy.mode == "distributed" and study.privacy.max_grad_norm is not None:
+            bound = GRADIENT_RANGE * study.privacy.max_grad_norm
         return cls(
             num_weights=num_weights,
             num_statistics=num_statistics,
             num_sites_max=aggregation.num_sites_max,
-            update_bound=aggregation.update_bound,
+            update_bound=bound,
             max_weight=aggregation.max_patients or 1,
         )
 
@@ -84,19 +92,45 @@ class VectorLayout:
         Raises:
             ValueError: a wrong shape, which is an error in our own code.
         """
-        if statistics.shape != (self.num_statistics,):
-            raise ValueError(
-                f"statistics have shape {statistics.shape}, the layout says ({self.num_statistics},)"
-            )
-        entries = np.empty(self.length, dtype=np.int32)
+        entries = self._with_statistics(statistics)
         if self.num_weights:
             if update is None or update.shape != (self.num_weights,):
                 raise ValueError(f"the update must have shape ({self.num_weights},)")
             weight = min(max(weight, 1), self.max_weight)
             self._scale_update(update, weight / self.max_weight * self.scale, entries[: self.num_weights])
             entries[self.num_weights] = weight
-        entries[self.length - self.num_statistics :] = np.clip(statistics, -self.largest, self.largest)
         return entries.view(np.uint32).astype("<u4", copy=False)
+
+    def encode_gradient(self, *, gradient: Counts, weight: int, statistics: Counts) -> IntVector:
+        """Return the vector of one site, whose *gradient* is on the grid already, with its noise.
+
+        Args:
+            gradient: int64, shape (num_weights,), ``scale`` points per unit; what is beyond the bound is cut, which
+                is after the noise and so costs no privacy.
+            weight: as in `encode`; the site's number of patients.
+            statistics: as in `encode`.
+
+        Returns:
+            uint32, shape (length,), little-endian.
+
+        Raises:
+            ValueError: a wrong shape, which is an error in our own code.
+        """
+        if gradient.shape != (self.num_weights,):
+            raise ValueError(f"the gradient must have shape ({self.num_weights},)")
+        entries = self._with_statistics(statistics)
+        entries[: self.num_weights] = np.clip(gradient, -self.largest, self.largest)
+        entries[self.num_weights] = min(max(weight, 1), self.max_weight)
+        return entries.view(np.uint32).astype("<u4", copy=False)
+
+    def _with_statistics(self, statistics: Counts) -> NDArray[np.int32]:
+        if statistics.shape != (self.num_statistics,):
+            raise ValueError(
+                f"statistics have shape {statistics.shape}, the layout says ({self.num_statistics},)"
+            )
+        entries = np.empty(self.length, dtype=np.int32)
+        entries[self.length - self.num_statistics :] = np.clip(statistics, -self.largest, self.largest)
+        return entries
 
     def _scale_update(self, update: NDArray[np.float64], factor: float, out: NDArray[np.int32]) -> None:
         """Write the rounded product of *update*, cut to the bound, and *factor*; block by block, for the cache.
@@ -126,13 +160,30 @@ class VectorLayout:
         Raises:
             ValueError: the sum has another length, or a total weight below 1: no honest vector is in it.
         """
+        entries, weight, statistics = self._parts(total)
+        if not self.num_weights:
+            return np.zeros(0), 0, statistics
+        return entries / (self.scale * (weight / self.max_weight)), weight, statistics
+
+    def decode_gradient(self, total: IntVector) -> tuple[NDArray[np.float64], int, Counts]:
+        """Return (summed gradient, float64, shape (num_weights,); number of patients; summed statistics, int64).
+
+        Args:
+            total: sum of at most num_sites_max vectors of `encode_gradient` modulo 2^32, uint32, shape (length,).
+
+        Raises:
+            ValueError: as `decode_sum`.
+        """
+        entries, weight, statistics = self._parts(total)
+        return entries / self.scale, weight, statistics
+
+    def _parts(self, total: IntVector) -> tuple[Counts, int, Counts]:
         if total.shape != (self.length,):
             raise ValueError(f"the sum has shape {total.shape}, the layout says ({self.length},)")
         signed = total.astype(np.uint32).view(np.int32).astype(np.int64)
         if not self.num_weights:
-            return np.zeros(0), 0, signed
+            return signed[:0], 0, signed
         weight = int(signed[self.num_weights])
         if weight < 1:
             raise ValueError(f"the total weight is {weight}; every site's weight is at least 1")
-        mean = signed[: self.num_weights] / (self.scale * (weight / self.max_weight))
-        return mean, weight, signed[self.num_weights + 1 :]
+        return signed[: self.num_weights], weight, signed[self.num_weights + 1 :]

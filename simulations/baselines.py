@@ -11,17 +11,19 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from client.budget import noised_count, training_cost
 from client.device import prepare_torch
 from client.evaluation import patient_scores
+from client.global_step import clipped_sum, noise_share
 from client.ingestion import ingest
 from client.local_round import gradient_sum
 from client.patients import PatientSet
@@ -29,13 +31,15 @@ from client.roles import Role
 from client.secret import SiteSecret
 from client.site_file import read_site
 from client.training import Machine, train
+from privacy.accounting import TrainingCost
 from privacy.randomness import CryptographicGenerator
 from server.aggregation import GlobalModel
 from server.result import BaselineMetrics
 from shared_models.architectures import build_model
+from shared_models.layouts import training_layout
 from shared_models.manifest import flatten, unflatten
 from shared_models.study import Study, read_study
-from shared_models.tasks import task_of
+from shared_models.tasks import BinaryClassification, task_of
 
 POOLED = "pooled"
 
@@ -109,20 +113,10 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
             num_patients = len(training_set)
             if cost is not None:
                 num_patients = noised_count(num_patients, study=study, generator=generator)
-        gradient = gradient_sum(study, task, model, cost=cost, machine=machine, generator=generator)
-        train(
-            model,
-            training_set,
-            gradient,
-            training=study.training,
-            num_patients=num_patients,
-            machine=machine,
-            generator=generator,
-        )
-        gradient.close()
-        update = flatten(model).astype(np.float64) - state.weights
-        state = state.moved(update, momentum=study.aggregation.server_momentum)
+        learner = _Learner(study, task, model, training_set, num_patients, cost, machine)
+        state = learner.round(state, number, generator)
         unflatten(state.weights, model)
+    unflatten(state.average, model)
     fine = task.finely_binned()
     statistics = {
         name: fine.statistics(*patient_scores(model, sets[Role.TEST], task=task, machine=machine))
@@ -141,6 +135,65 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
         epsilon=epsilon,
         seconds=time.perf_counter() - begun,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Learner:
+    """One who has all the patients: a federation of one, who adds all of the noise."""
+
+    study: Study
+    task: BinaryClassification
+    model: nn.Module
+    patients: PatientSet
+    num_patients: int
+    cost: TrainingCost | None
+    machine: Machine
+
+    def round(self, state: GlobalModel, number: int, generator: CryptographicGenerator) -> GlobalModel:
+        """The model after round *number*; the model's weights are those of *state*."""
+        if self.cost is not None and self.study.privacy.mode == "distributed":
+            return self._one_step(state, number, self.cost, generator)
+        return self._local_steps(state, number, generator)
+
+    def _one_step(
+        self, state: GlobalModel, number: int, cost: TrainingCost, generator: CryptographicGenerator
+    ) -> GlobalModel:
+        training = self.study.training
+        layout = training_layout(self.study, number, num_weights=len(state.weights))
+        share = replace(noise_share(self.study, cost, layout), num_shares=1)
+        summed = clipped_sum(
+            self.model,
+            self.patients,
+            task=self.task,
+            training=training,
+            clipping_bound=share.clipping_bound,
+            machine=self.machine,
+            generator=generator,
+        )
+        noised = share.added_to(summed, generator) / share.scale
+        return state.stepped(
+            noised / (training.sample_rate * self.num_patients), training=training, number=number
+        )
+
+    def _local_steps(self, state: GlobalModel, number: int, generator: CryptographicGenerator) -> GlobalModel:
+        training = self.study.training
+        gradient = gradient_sum(
+            self.study, self.task, self.model, cost=self.cost, machine=self.machine, generator=generator
+        )
+        train(
+            self.model,
+            self.patients,
+            gradient,
+            training=training,
+            learning_rate=training.learning_rate_in(number),
+            num_patients=self.num_patients,
+            machine=self.machine,
+            generator=generator,
+        )
+        gradient.close()
+        update = flatten(self.model).astype(np.float64) - state.weights
+        momentum = self.study.aggregation.server_momentum
+        return state.moved(update, momentum=momentum, ema_decay=training.ema_decay)
 
 
 def _pool(sets: Sequence[PatientSet]) -> PatientSet:

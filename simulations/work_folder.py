@@ -85,6 +85,7 @@ def write_site(
             "allowed_tasks": [study.task.kind],
             "allowed_architectures": [study.model.architecture],
             "allow_no_privacy": not private,
+            "allow_distributed_noise": study.privacy.mode == "distributed",
         },
         "consortium": {"root": "root.pub", "roster": "roster.toml", "identity_key": IDENTITY_KEY},
         "compute": {"device": "cpu", "num_threads": 1},
