@@ -347,9 +347,9 @@ class Site:
             mask=session.mask,
         )
         if self._result is not None:
-            epsilon = self._epsilon(run)
-            self._result.rounds.append(SiteRound(round=number, epsilon=epsilon, seconds=done.seconds))
-            self._result.epsilon = epsilon
+            cost = self._ledger.training_cost(run.run_id)
+            steps = None if cost is None else cost.num_steps
+            self._result.rounds.append(SiteRound(round=number, num_steps=steps, seconds=done.seconds))
             if done.validation is not None:
                 self._result.validation[number - 1] = done.validation
             self._write_result()
@@ -374,12 +374,15 @@ class Site:
         if self._result is not None:
             if done.validation is not None:
                 self._result.validation[run.study.training.num_rounds] = done.validation
+            self._result.epsilon = self._epsilon(run)
             self._result.test = done.tested.metrics
             self._result.test_statistics = tuple(done.tested.exact.tolist())
             self._write_result()
         return done.message
 
     def _close(self, run: OpenRun) -> bytes:
+        if self._result is not None:
+            self._result.epsilon = self._epsilon(run)
         self._write_result()
         self._forget_run()
         self._result = None

@@ -10,16 +10,19 @@ from shared_models.tasks import Metrics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteRound:
-    """One round at this site: what it cost, how long it took, and how the incoming model did here."""
+    """One round at this site: its number, the steps charged so far (None without privacy), seconds by phase."""
 
     round: int
-    epsilon: float | None
+    num_steps: int | None
     seconds: dict[str, float]
 
 
 @dataclass(slots=True, kw_only=True)
 class SiteResult:
-    """Grows with the run and is written after each step; holds exact figures of this hospital alone."""
+    """Grows with the run and is written after each step; holds exact figures of this hospital alone.
+
+    ``epsilon`` is known when the final test was made or the run was closed; until then the ledger says it.
+    """
 
     site: str
     run_id: str

@@ -58,7 +58,7 @@ class SiteEntry(Frozen):
 
     name: str
     epsilon: float | None
-    epsilon_by_round: tuple[float, ...] | None = None
+    epsilon_by_round: tuple[tuple[int, float], ...] | None = None
     rounds_asked: int
     refused: str | None = None
     patients_used: int | None = None
@@ -106,7 +106,7 @@ class Result(Frozen):
     summed from the sites' own results. ``test_burned`` says why there is no ``test``.
     """
 
-    schema_: Literal[2] = Field(default=2, alias="schema")
+    schema_: Literal[3] = Field(default=3, alias="schema")
     run_id: str
     study: StudyEntry
     engine: str

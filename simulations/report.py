@@ -147,7 +147,7 @@ def _epsilon_by_round(result: Result) -> Markup | None:
         return None
     figure, axes = _figure(height=2.6)
     for name, values in spent:
-        axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
+        axes.plot(*zip(*values, strict=True), marker=".", label=name)
     if result.privacy.epsilon is not None:
         axes.axhline(
             result.privacy.epsilon, color=MUTED, linestyle="--", linewidth=1, label="claim of the run"

@@ -4,14 +4,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from client.budget import training_cost
 from client.site import result_path
 from client.site_file import read_site
 from server.checkpoint import write_atomically
@@ -35,6 +36,7 @@ from simulations.work_folder import enrol, write_site, write_study
 Engine: TypeAlias = Literal["local", "deployed"]
 
 MARKER = ".collegium-run"
+EPSILONS_SHOWN = 20
 
 
 class OutputFolderError(ValueError):
@@ -200,7 +202,7 @@ def _with_site_results(result: Result, study: Study, site_files: tuple[Path, ...
         own_file = result_path(site.state, result.run_id)
         if own_file.exists():
             own = json.loads(own_file.read_text(encoding="utf-8"))
-            entry = _with_own_figures(entry, own)
+            entry = _with_own_figures(study, entry, own)
             if own["test_statistics"] is not None:
                 exact.append(own["test_statistics"])
             for done in own["rounds"]:
@@ -213,22 +215,32 @@ def _with_site_results(result: Result, study: Study, site_files: tuple[Path, ...
     return result.model_copy(update={"sites": tuple(entries), "rounds": rounds, "exact_test": exact_test})
 
 
-def _with_own_figures(entry: SiteEntry, own: dict[str, object]) -> SiteEntry:
+def _with_own_figures(study: Study, entry: SiteEntry, own: dict[str, object]) -> SiteEntry:
     rounds = own["rounds"]
     if not isinstance(rounds, list):
         raise TypeError("a site result holds a list of rounds")
     seconds = {"prepare": own["prepare_seconds"]}
     for phase in ("evaluate", "train", "encode", "mask"):
         seconds[phase] = sum(done["seconds"][phase] for done in rounds)
-    spent = [done["epsilon"] for done in rounds]
     values = {
         **entry.model_dump(),
         **{key: own[key] for key in ("epsilon", "patients_used", "patients_found", "patients_by_role")},
         **{key: own[key] for key in ("files_found", "left_out", "test")},
-        "epsilon_by_round": None if None in spent else tuple(spent),
+        "epsilon_by_round": _epsilon_by_round(study, rounds),
         "seconds": seconds,
     }
     return SiteEntry.model_validate(values)
+
+
+def _epsilon_by_round(
+    study: Study, rounds: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[int, float], ...] | None:
+    """Epsilon after some of the rounds, the last one among them; each takes a fifth of a second to compute."""
+    cost, delta = training_cost(study), study.privacy.delta
+    if cost is None or delta is None or not rounds:
+        return None
+    some = sorted({round(at) for at in np.linspace(0, len(rounds) - 1, EPSILONS_SHOWN)})
+    return tuple((rounds[at]["round"], cost.after(rounds[at]["num_steps"]).epsilon(delta)) for at in some)
 
 
 def _with_seconds(entry: RoundEntry, slowest: dict[tuple[int, str], float]) -> RoundEntry:

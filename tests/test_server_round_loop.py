@@ -392,7 +392,7 @@ def test_a_run_writes_result_and_model_with_its_card(tmp_path) -> None:
     result = run_study(context(tmp_path, exchange), engine="local")
     folder = checkpoint_path(tmp_path, "run-1").parent
     written = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    assert written["schema"] == 2
+    assert written["schema"] == 3
     assert written["study"]["hash"] == STUDY.hash
     assert written["test"]["auroc"] == 1.0
     assert [site["name"] for site in written["sites"]] == ["north", "south"]

@@ -134,7 +134,8 @@ def test_a_private_run_with_baselines_writes_what_the_documents_say(tmp_path, ho
     assert written["baselines"]["pooled"]["auroc"] is not None
     for site in written["sites"]:
         assert 0 < site["patients_used"] <= site["patients_found"]
-        assert len(site["epsilon_by_round"]) == 3
+        assert [number for number, _ in site["epsilon_by_round"]] == [1, 2, 3]
+        assert site["epsilon_by_round"][-1][1] == pytest.approx(site["epsilon"])
         assert site["epsilon_by_round"] == sorted(site["epsilon_by_round"])
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "the server opens sums of at least 2 sites, and nothing else" in page
