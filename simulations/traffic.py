@@ -44,8 +44,19 @@ from shared_models.messages import (
 )
 from shared_models.study import Study
 
-SETUP = ("advertise", "share", "escrow")
-ROUND = ("train", "confirm", "unmask")
+WITH_VALIDATION = "train, with validation"
+_KINDS = (
+    "open",
+    "advertise",
+    "share",
+    "escrow",
+    "train",
+    WITH_VALIDATION,
+    "evaluate",
+    "confirm",
+    "unmask",
+    "close",
+)
 _SIGNATURE, _HASH = bytes(SIGNATURE_BYTES), bytes(HASH_BYTES)
 _NO_HASH = "0" * 64
 
@@ -81,7 +92,7 @@ class Traffic:
 def run_traffic(
     study: Study, *, names: Sequence[str], num_weights: int, run_id: str | None = None
 ) -> tuple[Traffic, ...]:
-    """Return what one site sends and receives in a whole run, by kind, in the order of their first exchange.
+    """Return what one site sends and receives in a whole run, by kind, in the order of a round.
 
     Args:
         study: that is run.
@@ -99,10 +110,12 @@ def num_batches(study: Study) -> int:
 
 
 def _summed(exchanges: Iterable[Exchanged]) -> Iterator[Traffic]:
-    by_kind: dict[str, list[Exchanged]] = {}
+    by_kind: dict[str, list[Exchanged]] = {kind: [] for kind in _KINDS}
     for one in exchanges:
-        by_kind.setdefault(one.kind, []).append(one)
+        by_kind[one.kind].append(one)
     for kind, all_of_it in by_kind.items():
+        if not all_of_it:
+            continue
         yield Traffic(
             kind=kind,
             times=len(all_of_it),
@@ -185,7 +198,7 @@ class _Run:
         else:
             request = Train(run_id=run, study_hash=study, round=number, round_set=members)
             layout = training_layout(self.study, number, num_weights=self.num_weights)
-            kind = "train, with validation" if layout.num_statistics else "train"
+            kind = WITH_VALIDATION if layout.num_statistics else "train"
         yield self._exchanged(request, model, SIGNATURE_BYTES + 4 * (layout.length + 1), kind=kind)
 
         survivor = Survivor(vector_hash=_HASH, signature=_SIGNATURE)
