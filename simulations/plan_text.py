@@ -43,7 +43,7 @@ def print_plan(plan: Plan) -> None:
 
 def _say(out: Console, lines: Iterable[str]) -> None:
     for line in lines:
-        out.print(line, soft_wrap=True, markup=False)
+        out.print(line, soft_wrap=not out.is_terminal, markup=False)
 
 
 def _table(out: Console, *columns: str) -> Table:
