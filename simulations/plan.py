@@ -7,10 +7,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from client.budget import evaluation_cost
+from client.budget import evaluation_cost, training_cost
+from client.global_step import noise_share
+from privacy.accounting import PrivacyTargetError
+from privacy.noise_share import GridError
 from privacy.planning import Noise, PlannedCost, Sites, largest_delta, overshoots, planned_costs
 from shared_models.architectures import build_model
 from shared_models.configuration import Frozen
+from shared_models.layouts import training_layout
 from shared_models.manifest import Manifest
 from shared_models.study import Study
 from shared_models.tasks import task_of
@@ -115,7 +119,7 @@ class EvaluationEntry(Frozen):
 
 
 class Plan(Frozen):
-    """The whole plan."""
+    """The whole plan. ``refused`` says why no run of the study can keep its promise; null where one can."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     study: str
@@ -132,6 +136,7 @@ class Plan(Frozen):
     expected_batch: float
     delta: DeltaEntry
     costs: tuple[CostEntry, ...]
+    refused: str | None
     noise_shares: int
     overshoots: tuple[OvershootEntry, ...]
     traffic: TrafficTotal
@@ -170,7 +175,7 @@ def make_plan(study: Study, assumed: Assumed, *, epsilons: Sequence[float]) -> P
         num_weights=num_weights,
         sites=sites,
     )
-    several = study.privacy.mode in ("none", "local") and training.local_steps > 1 and sites.can_share_noise
+    several = study.privacy.mode != "distributed" and training.local_steps > 1 and sites.can_share_noise
     return Plan(
         study=study.name,
         title=study.title,
@@ -186,6 +191,7 @@ def make_plan(study: Study, assumed: Assumed, *, epsilons: Sequence[float]) -> P
         expected_batch=training.sample_rate * sites.num_patients,
         delta=delta,
         costs=tuple(_cost(planned, own) for planned in costs),
+        refused=_refused(study, num_weights),
         noise_shares=sites.least - sites.num_colluding,
         overshoots=_overshoots(sites),
         traffic=_traffic(study, assumed.names, num_weights),
@@ -198,6 +204,17 @@ def _delta(study: Study, num_patients: int) -> DeltaEntry:
     own, largest = study.privacy.delta, largest_delta(num_patients)
     value = largest if own is None else own
     return DeltaEntry(value=value, of_study=own is not None, largest_advised=largest, within=value <= largest)
+
+
+def _refused(study: Study, num_weights: int) -> str | None:
+    """Why no run of the study can keep its promise; None where one can."""
+    try:
+        cost = training_cost(study)
+        if cost is not None and study.privacy.mode == "distributed":
+            noise_share(study, cost, training_layout(study, 1, num_weights=num_weights))
+    except (PrivacyTargetError, GridError) as error:
+        return str(error)
+    return None
 
 
 def _cost(planned: PlannedCost, own: float | None) -> CostEntry:

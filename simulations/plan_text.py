@@ -62,6 +62,8 @@ def _heading(plan: Plan) -> Iterator[str]:
             'NO PRIVACY (privacy.mode = "none"): nothing bounds what the sums and the model tell about a training '
             f"{visible(plan.unit)}; the tables say what privacy would cost."
         )
+    if plan.refused is not None:
+        yield f"THIS STUDY CANNOT KEEP ITS PROMISE: {plan.refused}"
     where = {
         "given": "",
         "scenario": ", as the scenario makes them",

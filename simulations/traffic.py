@@ -27,7 +27,7 @@ from privacy.secure_aggregation.messages import (
 )
 from privacy.secure_aggregation.sealing import PUBLIC_KEY_BYTES
 from privacy.secure_aggregation.shamir import ELEMENT_BYTES
-from shared_models.layouts import final_layout, training_layout
+from shared_models.layouts import carries_average, final_layout, training_layout
 from shared_models.messages import (
     Advertise,
     Answer,
@@ -199,6 +199,7 @@ class _Run:
             request = Train(run_id=run, study_hash=study, round=number, round_set=members)
             layout = training_layout(self.study, number, num_weights=self.num_weights)
             kind = WITH_VALIDATION if layout.num_statistics else "train"
+            model *= 2 if carries_average(self.study, number) else 1
         yield self._exchanged(request, model, SIGNATURE_BYTES + 4 * (layout.length + 1), kind=kind)
 
         survivor = Survivor(vector_hash=_HASH, signature=_SIGNATURE)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from studies import study_text, write_study_file
+from test_server_aggregation import DISTRIBUTED
 from typer.testing import CliRunner
 
 from client.budget import evaluation_cost, training_cost
@@ -121,6 +122,34 @@ def test_as_many_steps_one_by_one_take_as_many_rounds(file: str) -> None:
     train = {one.kind: one.times for one in plan.if_distributed.by_kind}
     assert train["train"] + train["train, with validation"] == 6
     assert train["confirm"] == train["unmask"] == 7
+
+
+def test_a_study_with_shared_noise_is_told_by_its_own_column_and_has_no_other_way_to_compare(
+    tmp_path: Path,
+) -> None:
+    write_study_file(tmp_path / "study.toml", DISTRIBUTED, private=True)
+    words = (str(tmp_path / "study.toml"), "--patients", "4000")
+    plan, text = planned(*words), told(*words)
+    assert plan.own is not None
+    assert plan.own.distributed is not None
+    assert plan.own.curator is not None
+    assert plan.own.distributed.norm / plan.own.curator.norm == pytest.approx(math.sqrt(4 / 2))
+    assert f"the noise of one step has {plan.own.distributed.norm:.3g}" in text
+    assert plan.if_distributed is None
+    assert plan.refused is None
+
+
+def test_a_grid_that_is_too_coarse_for_the_model_is_told_before_anybody_trains(tmp_path: Path) -> None:
+    many = {
+        **DISTRIBUTED,
+        "num_sites_max = 3": "num_sites_max = 1000",
+        "threshold = 2": "threshold = 600",
+        "width = 8": "width = 64",
+    }
+    write_study_file(tmp_path / "study.toml", many, private=True)
+    words = (str(tmp_path / "study.toml"), "--patients", "100000", "--sites", "600")
+    assert "rounding to the grid" in str(planned(*words).refused)
+    assert "CANNOT KEEP ITS PROMISE" in told(*words)
 
 
 def test_a_delta_that_is_too_large_for_so_few_patients_is_said_to_be(file: str) -> None:

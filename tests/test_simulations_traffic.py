@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fake_sites import RUN, FakeExchange
 from studies import make_study
+from test_server_aggregation import DISTRIBUTED
 
 from server.exchange import SiteReply
 from server.round_loop import close_run, run_rounds
@@ -15,8 +16,9 @@ from server.run import checkpoint_path
 from server.run_state import RunContext
 from shared_models.architectures import build_model
 from shared_models.manifest import Manifest
-from shared_models.messages import Train, decode_request
+from shared_models.messages import Evaluate, Train, decode_request
 from shared_models.study import Study
+from shared_models.vector import IntVector
 from simulations.traffic import num_batches, run_traffic
 
 SITES = {"alpha": 0.1, "beta": 0.2, "gamma-hospital": 0.3, "delta": 0.1, "epsilon": 0.3}
@@ -26,6 +28,8 @@ FIVE = {
     "num_colluding = 0": "num_colluding = 1",
 }
 SMALL_BATCHES = {**FIVE, "num_sites_max = 3": "num_sites_max = 5\nrounds_per_batch = 3"}
+AVERAGED = {"learning_rate = 0.1": "learning_rate = 0.1\nema_decay = 0.9"}
+SHARED_NOISE = {**DISTRIBUTED, **AVERAGED}
 
 
 @dataclass
@@ -57,6 +61,10 @@ class Counted(FakeExchange):
                 self.counted[kind].append((len(requests[reply.site]), len(reply.message)))
             yield reply
 
+    def vector(self, site: str, request: Train | Evaluate, num_weights: int) -> IntVector:
+        """The request may bring two models."""
+        return super().vector(site, request, Manifest.of(build_model(self.study)).num_weights)
+
 
 def counted(study: Study, sites: Mapping[str, float], tmp_path: Path) -> dict[str, list[tuple[int, int]]]:
     exchange = Counted(study=study, shifts=dict(sites))
@@ -75,12 +83,13 @@ def counted(study: Study, sites: Mapping[str, float], tmp_path: Path) -> dict[st
 
 @pytest.mark.parametrize(
     ("changes", "num_sites"),
-    [({}, 3), ({}, 2), (FIVE, 5), (FIVE, 4), (SMALL_BATCHES, 5)],
+    [({}, 3), ({}, 2), (FIVE, 5), (FIVE, 4), (SMALL_BATCHES, 5), (AVERAGED, 2), (SHARED_NOISE, 3)],
 )
 def test_planned_bytes_and_exchanges_are_those_of_a_run(
     changes: dict[str, str], num_sites: int, tmp_path: Path
 ) -> None:
-    study = make_study({**changes, "num_rounds = 3": "num_rounds = 11"})
+    private = changes is SHARED_NOISE
+    study = make_study({**changes, "num_rounds = 3": "num_rounds = 11"}, private=private)
     sites = dict(list(SITES.items())[:num_sites])
     seen = counted(study, sites, tmp_path)
     num_weights = Manifest.of(build_model(study)).num_weights
