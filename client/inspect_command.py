@@ -85,15 +85,17 @@ def ledger(config: ConfigOption = SITE_FILE, as_json: JsonOption = False) -> Non
         typer.echo(json.dumps({"runs": entries, "lifetime": lifetime}, indent=2))
         return
     table = Table(title=f"Runs at {site.name}", title_justify="left")
-    for column in ("run", "study", "rounds begun", "steps", "epsilon", "delta"):
+    for column in ("run", "study", "rounds begun", "steps", "epsilon (PLD)", "epsilon (RDP)", "delta"):
         table.add_column(column, justify="left" if column in ("run", "study") else "right", overflow="fold")
     for entry in entries:
         table.add_row(*(_shown(value) for value in entry.values()))
     out.print(table)
     if entries:
         out.print(
-            "Epsilon is what training patients have spent. Validation and test patients are others: each spends at most"
-            " the study's evaluation.epsilon, where it has one."
+            "Epsilon is what training patients have spent, in all rounds that were begun, whatever came of "
+            "them. PLD is the claim of a run; RDP is the same computed another way, as a cross-check, and larger. "
+            "Validation and test patients are others: each spends at most the study's evaluation.epsilon, where it has "
+            "one."
         )
     if lifetime is None:
         out.print("No lifetime budget is set (policy.lifetime_epsilon in site.toml).")
@@ -106,7 +108,7 @@ def ledger(config: ConfigOption = SITE_FILE, as_json: JsonOption = False) -> Non
     else:
         out.print(
             f"Lifetime: {lifetime['spent']:.3g} of {lifetime['cap']:g} spent at delta {lifetime['delta']:g} "
-            "(Rényi composition over all runs, evaluations included)"
+            "(RDP over all runs, at one order that the cap fixes; evaluations included)"
         )
 
 
@@ -117,18 +119,19 @@ def _shown(value: str | int | float | None) -> str:
 
 
 def _entries(entries: "Ledger") -> list[dict[str, str | int | float | None]]:
-    """One row a run; ``epsilon`` is null where the run had no differential privacy."""
+    """One row a run; both epsilons, by PLD and by RDP, are null where the run had no differential privacy."""
     rows: list[dict[str, str | int | float | None]] = []
     for run in entries.runs():
-        cost, rounds = entries.training_cost(run.run_id), entries.rounds(run.run_id)
+        cost, rounds, delta = entries.training_cost(run.run_id), entries.rounds(run.run_id), run.delta
         rows.append(
             {
                 "run": run.run_id,
                 "study": run.study_hash[:12],
                 "rounds_begun": sum(entry.num_steps > 0 for entry in rounds),
                 "steps": sum(entry.num_steps for entry in rounds),
-                "epsilon": None if cost is None or run.delta is None else cost.epsilon(run.delta),
-                "delta": run.delta,
+                "epsilon": None if cost is None or delta is None else cost.epsilon(delta),
+                "epsilon_rdp": None if cost is None or delta is None else cost.rdp_epsilon(delta),
+                "delta": delta,
             }
         )
     return rows

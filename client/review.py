@@ -110,6 +110,10 @@ def _met(study: Study, file: SiteFile) -> Iterator[Sentence]:
     yield plain(f"  the task “{study.task.kind}” and the model “{study.model.architecture}” are allowed")
     if study.privacy.mode == "none":
         yield warning("  studies without differential privacy are allowed (policy.allow_no_privacy = true)")
+    if study.privacy.mode == "distributed":
+        yield warning(
+            "  studies whose noise the hospitals share are allowed (policy.allow_distributed_noise = true)"
+        )
     yield plain(
         f"  when a run is opened: at least {max(policy.min_patients, study.patients.min_training)} training patients, "
         f"and at most {policy.max_unusable_share:.0%} of the files unusable"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from client.budget import evaluation_cost, lifetime, training_cost
+from client.review_mode import promise_of_mode
 from client.review_sentences import (
     Section,
     Sentence,
@@ -49,8 +50,8 @@ def _unit(study: Study) -> Iterator[Sentence]:
     if study.privacy.mode == "none":
         return
     yield plain(
-        "The promise is about one patient: all images with one Patient ID at this hospital, together. It compares a "
-        "study with this patient to the same study without."
+        "The promise is about one patient, with all images under one Patient ID at this hospital: it compares a study "
+        "with this patient to the same study without."
     )
     if study.patient != "patient":
         yield warning(
@@ -69,18 +70,16 @@ def _training(study: Study) -> Iterator[Sentence]:
         )
         return
     yield plain(
-        f"A training patient loses at most ε = {epsilon:g} at δ = {delta:g} in the whole run. In words: whoever "
-        "guesses whether a certain patient took part, with even odds beforehand (50 %), is right with "
-        f"probability at most {share(best_guess(epsilon=epsilon, delta=delta))}. This holds whatever else they "
-        "know, even of all other patients. ε bounds the odds: they grow at most by the factor e^ε = "
-        f"{math.exp(epsilon):,.3g}, except for a remainder of probability δ."
+        f"A training patient loses at most ε = {epsilon:g} at δ = {delta:g} in the whole run: whoever guesses whether "
+        "a certain patient took part, with even odds beforehand (50 %), is right with probability at most "
+        f"{share(best_guess(epsilon=epsilon, delta=delta))}, even if they know all other patients."
+    )
+    yield plain(
+        f"The odds of such a guess grow at most by the factor e^ε = {math.exp(epsilon):,.3g}, except for a remainder "
+        f"of probability δ = {delta:g}."
     )
     yield from _weak(epsilon, delta, "training")
-    yield plain(
-        "It holds against the server, the other hospitals and everybody who gets the model, also together, and "
-        "it would "
-        'hold even if the masks failed (privacy.mode = "local": this hospital adds all of the noise by itself).'
-    )
+    yield from promise_of_mode(study)
 
 
 def _evaluation(study: Study) -> Iterator[Sentence]:
@@ -97,8 +96,8 @@ def _evaluation(study: Study) -> Iterator[Sentence]:
     who = "A validation patient loses" if num else "A test patient loses"
     tested = "a test patient in the final test, " if num else "in the final test, "
     yield plain(
-        f"{who} {validated}{tested}at most ε = {epsilon:g} at δ = {delta:g}: a guess as above is right with "
-        f"probability at most {bound}. These are other patients than those who train."
+        f"{who} {validated}{tested}at most ε = {epsilon:g} at δ = {delta:g}, by noise of this hospital's own: a guess "
+        f"as above is right with probability at most {bound} (these are other patients than those who train)."
     )
     if epsilon != study.privacy.epsilon:
         yield from _weak(epsilon, delta, "evaluation")
@@ -132,8 +131,10 @@ def _run_cost(study: Study) -> Iterator[Sentence]:
         return
     yield plain(
         f"One run costs a training patient ε = {at_most(cost.epsilon(delta))} at δ = {delta:g}, computed here for all "
-        f"{cost.num_steps:,} steps by privacy loss distributions (PLD, the tight way for one run by itself), with a "
-        f"noise multiplier of {cost.noise_multiplier:.3g}: so many times what one patient can add to a step."
+        f"{cost.num_steps:,} steps, those of failed rounds included, by privacy loss distributions (PLD, the tight way "
+        f"for one run by itself), with a noise multiplier of {cost.noise_multiplier:.3g}: so many times what one "
+        "patient can add to a step. Rényi differential privacy (RDP), the cross-check, gives "
+        f"{at_most(cost.rdp_epsilon(delta))}."
     )
     if evaluation is not None:
         yield plain(
@@ -166,8 +167,8 @@ def _lifetime(study: Study, ledger: Ledger, policy: Policy, run_id: str) -> Iter
         )
         return
     yield plain(
-        "The ledger adds all runs of all studies up by Rényi differential privacy (RDP): the way that is sound where "
-        "later studies are chosen after earlier results. RDP figures are larger than PLD figures of the same run."
+        "The ledger adds all runs of all studies up by RDP, the way that is sound where later studies are chosen after "
+        "earlier results, and at one order that the cap fixes, which makes its figures larger again."
     )
     yield plain(
         f"Spent so far: {at_most(budget.spent)}. With this run: {at_most(budget.with_run)}. With all runs of this "

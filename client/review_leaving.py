@@ -74,6 +74,12 @@ def _sizes(study: Study) -> tuple[Sentence, ...]:
 
 
 def _update(study: Study) -> Sentence:
+    if study.privacy.mode == "distributed":
+        return plain(
+            "In it is the sum of what this hospital's patients, each cut to the same size, would change in this "
+            "round's step, and the two figures that follow here. It carries this hospital's share of the noise before "
+            "it is masked; only the sum over the hospitals carries enough."
+        )
     inside = "In it is how the round's training changed the weights, and the two figures that follow here."
     if study.privacy.mode == "none":
         return warning(

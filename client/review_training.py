@@ -7,6 +7,7 @@ from client.index_report import Counts
 from client.review_sentences import Section, Sentence, ago, counted, plain, quoted, warning
 from client.roles import Role
 from client.site_file import SiteFile
+from privacy.planning import largest_delta
 from shared_models.architectures import build_model
 from shared_models.manifest import Manifest
 from shared_models.study import Image, Study
@@ -22,11 +23,6 @@ def what_is_trained(study: Study) -> Section:
     """The task, the model and how it is trained."""
     task, training, model = study.task, study.training, study.model
     num_weights = Manifest.of(build_model(study)).num_weights
-    weighed = (
-        "each hospital counts the same"
-        if study.aggregation.weights == "equal"
-        else f"each hospital counts by its number of training patients, up to {study.aggregation.max_patients:,}"
-    )
     return Section(
         title="What is trained",
         sentences=(
@@ -43,10 +39,7 @@ def what_is_trained(study: Study) -> Section:
             ),
             *_preparation(study.image),
             plain(
-                f"Training takes {counted(training.num_rounds, 'round')}. In each, this hospital makes "
-                f"{counted(training.local_steps, 'step')} on its own images, {counted(study.num_steps, 'step')} in "
-                f"all; then the hospitals' changes to the model are averaged ({weighed}). In a step each training "
-                f"patient is drawn with probability {training.sample_rate:g}."
+                f"{_rounds(study)} In a step each training patient is drawn with probability {training.sample_rate:g}."
             ),
         ),
     )
@@ -69,6 +62,25 @@ def which_images(study: Study, file: SiteFile, counts: Counts | None, now: datet
             _roles(study),
             *_counts(study, file, counts, now),
         ),
+    )
+
+
+def _rounds(study: Study) -> str:
+    training, aggregation = study.training, study.aggregation
+    takes = f"Training takes {counted(training.num_rounds, 'round')}."
+    if study.privacy.mode == "distributed":
+        return (
+            f"{takes} In each, all hospitals together make one step: each sends the sum of what its patients' images "
+            "would change, and the server changes the model by the average over all patients."
+        )
+    weighed = (
+        "each hospital counts the same"
+        if aggregation.weights == "equal"
+        else f"each hospital counts by its number of training patients, up to {aggregation.max_patients:,}"
+    )
+    return (
+        f"{takes} In each, this hospital makes {counted(training.local_steps, 'step')} on its own images, "
+        f"{counted(study.num_steps, 'step')} in all; then the hospitals' changes to the model are averaged ({weighed})."
     )
 
 
@@ -129,8 +141,8 @@ def _counts(study: Study, file: SiteFile, counts: Counts | None, now: datetime) 
             f"{counts.unusable_share:.1%} of the files cannot be used, and policy.max_unusable_share allows "
             f"{file.policy.max_unusable_share:.1%}. With these images the site refuses each run when it is opened."
         )
-    if study.privacy.delta is not None and train and study.privacy.delta > 1 / train:
+    if study.privacy.delta is not None and train and study.privacy.delta > largest_delta(train):
         yield warning(
-            f"δ = {study.privacy.delta:g} is larger than one over the number of training patients (1/{train:,}): take "
-            "the promise below as weak."
+            f"δ = {study.privacy.delta:g} is larger than what is advised for so few training patients "
+            f"(1/{train:,}^1.1 = {largest_delta(train):.2g}): take the promise below as weak."
         )

@@ -10,6 +10,7 @@ module              what it holds
 ``clipping``        per-patient gradients, clipped and summed
 ``noise``           Gaussian noise on sums and on counts
 ``accounting``      what a run costs (dp-accounting), and the noise that a target needs
+``planning``        what a promise costs in noise, before anybody trains
 ``ledger``          the site's durable record of what was spent
 ==================  =====================================================================
 """

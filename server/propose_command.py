@@ -114,7 +114,12 @@ def warnings(study: Study, roster: Roster) -> tuple[str, ...]:
             'privacy.mode = "none": sums say what they say about patients, and each hospital must allow that in its '
             "own policy"
         )
-    elif study.evaluation.unnoised:
+    if study.privacy.mode == "distributed":
+        found.append(
+            'privacy.mode = "distributed": the promise rests on the noise of several hospitals, and each must allow '
+            "that in its own policy (policy.allow_distributed_noise)"
+        )
+    if study.privacy.mode != "none" and study.evaluation.unnoised:
         found.append("evaluation.unnoised = true: validation and test patients have no differential privacy")
     return tuple(found)
 

@@ -39,11 +39,15 @@ class SecureAggregationEntry(Frozen):
 
 
 class PrivacyEntry(Frozen):
-    """What the run promises a training patient, and validation and test patients."""
+    """What the run promises a training patient, and validation and test patients.
+
+    ``epsilon`` is the claim, by privacy loss distributions; ``epsilon_rdp`` the same by Rényi differential privacy.
+    """
 
     mode: Literal["none", "local", "distributed"]
     unit: str
     epsilon: float | None
+    epsilon_rdp: float | None
     delta: float | None
     noise_multiplier: float | None
     sample_rate: float
@@ -171,6 +175,7 @@ def _privacy(study: Study, cost: TrainingCost | None) -> PrivacyEntry:
         mode=study.privacy.mode,
         unit=study.patient,
         epsilon=None if cost is None or delta is None else cost.epsilon(delta),
+        epsilon_rdp=None if cost is None or delta is None else cost.rdp_epsilon(delta),
         delta=delta,
         noise_multiplier=None if cost is None else cost.noise_multiplier,
         sample_rate=study.training.sample_rate,

@@ -6,6 +6,7 @@ module                what it holds
 ``command``           the command ``collegium-simulate``
 ``scenario``          a study and the hospitals that run it
 ``preparation``       hospital folders of valid DICOM from synthetic or public images
+``plan``              what a study would cost in noise and bytes, before anybody trains
 ``runner``            a scenario from start to report
 ``local_exchange``    the local engine: sites in worker processes
 ``deployed_engine``   the deployed engine: real servers and clients on loopback

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import dp_accounting as dp
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dicom_files import Hospital, dataset
+from dp_accounting import pld, rdp
 from journals import IDENTITY, journal_in
 from site_talk import ME, NAME, RUN, Conversation
 from studies import make_study
@@ -36,6 +38,7 @@ from privacy.journal import (
     JournalOlder,
     create_journal,
 )
+from privacy.ledger import Ledger, LedgerRun
 from privacy.secure_aggregation.encoding import statement
 from privacy.secure_aggregation.receipts import Receipt
 from shared_models.configuration import ConfigurationError
@@ -591,6 +594,44 @@ def test_journal_show_tells_each_entry_in_words_and_as_json(site: Path) -> None:
     assert "simulation approved test-study" in shown
     found = json.loads(run("journal", "show", "--json", "--kind", "approval", config=site))
     assert [entry["kind"] for entry in found] == ["approval"]
+
+
+def test_the_ledger_tells_each_run_by_both_ways_to_add_up_and_counts_attempts(site: Path) -> None:
+    ledger = Ledger(open_journal(read_site(site), own_key(read_site(site))))
+    ledger.open_run(
+        LedgerRun(
+            run_id="run-1",
+            study_hash="a" * 64,
+            sample_rate=0.1,
+            noise_multiplier=2.0,
+            delta=1e-5,
+            noised_count=100,
+            evaluation_deviation=3.0,
+            num_evaluations=2,
+        )
+    )
+    for number in (1, 2):  # whatever came of them
+        ledger.begin_round("run-1", number, num_steps=20)
+    step = dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(2.0))
+    expected = []
+    for accountant in (
+        pld.PLDAccountant(),
+        rdp.RdpAccountant(orders=[order / 10 for order in range(30, 600)]),
+    ):
+        accountant.compose(dp.SelfComposedDpEvent(step, 40))
+        accountant.compose(dp.GaussianDpEvent(30.0))
+        expected.append(accountant.get_epsilon(1e-5))
+    found = json.loads(run("ledger", "--json", config=site))
+    (entry,) = found["runs"]
+    assert (entry["rounds_begun"], entry["steps"]) == (2, 40)
+    assert [entry["epsilon"], entry["epsilon_rdp"]] == pytest.approx(expected, rel=2e-3)
+    assert entry["epsilon"] < entry["epsilon_rdp"] < found["lifetime"]["spent"], (
+        "one order for all runs costs more"
+    )
+    shown = run("ledger", config=site)
+    assert f"{entry['epsilon']:.3g}" in shown
+    assert f"{entry['epsilon_rdp']:.3g}" in shown
+    assert "PLD is the claim of a run" in " ".join(shown.split())
 
 
 def test_an_exported_journal_is_verified_without_the_site(site: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dicom_files import Hospital
 from dp_accounting import pld, rdp
 from journals import ledger_in
 from studies import make_study
+from test_server_aggregation import DISTRIBUTED
 
 from client.admission import objections
 from client.index_report import Counts
@@ -140,7 +141,7 @@ def test_counts_are_told_with_their_age_and_where_they_are_too_few(file, ledger)
 
 def test_a_delta_above_one_over_the_number_of_patients_is_warned_of(file, ledger) -> None:
     loose = make_study({"delta = 1e-4": "delta = 1e-3"}, private=True)
-    assert "1/4,120" in loud(reviewed(loose, file, ledger, counts=COUNTS)["images"])[0]
+    assert "1/4,120^1.1 = 0.00011" in loud(reviewed(loose, file, ledger, counts=COUNTS)["images"])[0]
     good = make_study(private=True)
     few = Counts(
         **{
@@ -226,6 +227,82 @@ def test_another_unit_than_the_person_is_warned_of(file, ledger) -> None:
     assert any("stands for “lesion”" in one for one in loud(reviewed(lesions, file, ledger)["epsilon"]))
 
 
+STATEMENTS = {
+    "unit": "The promise is about one patient",
+    "epsilon": "A training patient loses at most ε = ",
+    "delta": "except for a remainder of probability δ = 0.0001",
+    "mode": "Mode: privacy.mode = ",
+    "adversary": "It holds against",
+    "overshoot": "Overshoot: ",
+    "evaluation": "A validation patient loses",
+}
+TEN = {
+    **DISTRIBUTED,
+    "num_sites_max = 3": "num_sites_max = 10",
+    "threshold = 2": "threshold = 7",
+    "epsilon = 5.0": "epsilon = 2.0",
+}
+
+
+@pytest.mark.parametrize("changes", [{}, DISTRIBUTED], ids=["local", "distributed"])
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_each_part_of_the_promise_is_one_sentence(file, ledger, changes, statement: str) -> None:
+    section = reviewed(make_study(changes, private=True), file, ledger)["epsilon"]
+    (found,) = [one.text for one in section.sentences if STATEMENTS[statement] in one.text]
+    assert found.endswith(".")
+    assert ". " not in found
+
+
+def test_under_the_local_mode_this_hospital_relies_on_nobody(file, ledger) -> None:
+    section = reviewed(make_study({"epsilon = 5.0": "epsilon = 2.0"}, private=True), file, ledger)["epsilon"]
+    assert not loud(section)
+    assert "would hold even if the masks failed" in text(section)
+    assert "the server, the other hospitals and everybody who gets the model" in text(section)
+    assert "with 2 to 3 hospitals of equal size in a sum there is 1.41 to 1.73 times" in text(section)
+
+
+@pytest.mark.parametrize(
+    ("colluding", "overshoots", "own", "against"),
+    [
+        (1, "1.08 to 1.29", "0.41", "the server together with up to 1 other hospital,"),
+        (3, "1.32 to 1.58", "0.50", "the server together with up to 3 other hospitals,"),
+    ],
+)
+def test_under_the_distributed_mode_it_is_said_on_whom_the_promise_relies(
+    file, ledger, colluding: int, overshoots: str, own: str, against: str
+) -> None:
+    """The range of the overshoot: √(7/6) to √(10/6), and √(7/4) to √(10/4); the share of one: 1/√6, 1/√4."""
+    terms = {**TEN, "num_colluding = 0": f"num_colluding = {colluding}"}
+    section = reviewed(make_study(terms, private=True), file, ledger)["epsilon"]
+    (mode,) = loud(section)
+    assert "relies on secure aggregation and on the noise of the other honest hospitals" in mode
+    assert "weaker than under mode “local”" in mode
+    assert f"by itself carries {own} of the noise" in mode
+    assert against in text(section)
+    assert "but not if more hospitals work with the server or leave out their noise" in text(section)
+    assert f"with 7 to 10 hospitals in a sum there is {overshoots} times the noise" in text(section)
+    assert "even if the masks failed" not in text(section)
+
+
+def test_a_sum_of_one_possible_size_has_one_overshoot(file, ledger) -> None:
+    terms = {**TEN, "num_sites_max = 3": "num_sites_max = 7"}
+    section = reviewed(make_study(terms, private=True), file, ledger)["epsilon"]
+    assert "with 7 hospitals in a sum there is 1.08 times" in text(section)
+
+
+def test_under_the_distributed_mode_training_and_what_leaves_are_told_as_they_are(file, ledger) -> None:
+    sections = reviewed(make_study(DISTRIBUTED, private=True), file, ledger)
+    assert "all hospitals together make one step" in text(sections["training"])
+    assert "steps on its own images" not in text(sections["training"])
+    assert "only the sum over the hospitals carries enough" in text(sections["leaving"])
+    assert "enough noise of this hospital's own" not in text(sections["leaving"])
+    with_noise = with_policy(file, allow_distributed_noise=True)
+    allowed = reviewed(make_study(DISTRIBUTED, private=True), with_noise, ledger)["policy"]
+    assert "policy.allow_distributed_noise = true" in loud(allowed)[0]
+    refused = loud(reviewed(make_study(DISTRIBUTED, private=True), file, ledger)["policy"], "refusal")
+    assert "policy.allow_distributed_noise = true" in refused[1]
+
+
 # The budget
 
 
@@ -292,6 +369,9 @@ def test_spent_this_run_all_runs_and_cap_are_those_of_the_ledger(file, ledger) -
     assert exact - 1e-6 <= told <= exact + 0.01
     assert told <= 2.0
     assert "privacy loss distributions (PLD" in text(section)
+    told = figure(section, r"the cross-check, gives ([\d.]+\d)")
+    assert told == pytest.approx(cost.rdp_epsilon(1e-4), abs=0.01)
+    assert told > exact
     assert figure(section, r"noise multiplier of ([\d.]+)") == pytest.approx(cost.noise_multiplier, rel=5e-3)
     assert "0 runs of this study have begun here, 3 allowed" in text(section)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import typer
 from pydantic import BaseModel
+from typer.testing import CliRunner
 
 import client.command
 import server.command
@@ -29,6 +30,7 @@ from shared_models.proposal import ProposedStudy
 from shared_models.roster import RosterFile
 from shared_models.site_request import SiteRequest
 from shared_models.study import Study
+from simulations.plan import Plan
 from simulations.preparation.sources import HamSource, MedMnistSource, PhantomSource
 from simulations.scenario import Scenario, built_in_scenarios
 
@@ -107,6 +109,26 @@ def test_the_result_page_names_every_metric() -> None:
     assert first_cells(section(page("result.md"), "## Metrics")) == set(
         task.metrics(np.zeros(task.num_statistics, dtype=np.int64))
     )
+
+
+# plan.md
+
+
+@pytest.mark.parametrize("model", sorted(nested_models(Plan), key=lambda model: model.__name__))
+def test_the_plan_page_names_every_field_and_no_other(model: type[BaseModel]) -> None:
+    pieces = re.split(r"\(`(\w+)`\)", page("plan.md"))
+    texts = dict(zip(pieces[1::2], pieces[2::2], strict=True))
+    cells = re.findall(r"^\| (`[^|]+`) \|", texts[model.__name__], flags=re.MULTILINE)
+    described = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    assert described == {field.alias or name for name, field in model.model_fields.items()}
+
+
+def test_the_plan_page_shows_what_the_command_prints() -> None:
+    shown = re.search(r"^```text plan demo\n(.*?)^```$", page("plan.md"), flags=re.MULTILINE | re.DOTALL)
+    assert shown
+    printed = CliRunner().invoke(simulations.command.app, ["plan", "demo"]).stdout
+    page_lines, lines = (re.sub(r"hash \w{12}", "hash", one) for one in (shown.group(1), printed))
+    assert page_lines.splitlines() == [line.rstrip() for line in lines.splitlines()]
 
 
 # files.md

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from studies import make_study, study_text, write_study_file
+from test_server_aggregation import DISTRIBUTED
 from test_server_files import Coordinator, a_request, refused, run
 
 from server.propose_command import warnings
@@ -165,3 +166,11 @@ def test_a_run_is_resumed_only_with_the_study_that_was_signed(coordinator: Propo
     refused(run(*resume), 'there is no run "run-1"')
     (folder / "study.proposal.toml").write_text(coordinator.proposal.read_text().replace("1e-4", "1e-3"))
     refused(run(*resume), "is not signed by the consortium's root key")
+
+
+def test_a_study_with_shared_noise_is_said_to_need_the_consent_of_each_hospitals_policy() -> None:
+    shared = " ".join(warnings(make_study(DISTRIBUTED, private=True), Roster(version=0)))
+    assert "policy.allow_distributed_noise" in shared
+    assert "policy.allow_distributed_noise" not in " ".join(
+        warnings(make_study(private=True), Roster(version=0))
+    )

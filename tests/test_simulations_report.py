@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import pytest
 from fake_sites import RUN, FakeExchange
 from studies import make_study
+from test_server_aggregation import DISTRIBUTED
 
 from server.result import Result
 from server.run import checkpoint_path, run_study
 from server.run_state import RunContext
 from shared_models.messages import Evaluate, Request, Train
+from shared_models.study import Study
 from simulations.report import write_report
 
 STUDY = make_study()
@@ -16,7 +19,7 @@ STUDY = make_study()
 
 def report_of(tmp_path: Path, exchange: FakeExchange) -> tuple[Result, str]:
     context = RunContext(
-        study=STUDY,
+        study=exchange.study,
         run_id=RUN,
         exchange=exchange,
         federation=exchange.federation,
@@ -25,7 +28,7 @@ def report_of(tmp_path: Path, exchange: FakeExchange) -> tuple[Result, str]:
         start_seconds=0.0,
     )
     result = run_study(context, engine="deployed")
-    write_report(tmp_path / "report.html", result, STUDY)
+    write_report(tmp_path / "report.html", result, exchange.study)
     return result, (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -54,3 +57,37 @@ def test_a_report_of_a_run_without_trouble_has_neither(tmp_path) -> None:
     assert "Burned rounds" not in page
     assert "No test figures" not in page
     assert "opens sums of at least 2 sites" in page
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        (make_study(private=True), "each site adds all of the noise by itself"),
+        (
+            make_study(DISTRIBUTED, private=True),
+            "the server together with up to 1 of the sites, and the public, and rests on secure aggregation: the sites "
+            "share the noise, of which at least 2 honest sites",
+        ),
+    ],
+    ids=["local", "distributed"],
+)
+def test_a_report_says_whom_the_promise_is_against_and_both_figures_of_epsilon(
+    tmp_path: Path, study: Study, words: str
+) -> None:
+    sites = dict.fromkeys(("north", "south", "west"), 0.01)
+    result, page = report_of(tmp_path, FakeExchange(study, sites))
+    privacy = result.privacy
+    assert words in page
+    assert privacy.epsilon is not None
+    assert privacy.epsilon_rdp is not None
+    assert privacy.epsilon < privacy.epsilon_rdp
+    assert f"gives {privacy.epsilon_rdp:.3f} for the same run" in page
+    assert f"ε = {privacy.epsilon:.3f} at δ = {privacy.delta}" in page
+    assert "No differential privacy" not in page
+
+
+def test_a_report_without_privacy_claims_no_epsilon(tmp_path: Path) -> None:
+    result, page = report_of(tmp_path, FakeExchange(STUDY, {"north": 0.1, "south": 0.3}))
+    assert (result.privacy.epsilon, result.privacy.epsilon_rdp) == (None, None)
+    assert "No differential privacy" in page
+    assert "(RDP)" not in page

@@ -158,6 +158,8 @@ def test_the_epsilon_in_the_result_equals_an_independent_computation(tmp_path, h
     accountant.compose(dp.GaussianDpEvent(30.0))
     expected = accountant.get_epsilon(privacy.delta)
     assert privacy.epsilon == pytest.approx(expected, rel=1e-6)
+    assert privacy.epsilon_rdp is not None
+    assert privacy.epsilon < privacy.epsilon_rdp
     assert all(site.epsilon == pytest.approx(expected, rel=1e-6) for site in result.sites)
     assert expected <= 5.0
 
