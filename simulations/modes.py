@@ -1,0 +1,311 @@
+"""What privacy costs in accuracy: one scenario's study under every mode and several epsilons, side by side.
+
+Whoever designs a study asks this before anybody trains. The code is that of the hospitals: each trains by
+`client.local_round.training_vector`, and `server.round_loop.next_model` makes the next model of the sum. Masks cancel
+in that sum exactly and are left out. Where one party has all patients, that is a federation of one.
+
+Figures are exact ones of all hospitals' patients together, which only a simulation can know.
+"""
+
+import json
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from client.budget import noised_count, training_cost
+from client.device import prepare_torch
+from client.evaluation import patient_scores
+from client.ingestion import ingest
+from client.local_round import OpenRun, training_vector
+from client.patients import PatientSet
+from client.roles import Role
+from client.secret import SiteSecret
+from client.site_file import read_site
+from client.training import Machine
+from privacy.randomness import CryptographicGenerator
+from server.aggregation import GlobalModel
+from server.checkpoint import write_atomically
+from server.round_loop import next_model
+from shared_models.architectures import build_model
+from shared_models.configuration import ConfigurationError, Frozen
+from shared_models.manifest import FloatVector, flatten, unflatten
+from shared_models.study import Study, read_study
+from shared_models.tasks import Metrics, task_of
+from shared_models.vector import IntVector
+
+Mode: TypeAlias = Literal["none", "curator", "curator-overshoot", "distributed", "local"]
+On: TypeAlias = Literal["validation", "test"]
+MODES: tuple[Mode, ...] = ("none", "curator", "curator-overshoot", "distributed", "local")
+WORDS: Mapping[Mode, str] = {
+    "none": "no privacy, one party with all patients",
+    "curator": "trusted curator: one party with all patients",
+    "curator-overshoot": "curator with the noise of the distributed mode",
+    "distributed": "distributed: the hospitals share the noise",
+    "local": "local: each hospital adds all of the noise",
+}
+
+
+class Setting(Frozen):
+    """Values of ``[training]`` and ``[privacy]`` that replace the scenario's, for the modes and epsilons named.
+
+    Empty ``modes`` or ``epsilons`` mean all.
+    """
+
+    modes: tuple[Mode, ...] = Field(default=(), strict=False)
+    epsilons: tuple[float, ...] = Field(default=(), strict=False)
+    num_rounds: int | None = None
+    sample_rate: float | None = None
+    learning_rate: float | None = None
+    positive_weight: float | None = None
+    ema_decay: float | None = None
+    max_grad_norm: float | None = None
+
+    def fits(self, mode: Mode, epsilon: float | None) -> bool:
+        """Whether the setting is for this mode and epsilon."""
+        return mode in (self.modes or (mode,)) and (
+            epsilon is None or epsilon in (self.epsilons or (epsilon,))
+        )
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What it replaces, by key."""
+        return self.model_dump(exclude={"modes", "epsilons"}, exclude_none=True)
+
+
+class Settings(Frozen):
+    """A file of settings; of those that fit the later ones win."""
+
+    setting: tuple[Setting, ...] = Field(default=(), strict=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One model to train.
+
+    Attributes:
+        mode: who trains, with which noise.
+        epsilon: None with mode none.
+        seed: of the initial weights.
+        values: of the setting.
+        on: whose patients it is evaluated on.
+    """
+
+    mode: Mode
+    epsilon: float | None
+    seed: int
+    values: tuple[tuple[str, float], ...]
+    on: On
+
+    @property
+    def key(self) -> str:
+        """What tells this job from all others, in words."""
+        return json.dumps([self.mode, self.epsilon, self.seed, self.values, self.on])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A job, and the metrics of its model."""
+
+    job: Job
+    metrics: Metrics
+    noise_multiplier: float | None
+    seconds: float
+
+
+def study_of(base: Study, job: Job) -> Study:
+    """The scenario's study as *job* wants it.
+
+    Raises:
+        ConfigurationError: the scenario's study is not of mode distributed.
+        ValueError: the values do not fit together.
+    """
+    if base.privacy.mode != "distributed":
+        raise ConfigurationError(
+            'the scenario\'s study must have privacy.mode = "distributed": the other modes are made of it'
+        )
+    study = base.model_dump()
+    for key, value in job.values:
+        study["privacy" if key == "max_grad_norm" else "training"][key] = value
+    study["model"]["seed"] = job.seed
+    study["evaluation"] |= {"validation_rounds": (), "unnoised": True, "epsilon": None}
+    if job.mode == "none":
+        study["privacy"] = {"mode": "none"}
+    else:
+        study["privacy"]["epsilon"] = job.epsilon
+        study["privacy"]["mode"] = "local" if job.mode == "local" else "distributed"
+    if job.mode in ("none", "local"):
+        study["training"]["optimizer"] = "sgd"
+    return Study.model_validate(study)
+
+
+def train_jobs(
+    site_files: Sequence[Path], jobs: Sequence[Job], *, done: Path, num_workers: int
+) -> Iterator[Trained]:
+    """Train the jobs that are not in the folder *done* yet, put each there, and yield all of them.
+
+    Args:
+        site_files: the ``site.toml`` of each virtual hospital, with its ``study.toml`` beside it.
+        jobs: what to train.
+        done: a folder, made where it is missing.
+        num_workers: how many processes share the work.
+    """
+    results = done / "trained.json"
+    known = _read(results)
+    yield from (known[job.key] for job in jobs if job.key in known)
+    missing = [job for job in jobs if job.key not in known]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_worker) as workers:
+        pending = [workers.submit(_train, tuple(site_files), job) for job in missing]
+        try:
+            for future in as_completed(pending):
+                trained = future.result()
+                known[trained.job.key] = trained
+                _write(results, known)
+                yield trained
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            for process in list(multiprocessing.active_children()):
+                process.terminate()
+            raise
+
+
+def _read(path: Path) -> dict[str, Trained]:
+    if not path.exists():
+        return {}
+    found = {}
+    for entry in json.loads(path.read_text(encoding="utf-8")):
+        job = Job(**{**entry["job"], "values": tuple((key, value) for key, value in entry["job"]["values"])})
+        found[job.key] = Trained(**{**entry, "job": job})
+    return found
+
+
+def _write(path: Path, trained: Mapping[str, Trained]) -> None:
+    entries = [
+        {
+            "job": {name: getattr(one.job, name) for name in Job.__slots__},
+            "metrics": one.metrics,
+            "noise_multiplier": one.noise_multiplier,
+            "seconds": one.seconds,
+        }
+        for one in trained.values()
+    ]
+    write_atomically(path, json.dumps(entries, indent=1).encode())
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hospitals:
+    study: Study
+    machine: Machine
+    patients: Mapping[str, Mapping[Role, PatientSet]]
+
+
+@lru_cache(maxsize=1)
+def _load(site_files: tuple[Path, ...]) -> _Hospitals:
+    patients = {}
+    for path in site_files:
+        site = read_site(path)
+        study = read_study(path.with_name("study.toml"))
+        patients[site.name] = dict(ingest(site, study, SiteSecret.load(site.state)).patients)
+    prepare_torch(site.compute)
+    return _Hospitals(study, Machine.of(site.compute), patients)
+
+
+def _train(site_files: tuple[Path, ...], job: Job) -> Trained:
+    begun = time.perf_counter()
+    there = _load(site_files)
+    study = study_of(there.study, job)
+    weights, multiplier = trained_weights(study, job.mode, there.patients, there.machine)
+    role = Role.TEST if job.on == "test" else Role.VALIDATION
+    return Trained(
+        job=job,
+        metrics=evaluated(study, weights, [sets[role] for sets in there.patients.values()], there.machine),
+        noise_multiplier=multiplier,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def trained_weights(
+    study: Study, mode: Mode, patients: Mapping[str, Mapping[Role, PatientSet]], machine: Machine
+) -> tuple[FloatVector, float | None]:
+    """Train *study* to its end.
+
+    Args:
+        study: of privacy mode none, local or distributed, as *mode* wants it.
+        mode: who trains.
+        patients: of each hospital, by role.
+        machine: what trains.
+
+    Returns:
+        The weights that a run keeps, and the noise multiplier that its promise needs.
+    """
+    cost = training_cost(study)
+    own = [sets[Role.TRAIN] for sets in patients.values()]
+    if mode in ("none", "curator", "curator-overshoot"):
+        own, factor = [pooled(own)], (study.num_noise_shares if mode == "curator" else len(patients)) ** 0.5
+    else:
+        factor = 1.0
+    generator = CryptographicGenerator.from_operating_system()
+    runs = [
+        OpenRun(
+            run_id="modes",
+            study=study,
+            task=task_of(study),
+            model=build_model(study).to(machine.device),
+            patients={Role.TRAIN: part},
+            num_patients=len(part)
+            if cost is None
+            else noised_count(len(part), study=study, generator=generator),
+            cost=None if cost is None else replace(cost, noise_multiplier=factor * cost.noise_multiplier),
+            evaluation_deviation=None,
+            machine=machine,
+        )
+        for part in own
+    ]
+    state = GlobalModel.begin(flatten(runs[0].model))
+    for number in range(1, study.training.num_rounds + 1):
+        vectors = [training_vector(run, number, state.weights, generator=generator).vector for run in runs]
+        state, _ = next_model(study, number, state, summed(vectors))
+    return state.average, None if cost is None else cost.noise_multiplier
+
+
+def summed(vectors: Sequence[IntVector]) -> IntVector:
+    """The sum modulo 2^32, as secure aggregation opens it."""
+    total: IntVector = np.sum(np.stack(vectors), axis=0, dtype=np.uint32)
+    return total
+
+
+def evaluated(study: Study, weights: FloatVector, parts: Sequence[PatientSet], machine: Machine) -> Metrics:
+    """Exact metrics of the model on the patients of all *parts*."""
+    model, task = build_model(study).to(machine.device), task_of(study).finely_binned()
+    unflatten(weights, model)
+    counts: NDArray[np.int64] = np.sum(
+        [task.statistics(*patient_scores(model, part, task=task, machine=machine)) for part in parts], axis=0
+    )
+    return task.metrics(counts)
+
+
+def pooled(parts: Sequence[PatientSet]) -> PatientSet:
+    """All patients together; one who occurs at two hospitals counts twice, as in the federation."""
+    lengths = np.concatenate([np.diff(part.first_image) for part in parts])
+    return PatientSet(
+        pseudonyms=tuple(f"{number}:{name}" for number, part in enumerate(parts) for name in part.pseudonyms),
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        first_image=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
