@@ -115,10 +115,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """A job, and the metrics of its model."""
+    """A job, and the metrics of its model: on the patients of all hospitals, and on those of each."""
 
     job: Job
     metrics: Metrics
+    by_hospital: Mapping[str, Metrics]
     noise_multiplier: float | None
     seconds: float
 
@@ -195,6 +196,7 @@ def _write(path: Path, trained: Mapping[str, Trained]) -> None:
         {
             "job": {name: getattr(one.job, name) for name in Job.__slots__},
             "metrics": one.metrics,
+            "by_hospital": one.by_hospital,
             "noise_multiplier": one.noise_multiplier,
             "seconds": one.seconds,
         }
@@ -232,9 +234,12 @@ def _train(site_files: tuple[Path, ...], job: Job) -> Trained:
     study = study_of(there.study, job)
     weights, multiplier = trained_weights(study, job.mode, there.patients, there.machine)
     role = Role.TEST if job.on == "test" else Role.VALIDATION
+    sets = {name: own[role] for name, own in there.patients.items()}
+    overall, by_hospital = evaluated(study, weights, sets, there.machine)
     return Trained(
         job=job,
-        metrics=evaluated(study, weights, [sets[role] for sets in there.patients.values()], there.machine),
+        metrics=overall,
+        by_hospital=by_hospital,
         noise_multiplier=multiplier,
         seconds=time.perf_counter() - begun,
     )
@@ -290,14 +295,18 @@ def summed(vectors: Sequence[IntVector]) -> IntVector:
     return total
 
 
-def evaluated(study: Study, weights: FloatVector, parts: Sequence[PatientSet], machine: Machine) -> Metrics:
-    """Exact metrics of the model on the patients of all *parts*."""
+def evaluated(
+    study: Study, weights: FloatVector, patients: Mapping[str, PatientSet], machine: Machine
+) -> tuple[Metrics, dict[str, Metrics]]:
+    """Exact metrics of the model on the patients of all hospitals together, and of each by itself."""
     model, task = build_model(study).to(machine.device), task_of(study).finely_binned()
     unflatten(weights, model)
-    counts: NDArray[np.int64] = np.sum(
-        [task.statistics(*patient_scores(model, part, task=task, machine=machine)) for part in parts], axis=0
-    )
-    return task.metrics(counts)
+    counts = {
+        name: task.statistics(*patient_scores(model, part, task=task, machine=machine))
+        for name, part in patients.items()
+    }
+    total: NDArray[np.int64] = np.sum(list(counts.values()), axis=0)
+    return task.metrics(total), {name: task.metrics(own) for name, own in counts.items()}
 
 
 def pooled(parts: Sequence[PatientSet]) -> PatientSet:

@@ -37,6 +37,7 @@ def modes_command(
         Path | None,
         typer.Option(help="Folder of hospitals and results.", show_default="build/modes/SCENARIO"),
     ] = None,
+    by_hospital: Annotated[bool, typer.Option("--by-hospital", help="AUROC at each hospital too.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts: docs/modes.md.")] = False,
 ) -> None:
@@ -47,7 +48,7 @@ def modes_command(
     from shared_models.configuration import read_toml
     from simulations.modes import MODES, Settings, train_jobs
     from simulations.modes_jobs import as_json as written
-    from simulations.modes_jobs import comparison, jobs_of, prepared, ranking
+    from simulations.modes_jobs import comparison, hospitals_table, jobs_of, prepared, ranking
     from simulations.scenario import read_scenario
 
     if unknown := sorted(set(modes or ()) - set(MODES)):
@@ -77,4 +78,9 @@ def modes_command(
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH_WITHOUT_TERMINAL
-    console.print(comparison(trained, chosen.title) if tried is None else ranking(trained))
+    if tried is not None:
+        console.print(ranking(trained))
+        return
+    console.print(comparison(trained, chosen.title))
+    if by_hospital:
+        console.print(hospitals_table(trained))

@@ -95,6 +95,22 @@ def comparison(trained: Sequence[Trained], title: str) -> Table:
     return table
 
 
+def hospitals_table(trained: Sequence[Trained]) -> Table:
+    """AUROC on the test patients of each hospital: mean over the seeds, and the range."""
+    names = sorted({name for one in trained for name in one.by_hospital})
+    table = Table(title="AUROC on the test patients of each hospital", title_justify="left")
+    for column in ("mode", "ε", *names):
+        table.add_column(column, justify="left" if column == "mode" else "right")
+    for (mode, epsilon), members in groupby(sorted(trained, key=_place), key=_kind):
+        group = list(members)
+        table.add_row(
+            WORDS[mode],
+            "–" if epsilon is None else f"{epsilon:g}",
+            *(_mean_and_range([one.by_hospital[name]["auroc"] for one in group]) for name in names),
+        )
+    return table
+
+
 def ranking(trained: Sequence[Trained]) -> Table:
     """One row for each candidate, the best of each mode and epsilon first, by AUROC on validation patients."""
     table = Table(title="candidates, on validation patients of all hospitals", title_justify="left")
@@ -122,6 +138,7 @@ def as_json(trained: Sequence[Trained]) -> str:
                 "setting": dict(one.job.values),
                 "noise_multiplier": one.noise_multiplier,
                 "metrics": one.metrics,
+                "by_hospital": one.by_hospital,
                 "seconds": one.seconds,
             }
             for one in sorted(trained, key=lambda one: (*_place(one), one.job.seed))

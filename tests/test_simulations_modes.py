@@ -20,7 +20,7 @@ from shared_models.study import Study
 from simulations import modes
 from simulations.command import app
 from simulations.modes import MODES, Job, Mode, Setting, Settings, Trained, study_of, trained_weights
-from simulations.modes_jobs import comparison, jobs_of, ranking
+from simulations.modes_jobs import comparison, hospitals_table, jobs_of, ranking
 from simulations.scenario import read_scenario
 
 SCENARIO = """
@@ -132,6 +132,7 @@ def trained(mode: Mode, epsilon: float | None, seed: int, auroc: float) -> Train
     return Trained(
         job=Job(mode=mode, epsilon=epsilon, seed=seed, values=(), on="test"),
         metrics=metrics,
+        by_hospital={"north": metrics},
         noise_multiplier=None,
         seconds=1.0,
     )
@@ -140,9 +141,12 @@ def trained(mode: Mode, epsilon: float | None, seed: int, auroc: float) -> Train
 def test_the_table_has_the_mean_and_the_range_over_seeds() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(comparison([trained("local", 3.0, 1, 0.8), trained("local", 3.0, 2, 0.9)], "x"))
+    console.print(hospitals_table([trained("local", 3.0, 1, 0.6)]))
     console.print(ranking([trained("local", 3.0, 0, 0.7), trained("local", 3.0, 0, 0.75)]))
     told = console.export_text()
     assert "0.850 (0.800–0.900)" in told
+    assert "north" in told
+    assert "0.600" in told
     assert told.index("0.750") < told.index("0.700"), "the best comes first"
 
 
