@@ -11,7 +11,6 @@ from privacy.accounting import (
     EvaluationCost,
     RunCost,
     TrainingCost,
-    gaussian_standard_deviation,
     lifetime_epsilon,
 )
 from privacy.ledger import Ledger, LedgerRun
@@ -41,9 +40,9 @@ def evaluation_cost(study: Study) -> EvaluationCost | None:
     evaluation, delta = study.evaluation, study.privacy.delta
     if evaluation.epsilon is None or delta is None:
         return None
-    releases = max(1, len(evaluation.validation_rounds))
-    deviation = gaussian_standard_deviation(epsilon=evaluation.epsilon, delta=delta, num_releases=releases)
-    return EvaluationCost(standard_deviation=deviation, num_releases=releases)
+    return EvaluationCost.for_target(
+        epsilon=evaluation.epsilon, delta=delta, num_releases=evaluation.num_releases
+    )
 
 
 def check_lifetime(ledger: Ledger, policy: Policy, study: Study, *, run_id: str) -> None:

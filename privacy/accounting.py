@@ -152,6 +152,12 @@ class EvaluationCost:
     standard_deviation: float
     num_releases: int
 
+    @classmethod
+    def for_target(cls, *, epsilon: float, delta: float, num_releases: int) -> Self:
+        """Return the cost with the smallest noise (to 0.1 %) that stays within the target."""
+        deviation = gaussian_standard_deviation(epsilon=epsilon, delta=delta, num_releases=num_releases)
+        return cls(standard_deviation=deviation, num_releases=num_releases)
+
     @property
     def event(self) -> dp.DpEvent:
         """As dp-accounting's event."""

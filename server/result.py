@@ -9,6 +9,7 @@ from pydantic import Field
 
 from privacy.accounting import TrainingCost
 from server.checkpoint import Progress, RoundRecord
+from server.metric_noise import metric_noise
 from shared_models.configuration import Frozen
 from shared_models.study import Study
 from shared_models.tasks import BinaryClassification, Metrics, task_of
@@ -106,8 +107,9 @@ class Baselines(Frozen):
 class Result(Frozen):
     """All figures of a run.
 
-    ``test`` is what the server knows (noised where the study says so); ``exact_test`` is there in simulations only,
-    summed from the sites' own results. ``test_burned`` says why there is no ``test``.
+    ``test`` is what the server knows (noised where the study says so), ``test_noise`` the standard deviation of that
+    noise on each metric; ``exact_test`` is there in simulations only, summed from the sites' own results.
+    ``test_burned`` says why there is no ``test``.
     """
 
     schema_: Literal[3] = Field(default=3, alias="schema")
@@ -119,6 +121,7 @@ class Result(Frozen):
     sites: tuple[SiteEntry, ...]
     rounds: tuple[RoundEntry, ...]
     test: dict[str, float | None]
+    test_noise: dict[str, float | None] | None = None
     test_burned: str | None = None
     exact_test: dict[str, float | None] | None = None
     baselines: Baselines | None = None
@@ -142,8 +145,15 @@ def build_result(study: Study, progress: Progress, *, engine: str, refusals: dic
         sites=tuple(_site(study, cost, progress, name, refusals.get(name)) for name in names),
         rounds=tuple(_round(task, record) for record in progress.rounds),
         test={} if progress.test is None else dict(metrics(task, progress.test)),
+        test_noise=_test_noise(study, progress),
         test_burned=progress.test_burned,
     )
+
+
+def _test_noise(study: Study, progress: Progress) -> dict[str, float | None] | None:
+    if progress.test is None:
+        return None
+    return metric_noise(study, progress.test, num_sites=len(progress.tested))
 
 
 def versions() -> dict[str, str]:

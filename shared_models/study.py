@@ -159,6 +159,11 @@ class Evaluation(Frozen):
             raise ValueError("noised evaluation allows at most 5 validation_rounds: each adds noise to all")
         return self
 
+    @property
+    def num_releases(self) -> int:
+        """Releases about one validation patient; a test patient is in one, which counts as many."""
+        return max(1, len(self.validation_rounds))
+
 
 class Aggregation(Frozen):
     """How updates become the next global model.

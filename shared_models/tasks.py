@@ -85,12 +85,12 @@ class BinaryClassification:
         loss = np.rint(losses * (LOSS_UNITS / LOSS_CUT)).astype(np.int64).sum()
         return np.concatenate([histogram, [loss]]).astype(np.int64)
 
-    def metrics(self, statistics: NDArray[np.int64]) -> Metrics:
+    def metrics(self, statistics: NDArray[np.int64], *, cut: bool = True) -> Metrics:
         """Metrics from summed statistics; None where a class that a metric needs is empty.
 
         AUROC is that of the histogram: pairs within a bin count one half, so it differs from the exact one by at
         most half the share of such pairs. Noised counts are taken as they are, negative ones too: cutting them at
-        zero would pull AUROC towards one half. Only the metric itself is cut to its range.
+        zero would pull AUROC towards one half. Only the metric itself is cut to its range, unless *cut* says no.
 
         Source: Bamber (1975), the area as the probability of correct ranking, ties counted one half.
         """
@@ -102,22 +102,27 @@ class BinaryClassification:
         true_positive, true_negative = positive[half:].sum(), negative[:half].sum()
         below = np.concatenate([[0.0], np.cumsum(negative)[:-1]])
         pairs = num_negative * num_positive if min(num_negative, num_positive) > 0 else 0.0
-        sensitivity = _ratio(true_positive, num_positive)
-        specificity = _ratio(true_negative, num_negative)
+        ratio = _ratio if cut else _any_ratio
+        sensitivity = ratio(true_positive, num_positive)
+        specificity = ratio(true_negative, num_negative)
         balanced = None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
         return {
-            "auroc": _ratio(float((positive * (below + negative / 2)).sum()), pairs),
-            "accuracy": _ratio(true_positive + true_negative, num),
+            "auroc": ratio(float((positive * (below + negative / 2)).sum()), pairs),
+            "accuracy": ratio(true_positive + true_negative, num),
             "balanced_accuracy": balanced,
             "sensitivity": sensitivity,
             "specificity": specificity,
-            "loss": _ratio(float(statistics[-1]) * LOSS_CUT / LOSS_UNITS, num, largest=LOSS_CUT),
+            "loss": ratio(float(statistics[-1]) * LOSS_CUT / LOSS_UNITS, num, largest=LOSS_CUT),
             "num_patients": float(max(num, 0.0)),
         }
 
 
 def _ratio(part: float, whole: float, *, largest: float = 1.0) -> float | None:
     return float(min(max(part / whole, 0.0), largest)) if whole > 0 else None
+
+
+def _any_ratio(part: float, whole: float, *, largest: float = 1.0) -> float | None:
+    return float(part / whole) if whole > 0 else None
 
 
 def task_of(study: Study) -> BinaryClassification:

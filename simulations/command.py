@@ -134,14 +134,16 @@ def _summary(result: "Result", out: Path) -> None:
     for column in ("model", "AUROC", "accuracy", "epsilon"):
         table.add_column(column, justify="left" if column == "model" else "right")
 
-    def row(name: str, values: dict[str, float | None], epsilon: float | None) -> None:
-        shown = [
-            f"{value:.3f}" if value is not None else "–"
-            for value in (values.get("auroc"), values.get("accuracy"))
-        ]
+    def row(
+        name: str,
+        values: dict[str, float | None],
+        epsilon: float | None,
+        noise: dict[str, float | None] | None = None,
+    ) -> None:
+        shown = [_shown(values.get(metric), (noise or {}).get(metric)) for metric in ("auroc", "accuracy")]
         table.add_row(name, *shown, "none: no privacy" if epsilon is None else f"{epsilon:.2f}")
 
-    row("federated (as the server knows it)", result.test, result.privacy.epsilon)
+    row("federated (as the server knows it)", result.test, result.privacy.epsilon, result.test_noise)
     if result.exact_test is not None:
         row("federated (exact, simulation only)", result.exact_test, result.privacy.epsilon)
     if result.baselines is not None:
@@ -158,6 +160,12 @@ def _summary(result: "Result", out: Path) -> None:
     console.print(
         f"report: {out / 'report.html'}\nfigures: {out / 'result.json'}\nmodel: {out / 'model.safetensors'}"
     )
+
+
+def _shown(value: float | None, noise: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if noise is None else f"{value:.3f} ± {noise:.3f}"
 
 
 def main() -> None:

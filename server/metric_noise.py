@@ -1,0 +1,57 @@
+"""How far the noise of evaluation moves each metric: what the server has to know to read its own figures."""
+
+from math import sqrt
+
+import numpy as np
+
+from privacy.accounting import EvaluationCost
+from privacy.noise import noised_counts
+from privacy.randomness import CryptographicGenerator
+from shared_models.study import Study
+from shared_models.tasks import task_of
+
+DRAWS = 400
+
+
+def metric_noise(
+    study: Study, statistics: tuple[int, ...], *, num_sites: int
+) -> dict[str, float | None] | None:
+    """Standard deviation of each metric under the noise of evaluation; None where there is none.
+
+    The noise that is in *statistics* already is put on top once more, many times over (a parametric bootstrap): what
+    that does to a metric is about what the first noise did. It is post-processing of what the server has, and looks at
+    nothing else. Chance in who the patients are is not in it.
+
+    Args:
+        study: says how much noise each site added.
+        statistics: summed, noised.
+        num_sites: in the sum.
+
+    Returns:
+        By metric; None for one that was undefined in more than one of ten draws.
+
+    Source: Efron and Tibshirani (1993), "An introduction to the bootstrap", section 6.5.
+    """
+    evaluation, delta = study.evaluation, study.privacy.delta
+    if evaluation.epsilon is None or delta is None:
+        return None
+    cost = EvaluationCost.for_target(
+        epsilon=evaluation.epsilon, delta=delta, num_releases=evaluation.num_releases
+    )
+    task, counts = task_of(study), np.array(statistics, dtype=np.int64)
+    deviation = sqrt(num_sites) * cost.standard_deviation * task.l2_sensitivity
+    # A fixed key: the same result has the same figures, and nothing here protects anybody.
+    generator = CryptographicGenerator(bytes(32))
+    drawn = [
+        task.metrics(
+            noised_counts(counts, units=task.noise_units, standard_deviation=deviation, generator=generator),
+            cut=False,
+        )
+        for _ in range(DRAWS)
+    ]
+    return {name: _deviation([one[name] for one in drawn]) for name in drawn[0] if name != "num_patients"}
+
+
+def _deviation(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.std(known)) if len(known) >= 0.9 * len(values) else None
