@@ -3,6 +3,7 @@
 The agent asks here before it opens a run, and the review before anybody approves: the two cannot disagree.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,4 +41,25 @@ def objections(
         check_lifetime(ledger, file.policy, study, run_id=run_id)
     except (BudgetExceeded, PrivacyTargetError) as error:
         by_budget.append(NotAdmitted(reason="budget", words=str(error)))
-    return (*by_policy, *by_budget)
+    return (*by_policy, *_against_grid(study), *by_budget)
+
+
+def _against_grid(study: Study) -> Iterator[NotAdmitted]:
+    """Whether the hospitals' shares of the noise fit on the grid of the sums; else each round would fail."""
+    if study.privacy.mode != "distributed":
+        return
+    from client.global_step import noise_share
+    from privacy.noise_share import GridError
+    from shared_models.architectures import build_model
+    from shared_models.layouts import training_layout
+    from shared_models.manifest import Manifest
+
+    try:
+        cost = training_cost(study)
+        if cost is not None:
+            num_weights = Manifest.of(build_model(study)).num_weights
+            noise_share(study, cost, training_layout(study, 1, num_weights=num_weights))
+    except PrivacyTargetError:
+        return  # told with the budget
+    except GridError as error:
+        yield NotAdmitted(reason="policy", words=str(error))

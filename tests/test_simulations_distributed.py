@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from journals import journal_in
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from studies import make_study
 from test_server_aggregation import DISTRIBUTED
 from test_simulations_faults import SitesHere
 
+from client.admission import objections
 from client.budget import training_cost
 from client.global_step import clipped_sum, noise_share
 from client.local_round import OpenRun, training_vector
@@ -24,6 +27,7 @@ from client.roles import Role
 from client.secure_session import SecureSession
 from client.site_file import read_site
 from client.training import Machine
+from privacy.ledger import Ledger
 from privacy.randomness import CryptographicGenerator
 from server.aggregation import GlobalModel
 from server.exchange import SiteReply
@@ -267,3 +271,15 @@ def test_a_hospital_that_does_not_rely_on_the_noise_of_others_refuses(
     policy = file.policy.model_copy(update={"allow_distributed_noise": False})
     (words,) = policy_refusals(file.model_copy(update={"policy": policy}), RUN_STUDY)
     assert "policy.allow_distributed_noise = true" in words
+
+
+def test_a_study_whose_noise_does_not_fit_on_the_grid_is_refused_before_it_is_charged(
+    sites: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = read_site(next(iter(sites[1].values())))
+    ledger = Ledger(journal_in(tmp_path, Ed25519PrivateKey.generate(), site=file.name))
+    assert objections(file, ledger, RUN_STUDY) == ()
+    monkeypatch.setattr("privacy.noise_share.MOST_ROUNDING", 1e-9)
+    (against,) = objections(file, ledger, RUN_STUDY)
+    assert against.reason == "policy"
+    assert "train fewer weights" in against.words
