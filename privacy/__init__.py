@@ -12,5 +12,6 @@ module              what it holds
 ``accounting``      what a run costs (dp-accounting), and the noise that a target needs
 ``planning``        what a promise costs in noise, before anybody trains
 ``ledger``          the site's durable record of what was spent
+``audit``           statistics that test a promise from outside
 ==================  =====================================================================
 """

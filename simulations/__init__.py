@@ -13,6 +13,9 @@ module                what it holds
 ``work_folder``       the files of each virtual hospital
 ``baselines``         each hospital alone, and one model on the pooled data
 ``report``            the page about a run
+``audit``             an attempt to break what a study promises
+``one_process``       sites in this process, for runs that are watched
+``pages``             pages from templates
 ``benchmarks``        what ``make bench`` runs
 ====================  ================================================================
 """

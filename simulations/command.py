@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from shared_models.configuration import ConfigurationError
+from simulations.audit_command import audit_command
 from simulations.modes_command import modes_command
 from simulations.plan_command import plan_command
 from simulations.prepare_command import prepare_command
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("prepare")(prepare_command)
 app.command("modes")(modes_command)
 app.command("plan")(plan_command)
+app.command("audit")(audit_command)
 console = Console(stderr=True)
 INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 

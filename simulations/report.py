@@ -4,7 +4,6 @@ import io
 import re
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from server.checkpoint import write_atomically
 from server.result import Result
 from shared_models.study import Study
+from simulations.pages import render
 
 FEDERATED, ALONE, POOLED, MUTED = "#0b6e69", "#c4741a", "#5b5ea6", "#6b7280"
 PHASES = {
@@ -26,15 +26,8 @@ PHASES = {
 
 def write_report(path: Path, result: Result, study: Study) -> None:
     """Write the page, whole or not at all. It needs no network and no other file."""
-    environment = Environment(
-        loader=PackageLoader("simulations", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = _number
-    page = environment.get_template("report.html.jinja").render(
+    page = render(
+        "report.html.jinja",
         result=result,
         study=study,
         plots={
@@ -60,10 +53,6 @@ def alone_mean(result: Result) -> float | None:
 def federated_auroc(result: Result) -> float | None:
     """Exact AUROC of the federated model where the simulation knows it, else as the server knows it."""
     return (result.exact_test or result.test).get("auroc")
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _figure(width: float = 7.2, height: float = 3.0) -> tuple[Figure, Axes]:

@@ -30,6 +30,8 @@ from shared_models.proposal import ProposedStudy
 from shared_models.roster import RosterFile
 from shared_models.site_request import SiteRequest
 from shared_models.study import Study
+from simulations.audit.findings import Audit
+from simulations.audit.suite import CHECKS
 from simulations.plan import Plan
 from simulations.preparation.sources import HamSource, MedMnistSource, PhantomSource
 from simulations.scenario import Scenario, built_in_scenarios
@@ -129,6 +131,23 @@ def test_the_plan_page_shows_what_the_command_prints() -> None:
     printed = CliRunner().invoke(simulations.command.app, ["plan", "demo"]).stdout
     page_lines, lines = (re.sub(r"hash \w{12}", "hash", one) for one in (shown.group(1), printed))
     assert page_lines.splitlines() == [line.rstrip() for line in lines.splitlines()]
+
+
+# audit.md
+
+
+@pytest.mark.parametrize("model", sorted(nested_models(Audit), key=lambda model: model.__name__))
+def test_the_audit_page_names_every_field_and_no_other(model: type[BaseModel]) -> None:
+    pieces = re.split(r"\(`(\w+)`\)", page("audit.md"))
+    texts = dict(zip(pieces[1::2], pieces[2::2], strict=True))
+    stored = {field.alias or name for name, field in model.model_fields.items()}
+    assert first_cells(texts[model.__name__].split("\n### ")[0]) == stored | set(model.model_computed_fields)
+
+
+def test_the_audit_page_says_what_each_check_claims() -> None:
+    table = section(page("audit.md"), "## What each check claims")
+    claimed = {cells[0].strip("` "): cells[1].strip() for cells in rows(table)}
+    assert claimed == {name: statement.claim for name, statement in CHECKS.items()}
 
 
 # files.md

@@ -9,8 +9,6 @@ import pytest
 from studies import make_study, study_text
 from test_docs import first_cells, page, rows, section
 
-from client.site import Site, open_site
-from client.site_file import read_site
 from server.checkpoint import read_checkpoint
 from server.exchange import SiteReply
 from server.run import checkpoint_path, federation_of, run_study
@@ -29,6 +27,7 @@ from shared_models.messages import (
 )
 from shared_models.roster import Roster
 from simulations.faults import FaultyExchange, check_names
+from simulations.one_process import OneProcessExchange
 from simulations.preparation.hospitals import Hospital, prepare, read_hospitals
 from simulations.preparation.sources import PhantomSource
 from simulations.runner import Display, Options, run_scenario
@@ -53,39 +52,16 @@ def fault(exchange: str, when: str = "before", *, number: int = 2, **values: Any
     return Fault.model_validate({"site": TWO, "round": number, "exchange": exchange, "when": when, **values})
 
 
-class SitesHere:
-    """Real sites in this process; a restarted one is made anew from its files."""
+class SitesHere(OneProcessExchange):
+    """Real sites in this process, and what they are asked."""
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
-        self.paths = paths
-        self.running = {name: self.begin(name) for name in paths}
+        super().__init__(paths)
         self.got: list[tuple[str, Request]] = []
-        self.restarted: list[str] = []
 
-    def begin(self, name: str) -> Site:
-        return open_site(read_site(self.paths[name]))
-
-    def known_sites(self) -> tuple[str, ...]:
-        return tuple(sorted(self.paths))
-
-    def sites(self) -> tuple[str, ...]:
-        return self.known_sites()
-
-    def restart(self, site: str) -> None:
-        self.restarted.append(site)
-        self.running[site] = self.begin(site)
-
-    def exchange(
-        self,
-        requests: Mapping[str, bytes],
-        *,
-        timeout_seconds: float,
-        enough: int | None = None,
-        grace_seconds: float = 0.0,
-    ) -> Iterator[SiteReply]:
-        for site, message in requests.items():
-            self.got.append((site, decode_request(message)[0]))
-            yield SiteReply(site=site, message=self.running[site].handle(message))
+    def ask(self, site: str, message: bytes) -> bytes:
+        self.got.append((site, decode_request(message)[0]))
+        return super().ask(site, message)
 
 
 @pytest.fixture(scope="module")
