@@ -44,6 +44,7 @@ def file(tmp_path: Path) -> str:
     return str(tmp_path / "study.toml")
 
 
+@pytest.mark.slow
 def test_the_studys_own_row_has_the_noise_that_its_sites_will_add(file: str) -> None:
     study = read_scenario("demo").study
     cost = training_cost(study)
@@ -66,12 +67,14 @@ def test_a_scenario_says_how_many_sites_and_patients_there_are() -> None:
     assert plan.evaluation.num_tested == round(4 * 600 * 0.25)
 
 
+@pytest.mark.slow
 def test_a_study_alone_is_planned_with_the_fewest_patients_that_it_allows(file: str) -> None:
     plan = planned(file)
     assert (plan.patients, plan.patients_from) == ((1,) * 10, "least")
     assert "say --patients" in told(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -124,6 +127,7 @@ def test_as_many_steps_one_by_one_take_as_many_rounds(file: str) -> None:
     assert train["confirm"] == train["unmask"] == 7
 
 
+@pytest.mark.slow
 def test_a_study_with_shared_noise_is_told_by_its_own_column_and_has_no_other_way_to_compare(
     tmp_path: Path,
 ) -> None:
@@ -161,6 +165,7 @@ def test_a_delta_that_is_too_large_for_so_few_patients_is_said_to_be(file: str) 
     assert not planned(file, "--patients", "5000").delta.within
 
 
+@pytest.mark.slow
 def test_a_study_without_privacy_is_planned_and_said_to_protect_nobody(tmp_path: Path) -> None:
     write_study_file(tmp_path / "study.toml")
     words = (str(tmp_path / "study.toml"), "--patients", "900")
