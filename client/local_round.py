@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.evaluation import patient_scores
+from client.features import trained_part
 from client.global_step import clipped_sum, noise_share
 from client.patients import PatientSet
 from client.roles import Role
@@ -215,13 +216,15 @@ def _update(
     run: OpenRun, number: int, layout: VectorLayout, weights: FloatVector, generator: CryptographicGenerator
 ) -> Encode:
     """Train with noise in each step; what leaves is the difference of weights."""
+    patients = run.patients[Role.TRAIN]
+    model = trained_part(run.model, patients)
     gradient = gradient_sum(
-        run.study, run.task, run.model, cost=run.cost, machine=run.machine, generator=generator
+        run.study, run.task, model, cost=run.cost, machine=run.machine, generator=generator
     )
     try:
         train(
-            run.model,
-            run.patients[Role.TRAIN],
+            model,
+            patients,
             gradient,
             training=run.study.training,
             learning_rate=run.study.training.learning_rate_in(number),
@@ -246,9 +249,10 @@ def _gradient(
     if run.cost is None:
         raise RuntimeError("a study with privacy has a cost")
     share = noise_share(run.study, run.cost, layout)
+    patients = run.patients[Role.TRAIN]
     summed = clipped_sum(
-        run.model,
-        run.patients[Role.TRAIN],
+        trained_part(run.model, patients),
+        patients,
         task=run.task,
         training=run.study.training,
         clipping_bound=share.clipping_bound,

@@ -1,7 +1,7 @@
 """The patients of one role as tensors, ready to be sampled and trained on."""
 
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
@@ -25,12 +25,14 @@ class PatientSet:
         labels: int64, shape (num_images,), 0 or 1.
         first_image: int64, shape (num_patients + 1,); the images of patient p are first_image[p] to
             first_image[p + 1] - 1, at least one.
+        features: float32, shape (num_images, num_features), where they are known and training does not change them.
     """
 
     pseudonyms: tuple[str, ...] = field(repr=False)
     images: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
     first_image: NDArray[np.int64] = field(repr=False)
+    features: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return the number of patients."""
@@ -48,7 +50,17 @@ class PatientSet:
             images=self.images[images],
             labels=self.labels[images],
             first_image=np.cumsum([0, *sizes], dtype=np.int64),
+            features=None if self.features is None else self.features[images],
         )
+
+    def seen_as(self, features: Tensor) -> "PatientSet":
+        """The same with *features*, of which training sees these instead of the images."""
+        return replace(self, features=features)
+
+    @property
+    def inputs(self) -> Tensor:
+        """What training sees of each image: its features, or itself."""
+        return self.images if self.features is None else self.features
 
     def images_of(self, patient: int) -> range:
         """Return the positions of the images of the patient at position *patient*."""

@@ -1,6 +1,6 @@
 """Of a review: what is trained, and on which of this hospital's images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
 from client.index_report import Counts
@@ -10,12 +10,21 @@ from client.site_file import SiteFile
 from privacy.planning import largest_delta
 from shared_models.architectures import build_model
 from shared_models.manifest import Manifest
-from shared_models.study import Image, Study
+from shared_models.study import Image, Model, Study
 
 _ASPECT = {
     "pad": "the whole image is kept, and what is missing to that shape is filled with black",
     "crop": "the middle of the image is cut to that shape",
     "stretch": "the image is stretched or squeezed to that shape",
+}
+_KIND: Mapping[str, Callable[[Model], str]] = {
+    "small-cnn": lambda model: (
+        f"The model is a neural network of the kind “{model.architecture}”, width {model.width}"
+    ),
+    "scattering": lambda model: (
+        f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "
+        f"{model.angles} angles, which no image changes, and a weighted sum of what they show"
+    ),
 }
 
 
@@ -33,9 +42,8 @@ def what_is_trained(study: Study) -> Section:
                 "with any other value are left out."
             ),
             plain(
-                f"The model is a neural network of the kind “{model.architecture}”, width {model.width}: "
-                f"{num_weights:,} numbers (weights) that training adjusts. It is trained here, on this hospital's "
-                "machine; all hospitals begin with the same public weights."
+                f"{_KIND[model.architecture](model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
+                "trained here, on this hospital's machine; all hospitals begin with the same public weights."
             ),
             *_preparation(study.image),
             plain(

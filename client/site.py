@@ -14,6 +14,7 @@ from client.approvals import Approvals
 from client.budget import open_in_ledger
 from client.device import prepare_torch
 from client.dicom_index import Index
+from client.features import with_features
 from client.ingestion import DataRefused
 from client.labels import LabelsError
 from client.local_round import OpenRun, local_round, local_test
@@ -286,6 +287,10 @@ class Site:
             index, patients = self._data.read(study, withdrawn(self._journal))
         except (DataRefused, LabelsError) as error:
             raise RequestRefused("data", str(error)) from error
+        model.to(self._machine.device)
+        training_set = with_features(
+            model, patients[Role.TRAIN], training=study.training, machine=self._machine
+        )
         seconds = time.perf_counter() - begun
 
         entry = open_in_ledger(
@@ -298,8 +303,8 @@ class Site:
             run_id=request.run_id,
             study=study,
             task=task_of(study),
-            model=model.to(self._machine.device),
-            patients=patients,
+            model=model,
+            patients={**patients, Role.TRAIN: training_set},
             num_patients=entry.noised_count,
             cost=self._ledger.planned_cost(request.run_id, num_steps=study.num_steps),
             evaluation_deviation=entry.evaluation_deviation,

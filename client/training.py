@@ -178,7 +178,7 @@ def add_sample(
 
 
 def _to_device(patients: PatientSet, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    images, labels = patients.images[positions], patients.labels[positions].float()
+    images, labels = patients.inputs[positions], patients.labels[positions].float()
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

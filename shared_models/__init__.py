@@ -8,7 +8,7 @@ module                    what it holds
 ``messages``              requests and replies between server and site, as bytes
 ``vector``                the one integer vector that leaves a site, and its layout
 ``manifest``              names and shapes of a model's weights; flatten, unflatten
-``architectures``         the registry of CNNs
+``architectures``         the registry of networks, which are in ``networks``
 ``tasks``                 loss, additive statistics, and metrics from their sums
 ========================  =====================================================
 """

@@ -73,11 +73,28 @@ class Image(Frozen):
 
 
 class Model(Frozen):
-    """The shared CNN. ``seed`` fixes the initial weights, which are public."""
+    """The shared network. ``seed`` fixes the initial weights, which are public.
 
-    architecture: Literal["small-cnn"]
+    ``width`` belongs to ``small-cnn``; ``scales`` and ``angles``, of the wavelets, to ``scattering``.
+    """
+
+    architecture: Literal["small-cnn", "scattering"]
     width: int = Field(default=16, ge=8, le=256, multiple_of=8)
+    scales: int = Field(default=2, ge=1, le=4)
+    angles: int = Field(default=8, ge=4, le=16)
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Self:
+        own = {"small-cnn": ("width",), "scattering": ("scales", "angles")}
+        for architecture, keys in own.items():
+            wrong = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+            if wrong and architecture != self.architecture:
+                raise ValueError(
+                    f'{" and ".join(wrong)} would change nothing: only the architecture "{architecture}" has it; '
+                    "leave it out"
+                )
+        return self
 
 
 class Training(Frozen):
@@ -259,8 +276,18 @@ class Study(Frozen):
                     f'training.optimizer = "{self.training.optimizer}" is the server\'s, which makes steps under '
                     'privacy.mode = "distributed" only; sites train with sgd'
                 )
-            self._check_grid()
+            self._check_image()
+        self._check_grid()
         return self
+
+    def _check_image(self) -> None:
+        """Every scale of a wavelet must fit into the image."""
+        smallest = 2**self.model.scales
+        if self.model.architecture == "scattering" and min(self.image.rows, self.image.columns) < smallest:
+            raise ValueError(
+                f"model.scales = {self.model.scales} wants images of {smallest} rows and columns at least, and "
+                f"image says {self.image.rows} × {self.image.columns}; lower model.scales"
+            )
 
     def _check_distributed(self) -> None:
         """One global step a round, each patient the same weight, and no site that could take the noise away."""

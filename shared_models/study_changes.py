@@ -31,6 +31,8 @@ WORDS: Mapping[str, str] = {
     "image.high_percentile": "percentile that becomes white",
     "model.architecture": "architecture of the model",
     "model.width": "width of the model",
+    "model.scales": "scales of the wavelets",
+    "model.angles": "angles of the wavelets",
     "model.seed": "seed of the initial weights",
     "training.num_rounds": "rounds",
     "training.local_steps": "steps in each round",

@@ -23,6 +23,7 @@ from torch import nn
 from client.budget import noised_count, training_cost
 from client.device import prepare_torch
 from client.evaluation import patient_scores
+from client.features import trained_part, with_features
 from client.global_step import clipped_sum, noise_share
 from client.ingestion import ingest
 from client.local_round import gradient_sum
@@ -102,9 +103,10 @@ def _load(site_files: tuple[Path, ...]) -> tuple[Study, Machine, dict[str, dict[
 def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
     study, machine, patients = _load(job.site_files)
     begun = time.perf_counter()
-    training_set = _pool([patients[name][Role.TRAIN] for name in job.train_on])
     cost = training_cost(study)
     model = build_model(study).to(machine.device)
+    pooled = _pool([patients[name][Role.TRAIN] for name in job.train_on])
+    training_set = with_features(model, pooled, training=study.training, machine=machine)
     state = GlobalModel.begin(flatten(model))
     task = task_of(study)
     for number in range(1, study.training.num_rounds + 1):
@@ -113,7 +115,8 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
             num_patients = len(training_set)
             if cost is not None:
                 num_patients = noised_count(num_patients, study=study, generator=generator)
-        learner = _Learner(study, task, model, training_set, num_patients, cost, machine)
+        trained = trained_part(model, training_set)
+        learner = _Learner(study, task, trained, training_set, num_patients, cost, machine)
         state = learner.round(state, number, generator)
         unflatten(state.weights, model)
     unflatten(state.average, model)

@@ -26,6 +26,7 @@ from pydantic import Field
 from client.budget import noised_count, training_cost
 from client.device import prepare_torch
 from client.evaluation import patient_scores
+from client.features import with_features
 from client.ingestion import ingest
 from client.local_round import OpenRun, training_vector
 from client.patients import PatientSet
@@ -266,13 +267,14 @@ def trained_weights(
     else:
         factor = 1.0
     generator = CryptographicGenerator.from_operating_system()
+    model = build_model(study).to(machine.device)  # one for all: it holds what its weights are set to
     runs = [
         OpenRun(
             run_id="modes",
             study=study,
             task=task_of(study),
-            model=build_model(study).to(machine.device),
-            patients={Role.TRAIN: part},
+            model=model,
+            patients={Role.TRAIN: with_features(model, part, training=study.training, machine=machine)},
             num_patients=len(part)
             if cost is None
             else noised_count(len(part), study=study, generator=generator),

@@ -112,6 +112,10 @@ def test_task_model_and_training_are_told_with_their_figures(file, ledger) -> No
         in said
     )
     assert f"width 8: {num_weights_of_small_cnn(1, 8):,} numbers" in said
+    scattering = {'architecture = "small-cnn"\nwidth = 8': 'architecture = "scattering"\nscales = 1'}
+    other = text(reviewed(make_study(scattering), file, ledger)["training"])
+    assert "of the kind “scattering”: fixed filters of 1 size and 8 angles" in other
+    assert f"what they show: {9 * 8 * 8 + 1:,} numbers" in other
     assert "16 × 16 pixels" in said
     assert "3 rounds. In each, this hospital makes 2 steps on its own images, 6 steps in all" in said
     assert "drawn with probability 0.5" in said

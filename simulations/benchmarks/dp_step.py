@@ -22,7 +22,7 @@ from client.site_file import Compute
 from client.training import GradientSum, Machine, PlainGradientSum, PrivateGradientSum, train
 from privacy.clipping import ClippedGradientSum
 from privacy.randomness import CryptographicGenerator
-from shared_models.architectures import SmallCNN
+from shared_models.networks.small_cnn import SmallCNN
 from shared_models.study import Training
 from shared_models.tasks import BinaryClassification
 from simulations.benchmarks.memory import can_measure_resident, cuda_peak_mib, resident_peak_mib

@@ -1,0 +1,51 @@
+"""Features of images that training does not change, computed once for a run instead of in each step."""
+
+import torch
+from torch import nn
+
+from client.patients import PatientSet
+from client.training import Machine
+from shared_models.networks.classifier import Classifier
+from shared_models.study import Training
+
+MOST_BYTES = 4 * 2**30
+"""Where the features of all images would take more memory, they are computed in each step."""
+_AT_A_TIME = 256
+
+
+def with_features(
+    model: Classifier, patients: PatientSet, *, training: Training, machine: Machine
+) -> PatientSet:
+    """Return the patients with the features of their images, where only the model's head is trained.
+
+    Without any where other weights are trained too, where images are altered at random, or where they would take more
+    than `MOST_BYTES`. What is trained is the same to rounding.
+
+    Args:
+        model: on ``machine.device``.
+        patients: with images.
+        training: the study's.
+        machine: what computes.
+    """
+    trained = {weight for weight in model.parameters() if weight.requires_grad}
+    if training.flip or not len(patients) or trained - set(model.head.parameters()):
+        return patients
+    images = patients.images
+    if _features(model, images[:1], machine).numel() * len(images) * 4 > MOST_BYTES:
+        return patients
+    parts = [_features(model, part, machine) for part in torch.split(images, _AT_A_TIME)]
+    return patients.seen_as(torch.cat(parts))
+
+
+def trained_part(model: nn.Module, patients: PatientSet) -> nn.Module:
+    """Return the head for patients with features, and the whole model for others; the weights are the same."""
+    if patients.features is None:
+        return model
+    if not isinstance(model, Classifier):
+        raise TypeError("features of patients belong to a shared network")
+    return model.head
+
+
+def _features(model: Classifier, images: torch.Tensor, machine: Machine) -> torch.Tensor:
+    with torch.no_grad():
+        return model.features(images.to(machine.device)).float().cpu()

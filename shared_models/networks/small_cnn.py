@@ -1,0 +1,36 @@
+"""A small convolutional network, ready for per-patient gradients: GroupNorm, nothing in place."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared_models.networks.classifier import Classifier
+
+
+class SmallCNN(Classifier):
+    """Four 3×3 convolutions with GroupNorm, three of them followed by 2×2 pooling, and a linear head.
+
+    Args:
+        channels: of the image, 1 or 3.
+        width: channels of the first convolution, a multiple of 8; the later ones have 2, 4 and 4 times as many.
+        num_outputs: of the head.
+    """
+
+    def __init__(self, *, channels: int, width: int, num_outputs: int) -> None:
+        super().__init__()
+        widths = (channels, width, 2 * width, 4 * width, 4 * width)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, kernel_size=3, padding=1)
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(8, after) for after in widths[1:])
+        self.head = nn.Linear(widths[-1], num_outputs)
+        self.last_block = (self.convolutions[-1], self.norms[-1])
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images, shape (batch, channels, rows, columns) in [0, 1], to shape (batch, 4 · width)."""
+        features = (images - 0.5) * 4.0
+        for depth, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            features = F.relu(norm(convolution(features)))
+            if depth < len(self.norms) - 1:
+                features = F.max_pool2d(features, 2)
+        return features.mean(dim=(2, 3))
