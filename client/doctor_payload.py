@@ -16,7 +16,7 @@ DEFAULT_PAYLOAD_BYTES = 4 * MIB
 
 
 def payload_bytes(config: Path, study: Path | None) -> int:
-    """Size of what a site gets in a round, and as much again of what it sends: four bytes for each weight.
+    """Size of what a site gets in a round, and as much again of what it sends: four bytes for each trained weight.
 
     Args:
         config: a ``site.toml`` or ``network.toml``.
@@ -30,8 +30,9 @@ def payload_bytes(config: Path, study: Path | None) -> int:
     if known is None:
         return DEFAULT_PAYLOAD_BYTES
     from shared_models.architectures import build_model
+    from shared_models.manifest import Manifest
 
-    return 4 * sum(weight.numel() for weight in build_model(known).parameters())
+    return 4 * Manifest.of(build_model(known)).num_weights
 
 
 def _approved(config: Path) -> Study | None:

@@ -5,6 +5,7 @@ from torch import nn
 
 from client.patients import PatientSet
 from client.training import Machine
+from shared_models.manifest import trainable_weights
 from shared_models.networks.classifier import Classifier
 from shared_models.study import Training
 
@@ -27,7 +28,7 @@ def with_features(
         training: the study's.
         machine: what computes.
     """
-    trained = {weight for weight in model.parameters() if weight.requires_grad}
+    trained = set(trainable_weights(model).values())
     if training.flip or not len(patients) or trained - set(model.head.parameters()):
         return patients
     images = patients.images

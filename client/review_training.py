@@ -31,7 +31,9 @@ _KIND: Mapping[str, Callable[[Model], str]] = {
 def what_is_trained(study: Study) -> Section:
     """The task, the model and how it is trained."""
     task, training, model = study.task, study.training, study.model
-    num_weights = Manifest.of(build_model(study)).num_weights
+    built = build_model(study)
+    num_weights = Manifest.of(built).num_weights
+    num_frozen = sum(weight.numel() for weight in built.parameters()) - num_weights
     return Section(
         title="What is trained",
         sentences=(
@@ -45,6 +47,7 @@ def what_is_trained(study: Study) -> Section:
                 f"{_KIND[model.architecture](model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
                 "trained here, on this hospital's machine; all hospitals begin with the same public weights."
             ),
+            *_frozen(model, num_frozen),
             *_preparation(study.image),
             plain(
                 f"{_rounds(study)} In a step each training patient is drawn with probability {training.sample_rate:g}."
@@ -89,6 +92,18 @@ def _rounds(study: Study) -> str:
     return (
         f"{takes} In each, this hospital makes {counted(training.local_steps, 'step')} on its own images, "
         f"{counted(study.num_steps, 'step')} in all; then the hospitals' changes to the model are averaged ({weighed})."
+    )
+
+
+def _frozen(model: Model, num_frozen: int) -> tuple[Sentence, ...]:
+    if not num_frozen:
+        return ()
+    part = "last convolution and what follows it are" if model.trainable == "last-block" else "last layer is"
+    return (
+        plain(
+            f"Only the {part} trained. The other {num_frozen:,} numbers stay as the study's seed made them at random, "
+            "here and everywhere."
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from privacy.clipping import ClippedGradientSum
 from privacy.noise import noised_sum
 from privacy.randomness import CryptographicGenerator
 from privacy.sampling import pick_images, sample_patients
+from shared_models.manifest import trainable_weights
 from shared_models.study import Training
 from shared_models.tasks import BinaryClassification
 
@@ -47,7 +48,7 @@ class PlainGradientSum:
 
     def take(self) -> list[Tensor]:
         """Return the sum over patients, one tensor a parameter, and begin anew."""
-        weights = list(self._model.parameters())
+        weights = trainable_weights(self._model).values()
         taken = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         self._model.zero_grad(set_to_none=True)
         return taken
@@ -141,8 +142,9 @@ def train(
         machine: what trains.
         generator: draws the sample, the image of each patient and the flips.
     """
+    weights = list(trainable_weights(model).values())
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        weights,
         lr=learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
@@ -152,7 +154,7 @@ def train(
         add_sample(gradient, patients, training=training, machine=machine, generator=generator)
 
         divisor = training.sample_rate * num_patients
-        for weight, part in zip(model.parameters(), gradient.take(), strict=True):
+        for weight, part in zip(weights, gradient.take(), strict=True):
             weight.grad = part.div_(divisor).to(weight.dtype)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

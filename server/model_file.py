@@ -8,15 +8,19 @@ from safetensors.numpy import save
 from server.checkpoint import write_atomically
 from server.result import Result
 from shared_models.architectures import build_model
-from shared_models.manifest import FloatVector, Manifest, named_arrays
+from shared_models.manifest import FloatVector, Manifest, unflatten
 from shared_models.study import Study, canonical_json
 
 INTENDED_USE = "Research on federated learning. Not a medical device; not for decisions on patients."
 
 
 def write_model(path: Path, study: Study, weights: FloatVector, result: Result) -> None:
-    """Write weights by name, float32, with the card as metadata, whole or not at all."""
-    manifest = Manifest.of(build_model(study))
+    """Write weights by name, float32, with the card as metadata, whole or not at all.
+
+    Weights that are not trained are in it too, as the study's seed made them: who uses the model needs nothing else.
+    """
+    model = build_model(study)
+    manifest = Manifest.of(model)
     card = {
         "format": "collegium-model-1",
         "intended_use": INTENDED_USE,
@@ -30,5 +34,6 @@ def write_model(path: Path, study: Study, weights: FloatVector, result: Result) 
         "test": json.dumps(result.test),
         "versions": json.dumps(result.versions),
     }
-    arrays = {name: array.copy() for name, array in named_arrays(weights, manifest).items()}
+    unflatten(weights, model)
+    arrays = {name: weight.detach().numpy().copy() for name, weight in model.named_parameters()}
     write_atomically(path, save(arrays, metadata=card))

@@ -35,8 +35,14 @@ _REGISTRY: Mapping[str, Callable[[Study, int], Classifier]] = {
 def build_model(study: Study, *, num_outputs: int = 1) -> Classifier:
     """Return the study's model with its initial weights, which the study's seed fixes.
 
-    The global random state of torch is left as it was.
+    Weights that the study does not train need no gradient. The global random state of torch is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.model.seed)
-        return _REGISTRY[study.model.architecture](study, num_outputs)
+        model = _REGISTRY[study.model.architecture](study, num_outputs)
+    if study.model.trainable != "all":
+        model.requires_grad_(False)
+        block = model.last_block if study.model.trainable == "last-block" else ()
+        for module in (*block, model.head):
+            module.requires_grad_(True)
+    return model

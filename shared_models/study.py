@@ -75,23 +75,26 @@ class Image(Frozen):
 class Model(Frozen):
     """The shared network. ``seed`` fixes the initial weights, which are public.
 
-    ``width`` belongs to ``small-cnn``; ``scales`` and ``angles``, of the wavelets, to ``scattering``.
+    ``width`` belongs to ``small-cnn``; ``scales`` and ``angles``, of the wavelets, to ``scattering``. ``trainable``:
+    all weights, those of the last block and the head, or those of the head; the others stay as the seed made them. Of
+    ``scattering`` nothing but the head has weights.
     """
 
     architecture: Literal["small-cnn", "scattering"]
     width: int = Field(default=16, ge=8, le=256, multiple_of=8)
     scales: int = Field(default=2, ge=1, le=4)
     angles: int = Field(default=8, ge=4, le=16)
+    trainable: Literal["all", "last-block", "head"] = "all"
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        own = {"small-cnn": ("width",), "scattering": ("scales", "angles")}
+        own = {"small-cnn": ("width", "trainable"), "scattering": ("scales", "angles")}
         for architecture, keys in own.items():
             wrong = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if wrong and architecture != self.architecture:
                 raise ValueError(
-                    f'{" and ".join(wrong)} would change nothing: only the architecture "{architecture}" has it; '
+                    f'{" and ".join(wrong)} would change nothing: only the architecture "{architecture}" has that; '
                     "leave it out"
                 )
         return self

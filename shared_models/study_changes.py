@@ -33,6 +33,7 @@ WORDS: Mapping[str, str] = {
     "model.width": "width of the model",
     "model.scales": "scales of the wavelets",
     "model.angles": "angles of the wavelets",
+    "model.trainable": "part of the model that is trained",
     "model.seed": "seed of the initial weights",
     "training.num_rounds": "rounds",
     "training.local_steps": "steps in each round",

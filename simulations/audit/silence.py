@@ -24,6 +24,7 @@ from privacy.audit.gaussian import (
     normal_magnitudes,
 )
 from shared_models.architectures import build_model
+from shared_models.manifest import Manifest, trainable_weights
 from shared_models.study import Study
 from shared_models.vector import IntVector
 from simulations.audit.findings import Finding, Findings, Keys
@@ -61,7 +62,7 @@ class Silence:
         release = Release.of(study, reach=1.0)
         loudest = 10.0 * release.opening.standard_deviation(1)
         release = Release.of(study, reach=loudest).training(positive_weight=VANISHING)
-        size = sum(weight.numel() for weight in model.parameters())
+        size = Manifest.of(model).num_weights
         return cls(
             release=release,
             model=model,
@@ -181,7 +182,7 @@ def variance(noise: Doubles, what: str, *, false_alarm: float = _FALSE_ALARM) ->
 def _each_weight(silence: Silence, sums: Doubles) -> Finding:
     """Noise on each tensor of weights, however small: the least probable one, times the number of tensors."""
     tails, start = [], 0
-    for weight in silence.model.parameters():
+    for weight in trainable_weights(silence.model).values():
         noise = sums[:, start : start + weight.numel()]
         square = float(np.sum(noise**2))
         tails.append(2.0 * min(stats.chi2.cdf(square, noise.size), stats.chi2.sf(square, noise.size)))
