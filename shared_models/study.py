@@ -279,8 +279,8 @@ class Study(Frozen):
                     f'training.optimizer = "{self.training.optimizer}" is the server\'s, which makes steps under '
                     'privacy.mode = "distributed" only; sites train with sgd'
                 )
-            self._check_image()
-        self._check_grid()
+            self._check_grid()
+        self._check_image()
         return self
 
     def _check_image(self) -> None:
