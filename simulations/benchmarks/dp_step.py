@@ -306,6 +306,7 @@ def _product_step(model: nn.Module, gradient: GradientSum, case: Case, machine: 
         _patients(case, machine.physical_batch),
         gradient,
         training=STEP,
+        learning_rate=STEP.learning_rate,
         num_patients=machine.physical_batch,
         machine=machine,
         generator=CryptographicGenerator.from_operating_system(),
