@@ -43,6 +43,8 @@ WORDS: Mapping[str, str] = {
     "training.weight_decay": "weight decay",
     "training.positive_weight": "weight of a positive image in the loss",
     "training.flip": "images mirrored at random",
+    "training.images_per_patient": "most images of a patient in a step",
+    "training.augmentations": "copies of each image in a step",
     "training.optimizer": "optimizer of the global steps",
     "training.schedule": "course of the learning rate",
     "training.warmup_rounds": "rounds over which the learning rate rises",
