@@ -20,6 +20,7 @@ _ASPECT = {
 _KIND: Mapping[str, Callable[[Model], str]] = {
     "small-cnn": lambda model: (
         f"The model is a neural network of the kind “{model.architecture}”, width {model.width}"
+        f"{', standardised weights' * model.weight_standardisation}"
     ),
     "scattering": lambda model: (
         f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "

@@ -75,13 +75,14 @@ class Image(Frozen):
 class Model(Frozen):
     """The shared network. ``seed`` fixes the initial weights, which are public.
 
-    ``width`` belongs to ``small-cnn``; ``scales`` and ``angles``, of the wavelets, to ``scattering``. ``trainable``:
-    all weights, those of the last block and the head, or those of the head; the others stay as the seed made them. Of
-    ``scattering`` nothing but the head has weights.
+    ``width`` and ``weight_standardisation`` belong to ``small-cnn``; ``scales`` and ``angles``, of the wavelets, to
+    ``scattering``. ``trainable``: all weights, those of the last block and the head, or those of the head; the others
+    stay as the seed made them. Of ``scattering`` nothing but the head has weights.
     """
 
     architecture: Literal["small-cnn", "scattering"]
     width: int = Field(default=16, ge=8, le=256, multiple_of=8)
+    weight_standardisation: bool = False
     scales: int = Field(default=2, ge=1, le=4)
     angles: int = Field(default=8, ge=4, le=16)
     trainable: Literal["all", "last-block", "head"] = "all"
@@ -89,7 +90,10 @@ class Model(Frozen):
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        own = {"small-cnn": ("width", "trainable"), "scattering": ("scales", "angles")}
+        own = {
+            "small-cnn": ("width", "weight_standardisation", "trainable"),
+            "scattering": ("scales", "angles"),
+        }
         for architecture, keys in own.items():
             wrong = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if wrong and architecture != self.architecture:

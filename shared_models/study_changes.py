@@ -31,6 +31,7 @@ WORDS: Mapping[str, str] = {
     "image.high_percentile": "percentile that becomes white",
     "model.architecture": "architecture of the model",
     "model.width": "width of the model",
+    "model.weight_standardisation": "weights of the convolutions standardised",
     "model.scales": "scales of the wavelets",
     "model.angles": "angles of the wavelets",
     "model.trainable": "part of the model that is trained",

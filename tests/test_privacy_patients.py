@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from dicom_files import Hospital
 from exact_gradients import exact_sum, norm_of, random_images
 from ghost_models import distance
@@ -24,23 +25,28 @@ from client.site_file import Compute, SiteFile
 from client.training import Machine, add_sample, train
 from privacy.accounting import TrainingCost
 from privacy.clipping import ClippedGradientSum, Norms
+from privacy.ghost import convolution, layers
+from privacy.ghost.convolution import ConvolutionLayer
 from privacy.ghost.matrices import takes_samples
 from privacy.randomness import CryptographicGenerator
 from privacy.sampling import pick_several_images
 from shared_models.architectures import build_model
 from shared_models.configuration import ConfigurationError
 from shared_models.manifest import flatten
+from shared_models.networks.standardised_convolution import StandardisedConv2d
 from shared_models.study import Study, Training
 from shared_models.tasks import task_of
 
 ROUNDING = 1e-5
 """Of a clipped sum, in units of the bound and a patient."""
 SCATTERING = {'architecture = "small-cnn"\nwidth = 8': 'architecture = "scattering"\nangles = 4'}
+STANDARDISED = {"width = 8": "width = 8\nweight_standardisation = true"}
 ARCHITECTURES = {
     "small-cnn": {},
     "small-cnn, colour": {"channels = 1": "channels = 3"},
     "small-cnn, last block": {"width = 8": 'width = 8\ntrainable = "last-block"'},
     "small-cnn, head": {"width = 8": 'width = 8\ntrainable = "head"'},
+    "small-cnn, standardised weights": STANDARDISED,
     "scattering": SCATTERING,
     "scattering, colour": {**SCATTERING, "channels = 1": "channels = 3"},
 }
@@ -140,6 +146,31 @@ def test_no_patient_contributes_more_than_the_bound_however_many_images(name: st
         patient = torch.zeros(num, dtype=torch.int64)
         contribution = norm_of(ours(images, labels, bound, study, patient, norms))
         assert 0.999 * bound < contribution <= bound
+
+
+def test_the_gradient_by_standardised_weights_is_not_the_one_to_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a ghost norm of an ordinary convolution would give; the tests above would see it."""
+    study, bound = make_study(STANDARDISED), 1e6
+    images, labels = random_images(3, 4, study=study)
+    want = exact_sum(images, labels, bound, study=study)
+    monkeypatch.setitem(layers._LAYERS, StandardisedConv2d, ConvolutionLayer)
+    monkeypatch.setitem(convolution._FUNCTIONS, StandardisedConv2d, F.conv2d)
+    wrong = ours(images, labels, bound, study, None, Norms.CHEAPEST)
+    assert distance(wrong, want) > 0.5 * norm_of(want)
+
+
+def test_standardised_weights_have_mean_0_and_variance_1_and_a_filter_of_equal_ones_a_gradient() -> None:
+    layer = StandardisedConv2d(2, 3, 3)
+    with torch.no_grad():
+        layer.weight.mul_(7.0).add_(5.0)
+        layer.weight[2] = 4.0
+    places = torch.eye(18).view(18, 2, 3, 3)
+    weight = (layer(places) - layer.bias[:, None, None]).flatten(1).t()
+    assert torch.allclose(weight.mean(1), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(weight[:2].var(1, correction=0), torch.ones(2), atol=1e-4)
+    layer(places).square().sum().backward()
+    assert layer.weight.grad is not None
+    assert bool(layer.weight.grad.isfinite().all())
 
 
 def test_copies_of_one_image_count_as_the_image() -> None:
