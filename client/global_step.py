@@ -30,9 +30,15 @@ class ClippedSamples:
         self._clipped = ClippedGradientSum(model, max_grad_norm=clipping_bound)
         self._task, self._mixed_precision = task, mixed_precision
 
-    def add(self, images: Tensor, labels: Tensor) -> None:
-        """Add the patients of one physical batch, one image each."""
-        self._clipped.add(images, labels, loss=self._task.loss, mixed_precision=self._mixed_precision)
+    def add(self, images: Tensor, labels: Tensor, patient: Tensor | None) -> None:
+        """Add the patients of one physical batch, each with the mean gradient over the patient's rows."""
+        self._clipped.add(
+            images,
+            labels,
+            loss=self._task.loss,
+            mixed_precision=self._mixed_precision,
+            patient=patient,
+        )
 
     def take(self) -> list[Tensor]:
         """Return the sum over patients, float64, one tensor a parameter, and begin anew."""

@@ -8,7 +8,12 @@ from shared_models.study import Study
 
 def policy_refusals(site: SiteFile, study: Study) -> tuple[str, ...]:
     """Every line of the site's file that does not allow the study, in words; none where all do."""
-    return (*_about_privacy(site, study), *_about_model(site.policy, study), *_about_sums(site.policy, study))
+    return (
+        *_about_privacy(site, study),
+        *_about_model(site.policy, study),
+        *_about_sums(site.policy, study),
+        *_about_memory(site, study),
+    )
 
 
 def _about_privacy(site: SiteFile, study: Study) -> Iterator[str]:
@@ -54,4 +59,14 @@ def _about_sums(policy: Policy, study: Study) -> Iterator[str]:
         yield (
             f"policy.min_cohort = {policy.min_cohort}, and the study lets sums of {smallest} sites be opened "
             "(aggregation.threshold, aggregation.min_cohort)"
+        )
+
+
+def _about_memory(site: SiteFile, study: Study) -> Iterator[str]:
+    rows = study.training.rows_per_patient
+    if rows > site.compute.physical_batch:
+        yield (
+            f"compute.physical_batch = {site.compute.physical_batch}, and in the study a patient has up to {rows} "
+            "images in a step, copies included (training.images_per_patient × training.augmentations), which must be "
+            f"in memory together; set compute.physical_batch to {rows} at least"
         )

@@ -10,7 +10,7 @@ from client.site_file import SiteFile
 from privacy.planning import largest_delta
 from shared_models.architectures import build_model
 from shared_models.manifest import Manifest
-from shared_models.study import Image, Model, Study
+from shared_models.study import Image, Model, Study, Training
 
 _ASPECT = {
     "pad": "the whole image is kept, and what is missing to that shape is filled with black",
@@ -20,6 +20,7 @@ _ASPECT = {
 _KIND: Mapping[str, Callable[[Model], str]] = {
     "small-cnn": lambda model: (
         f"The model is a neural network of the kind “{model.architecture}”, width {model.width}"
+        f"{', standardised weights' * model.weight_standardisation}"
     ),
     "scattering": lambda model: (
         f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "
@@ -50,7 +51,8 @@ def what_is_trained(study: Study) -> Section:
             *_frozen(model, num_frozen),
             *_preparation(study.image),
             plain(
-                f"{_rounds(study)} In a step each training patient is drawn with probability {training.sample_rate:g}."
+                f"{_rounds(study)} In a step each training patient is drawn with probability {training.sample_rate:g}. "
+                f"{_images_in_a_step(training)}"
             ),
         ),
     )
@@ -92,6 +94,18 @@ def _rounds(study: Study) -> str:
     return (
         f"{takes} In each, this hospital makes {counted(training.local_steps, 'step')} on its own images, "
         f"{counted(study.num_steps, 'step')} in all; then the hospitals' changes to the model are averaged ({weighed})."
+    )
+
+
+def _images_in_a_step(training: Training) -> str:
+    if training.rows_per_patient == 1:
+        return "Of a patient who is drawn, one image is taken at random."
+    most, copies = training.images_per_patient, training.augmentations
+    images = "one image is" if most == 1 else f"up to {most} images are"
+    mirrored = f", each in {copies} copies, mirrored or not at random" if copies > 1 else ""
+    return (
+        f"Of a patient who is drawn, {images} taken at random{mirrored}. What they would change is averaged, so that "
+        "the patient counts once, however many images there are."
     )
 
 

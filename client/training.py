@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.device import choose_device, has_bfloat16
@@ -12,7 +14,7 @@ from client.site_file import Compute
 from privacy.clipping import ClippedGradientSum
 from privacy.noise import noised_sum
 from privacy.randomness import CryptographicGenerator
-from privacy.sampling import pick_images, sample_patients
+from privacy.sampling import pick_images, pick_several_images, sample_patients
 from shared_models.manifest import trainable_weights
 from shared_models.study import Training
 from shared_models.tasks import BinaryClassification
@@ -21,8 +23,14 @@ from shared_models.tasks import BinaryClassification
 class GradientSum(Protocol):
     """Collects the gradient of one step over its physical batches."""
 
-    def add(self, images: Tensor, labels: Tensor) -> None:
-        """Add the patients of one physical batch, one image each."""
+    def add(self, images: Tensor, labels: Tensor, patient: Tensor | None) -> None:
+        """Add the patients of one physical batch, each with the mean gradient over the patient's rows.
+
+        Args:
+            images: shape (rows, ...).
+            labels: shape (rows,).
+            patient: int64, shape (rows,), the patient of each row, numbered from 0; None if each row is a patient.
+        """
         ...
 
     def take(self) -> list[Tensor]:
@@ -40,11 +48,14 @@ class PlainGradientSum:
     def __init__(self, model: nn.Module, task: BinaryClassification, *, mixed_precision: bool) -> None:
         self._model, self._task, self._mixed_precision = model, task, mixed_precision
 
-    def add(self, images: Tensor, labels: Tensor) -> None:
-        """Add the patients of one physical batch, one image each."""
+    def add(self, images: Tensor, labels: Tensor, patient: Tensor | None) -> None:
+        """Add the patients of one physical batch, each with the mean gradient over the patient's rows."""
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self._mixed_precision):
             logits = self._model(images)
-        self._task.loss(logits.float(), labels).sum().backward()  # type: ignore[no-untyped-call]
+        losses = self._task.loss(logits.float(), labels)
+        if patient is not None:
+            losses = losses / torch.bincount(patient)[patient]
+        losses.sum().backward()  # type: ignore[no-untyped-call]
 
     def take(self) -> list[Tensor]:
         """Return the sum over patients, one tensor a parameter, and begin anew."""
@@ -80,9 +91,15 @@ class PrivateGradientSum:
         self._generator = generator
         self._mixed_precision = mixed_precision
 
-    def add(self, images: Tensor, labels: Tensor) -> None:
-        """Add the patients of one physical batch, one image each."""
-        self._clipped.add(images, labels, loss=self._task.loss, mixed_precision=self._mixed_precision)
+    def add(self, images: Tensor, labels: Tensor, patient: Tensor | None) -> None:
+        """Add the patients of one physical batch, each with the mean gradient over the patient's rows."""
+        self._clipped.add(
+            images,
+            labels,
+            loss=self._task.loss,
+            mixed_precision=self._mixed_precision,
+            patient=patient,
+        )
 
     def take(self) -> list[Tensor]:
         """Return the noised sum over patients, one tensor a parameter, and begin anew."""
@@ -97,7 +114,7 @@ class PrivateGradientSum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What trains: device, patients in one physical batch, bfloat16 or not."""
+    """What trains: device, rows in one physical batch, bfloat16 or not."""
 
     device: torch.device
     physical_batch: int
@@ -116,6 +133,19 @@ class Machine:
             physical_batch=compute.physical_batch,
             mixed_precision=compute.mixed_precision and has_bfloat16(device),
         )
+
+    def patients_at_a_time(self, training: Training) -> int:
+        """So many patients, each with as many rows as the study allows, fit into a physical batch.
+
+        Raises:
+            ValueError: not even one does.
+        """
+        if training.rows_per_patient > self.physical_batch:
+            raise ValueError(
+                f"physical_batch is {self.physical_batch}; must be {training.rows_per_patient} at least, the rows of "
+                "one patient, who may not be split"
+            )
+        return self.physical_batch // training.rows_per_patient
 
 
 def train(
@@ -168,15 +198,42 @@ def add_sample(
     machine: Machine,
     generator: CryptographicGenerator,
 ) -> None:
-    """Sample the patients of one step, and add their images to *gradient* in physical batches."""
-    sampled = sample_patients(len(patients), sample_rate=training.sample_rate, generator=generator)
-    chosen = torch.from_numpy(pick_images(sampled, first_image=patients.first_image, generator=generator))
+    """Sample the patients of one step, and add their images to *gradient* in physical batches.
 
-    for positions in torch.split(chosen, machine.physical_batch) if len(chosen) else ():
-        images, labels = _to_device(patients, positions, machine.device)
+    All rows of a patient are in one physical batch. How many batches there are depends on the number of sampled
+    patients only, not on how many images they have.
+
+    Raises:
+        ValueError: a physical batch has no room for the rows of one patient.
+    """
+    sampled = sample_patients(len(patients), sample_rate=training.sample_rate, generator=generator)
+    at_a_time = machine.patients_at_a_time(training)
+    positions, owner = _rows(sampled, patients, training, generator)
+
+    for first in range(0, len(np.unique(owner)), at_a_time):
+        begin, end = np.searchsorted(owner, (first, first + at_a_time))
+        images, labels = _to_device(patients, torch.from_numpy(positions[begin:end]), machine.device)
         if training.flip:
             images = _flipped(images, generator)
-        gradient.add(images, labels)
+        patient = None
+        if training.rows_per_patient > 1:
+            patient = torch.from_numpy(owner[begin:end] - first).to(machine.device)
+        gradient.add(images, labels, patient)
+
+
+def _rows(
+    sampled: NDArray[np.int64], patients: PatientSet, training: Training, generator: CryptographicGenerator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The image of each row, and the place of its patient in *sampled*, increasing; a row for each copy."""
+    first_image, most = patients.first_image, training.images_per_patient
+    if most == 1:
+        positions = pick_images(sampled, first_image=first_image, generator=generator)
+        owner = np.arange(len(positions))
+    else:
+        positions, owner = pick_several_images(
+            sampled, first_image=first_image, most=most, generator=generator
+        )
+    return np.repeat(positions, training.augmentations), np.repeat(owner, training.augmentations)
 
 
 def _to_device(patients: PatientSet, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

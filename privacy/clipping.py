@@ -77,6 +77,7 @@ class ClippedGradientSum:
     ===========================  ==========================================
     norm ≤ max_grad_norm         the gradient as it is
     norm > max_grad_norm         scaled to norm max_grad_norm
+    several rows                 the mean of their gradients, clipped once
     NaN or infinity anywhere     zero, for the whole patient
     no patient at all            the sum stays as it is
     ===========================  ==========================================
@@ -117,18 +118,19 @@ class ClippedGradientSum:
             mixed_precision: forward and backward in bfloat16 where the device has it; norms are float32 and sums
                 float64 in any case.
             patient: int64, shape (rows,), the patient of each row, numbered from 0; None if each row is a patient. All
-                images of a patient must be in one batch: it is their summed gradient that is clipped.
+                rows of a patient must be in one batch: it is the mean of their gradients that is clipped.
 
         Raises:
             UnsupportedModelError: the model does something in this pass that `check_supported` has not seen.
         """
 
+        rows = Rows.of(len(images), patient)
+
         def losses() -> Tensor:
             with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
                 logits = self._model(images)
-            return loss(logits.float(), labels)
+            return rows.averaged(loss(logits.float(), labels))
 
-        rows = Rows.of(len(images), patient)
         clipped = self._clipping.clipped(losses, rows, max_grad_norm=self._max_grad_norm)
         for number, part in enumerate(clipped.parts):
             total = self._sum[number]

@@ -31,3 +31,32 @@ def pick_images(
     """
     starts, ends = first_image[patients], first_image[patients + 1]
     return starts + generator.integers(ends - starts)
+
+
+def pick_several_images(
+    patients: NDArray[np.int64],
+    *,
+    first_image: NDArray[np.int64],
+    most: int,
+    generator: CryptographicGenerator,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return *most* distinct image positions for each sampled patient, or all where a patient has fewer.
+
+    Every choice of so many of a patient's images is equally likely.
+
+    Args:
+        patients: as for `pick_images`.
+        first_image: as for `pick_images`.
+        most: at least 1.
+        generator: draws a number for each image of the sampled patients.
+
+    Returns:
+        Positions of images, and for each the place of its patient in *patients*, increasing; both int64, shape (rows,).
+    """
+    starts = first_image[patients]
+    counts = first_image[patients + 1] - starts
+    owner = np.repeat(np.arange(len(patients)), counts)
+    rank = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]
+    shuffled = np.lexsort((generator.uniform(len(owner)), owner))
+    chosen = shuffled[rank < most]
+    return starts[owner[chosen]] + rank[chosen], owner[chosen]

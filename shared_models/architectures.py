@@ -11,7 +11,12 @@ from shared_models.study import Study
 
 
 def _small_cnn(study: Study, num_outputs: int) -> Classifier:
-    return SmallCNN(channels=study.image.channels, width=study.model.width, num_outputs=num_outputs)
+    return SmallCNN(
+        channels=study.image.channels,
+        width=study.model.width,
+        num_outputs=num_outputs,
+        weight_standardisation=study.model.weight_standardisation,
+    )
 
 
 def _scattering(study: Study, num_outputs: int) -> Classifier:

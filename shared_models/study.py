@@ -75,13 +75,14 @@ class Image(Frozen):
 class Model(Frozen):
     """The shared network. ``seed`` fixes the initial weights, which are public.
 
-    ``width`` belongs to ``small-cnn``; ``scales`` and ``angles``, of the wavelets, to ``scattering``. ``trainable``:
-    all weights, those of the last block and the head, or those of the head; the others stay as the seed made them. Of
-    ``scattering`` nothing but the head has weights.
+    ``width`` and ``weight_standardisation`` belong to ``small-cnn``; ``scales`` and ``angles``, of the wavelets, to
+    ``scattering``. ``trainable``: all weights, those of the last block and the head, or those of the head; the others
+    stay as the seed made them. Of ``scattering`` nothing but the head has weights.
     """
 
     architecture: Literal["small-cnn", "scattering"]
     width: int = Field(default=16, ge=8, le=256, multiple_of=8)
+    weight_standardisation: bool = False
     scales: int = Field(default=2, ge=1, le=4)
     angles: int = Field(default=8, ge=4, le=16)
     trainable: Literal["all", "last-block", "head"] = "all"
@@ -89,7 +90,10 @@ class Model(Frozen):
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        own = {"small-cnn": ("width", "trainable"), "scattering": ("scales", "angles")}
+        own = {
+            "small-cnn": ("width", "weight_standardisation", "trainable"),
+            "scattering": ("scales", "angles"),
+        }
         for architecture, keys in own.items():
             wrong = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
             if wrong and architecture != self.architecture:
@@ -107,6 +111,9 @@ class Training(Frozen):
     ``optimizer``, ``momentum`` and ``weight_decay``. The learning rate rises in a straight line over ``warmup_rounds``
     and then follows ``schedule`` down to zero behind the last round. With ``ema_decay`` above 0 the model that is
     evaluated and kept is the exponential moving average of the global weights after each round.
+
+    A sampled patient contributes the mean gradient over up to ``images_per_patient`` images, drawn at random, each in
+    ``augmentations`` copies that are altered at random independently of each other.
     """
 
     num_rounds: int = Field(ge=1, le=10_000)
@@ -117,10 +124,25 @@ class Training(Frozen):
     weight_decay: float = Field(default=0.0, ge=0.0)
     positive_weight: float = Field(default=1.0, gt=0.0)
     flip: bool = False
+    images_per_patient: int = Field(default=1, ge=1, le=1000)
+    augmentations: int = Field(default=1, ge=1, le=100)
     optimizer: Literal["sgd", "adam"] = "sgd"
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_rounds: int = Field(default=0, ge=0, le=10_000)
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _copies_differ(self) -> Self:
+        if self.augmentations > 1 and not self.flip:
+            raise ValueError(
+                f"augmentations = {self.augmentations} needs flip = true; without it all copies are the same"
+            )
+        return self
+
+    @property
+    def rows_per_patient(self) -> int:
+        """Most images and copies of images that a patient has in a step."""
+        return self.images_per_patient * self.augmentations
 
     def learning_rate_in(self, number: int) -> float:
         """The learning rate of round *number*, from 1."""

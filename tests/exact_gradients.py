@@ -7,6 +7,7 @@ from studies import make_study
 from torch import Tensor
 
 from shared_models.architectures import build_model
+from shared_models.manifest import trainable_weights
 from shared_models.study import Study
 from shared_models.tasks import task_of
 
@@ -21,19 +22,31 @@ def random_images(seed: int, num: int, scale: float = 1.0, *, study: Study = STU
     return torch.rand(shape, generator=random) * scale, (torch.arange(num) % 2).float()
 
 
-def exact_sum(images: Tensor, labels: Tensor, bound: float, *, study: Study = STUDY) -> list[Tensor]:
-    """The patients' gradients, clipped and summed; one that is not finite is left out."""
+def exact_sum(
+    images: Tensor,
+    labels: Tensor,
+    bound: float,
+    *,
+    study: Study = STUDY,
+    patient: Tensor | None = None,
+) -> list[Tensor]:
+    """The patients' mean gradients, clipped and summed; a patient whose gradient is not finite is left out.
+
+    Each row is a patient, or belongs to the one that *patient* names.
+    """
     model = build_model(study).double()
-    total = [torch.zeros_like(weight) for weight in model.parameters()]
-    for image, label in zip(images.double(), labels.double(), strict=True):
-        model.zero_grad()
-        TASK.loss(model(image[None]), label[None]).sum().backward()
-        gradients = [weight.grad.detach() for weight in model.parameters()]
-        norm = norm_of(gradients)
+    weights = list(trainable_weights(model).values())
+    total = [torch.zeros_like(weight) for weight in weights]
+    owner = torch.arange(len(images)) if patient is None else patient
+    for one in owner.unique():
+        rows = owner == one
+        losses = TASK.loss(model(images[rows].double()), labels[rows].double())
+        gradients = torch.autograd.grad(losses.mean(), weights)
+        norm = norm_of(list(gradients))
         if not math.isfinite(norm):
             continue
         for part, gradient in zip(total, gradients, strict=True):
-            part.add_(gradient * min(1.0, bound / norm))
+            part.add_(gradient * (bound / max(bound, norm)))
     return total
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from audits import BOTH, LOCAL, TestKeys, failed, shown
+from audits import BOTH, DISTRIBUTED, LOCAL, TestKeys, failed, shown
 
 import client.budget
 import client.global_step
@@ -19,6 +19,7 @@ from client.local_round import gradient_sum
 from client.patients import PatientSet
 from client.site import Site
 from client.training import GradientSum, Machine
+from privacy.clipping import ClippedGradientSum
 from privacy.ledger import Ledger
 from privacy.noise import noised_sum
 from privacy.noise_share import NoiseShare
@@ -188,6 +189,52 @@ def test_clipping_by_image_fails_the_check_of_clipping(monkeypatch: Patch, study
     assert all("200 images" in what for what in found)
 
 
+SEVERAL = [
+    study.model_copy(update={"training": study.training.model_copy(update={"images_per_patient": 5})})
+    for study in (LOCAL, DISTRIBUTED)
+]
+BOTH_SEVERAL = pytest.mark.parametrize("study", SEVERAL, ids=["local", "distributed"])
+
+
+@BOTH_SEVERAL
+def test_with_several_images_of_a_patient_no_patient_contributes_more_either(study: Study) -> None:
+    assert not failed(clipping(study, TestKeys()))
+    assert not failed(coupling(study, TestKeys()))
+
+
+@BOTH_SEVERAL
+def test_clipping_by_image_fails_the_check_of_clipping_with_several_images_too(
+    monkeypatch: Patch, study: Study
+) -> None:
+    honest = ClippedGradientSum.add
+
+    def planted(self: ClippedGradientSum, *batch: torch.Tensor, patient: Any, **values: Any) -> None:
+        honest(self, *batch, patient=None, **values)
+
+    monkeypatch.setattr(ClippedGradientSum, "add", planted)
+    found = failed(clipping(study, TestKeys()))
+    assert len(found) >= 2
+    assert all("200 images" in what for what in found)
+
+
+@BOTH_SEVERAL
+def test_a_patient_split_over_two_batches_fails_the_check_of_clipping(
+    monkeypatch: Patch, study: Study
+) -> None:
+    """Each part is clipped by itself."""
+    honest = client.training.ClippedGradientSum.add
+
+    def planted(
+        self: ClippedGradientSum, images: Any, labels: Any, *, patient: torch.Tensor, **values: Any
+    ) -> None:
+        for row in range(len(images)):
+            one = slice(row, row + 1)
+            honest(self, images[one], labels[one], patient=torch.zeros_like(patient[one]), **values)
+
+    monkeypatch.setattr(ClippedGradientSum, "add", planted)
+    assert any("200 images" in what for what in failed(clipping(study, TestKeys())))
+
+
 @BOTH
 def test_batch_statistics_that_couple_patients_fail_the_check_of_coupling(
     monkeypatch: Patch, study: Study
@@ -202,7 +249,7 @@ def test_batch_statistics_that_couple_patients_fail_the_check_of_coupling(
 def test_a_patient_whose_gradient_is_not_finite_and_spoils_the_sum_fails_the_check_of_coupling(
     monkeypatch: Patch,
 ) -> None:
-    def planted(self: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def planted(self: Any, images: torch.Tensor, labels: torch.Tensor, patient: None) -> None:
         for weight in self._model.parameters():
             weight.grad = None
         self._task.loss(self._model(images), labels).sum().backward()
@@ -254,7 +301,7 @@ def test_sampling_by_image_fails_the_check_of_inclusion(monkeypatch: Patch, stud
             if drawn[list(patients.images_of(patient))].any()
         ]
         if chosen:
-            gradient.add(patients.images[chosen], patients.labels[chosen].float())
+            gradient.add(patients.images[chosen], patients.labels[chosen].float(), None)
 
     monkeypatch.setattr(client.training, "add_sample", planted)
     monkeypatch.setattr(client.global_step, "add_sample", planted)

@@ -111,6 +111,18 @@ def test_task_model_and_training_are_told_with_their_figures(file, ledger) -> No
         "labelled “opacity” (positive) from images labelled “clear” (negative), in the column “finding”"
         in said
     )
+    standardised = {"width = 8": "width = 8\nweight_standardisation = true"}
+    of_standardised = text(reviewed(make_study(standardised), file, ledger)["training"])
+    assert f"width 8, standardised weights: {num_weights_of_small_cnn(1, 8):,} numbers" in of_standardised
+    assert "Of a patient who is drawn, one image is taken at random." in said
+    rate = "sample_rate = 0.5"
+    several = {rate: f"{rate}\nflip = true\nimages_per_patient = 3\naugmentations = 4"}
+    told = text(reviewed(make_study(several), file, ledger)["training"])
+    assert "up to 3 images are taken at random, each in 4 copies, mirrored or not at random. What" in told
+    copies = {rate: f"{rate}\nflip = true\naugmentations = 2"}
+    assert "one image is taken at random, each in 2" in text(
+        reviewed(make_study(copies), file, ledger)["training"]
+    )
     assert f"width 8: {num_weights_of_small_cnn(1, 8):,} numbers" in said
     scattering = {'architecture = "small-cnn"\nwidth = 8': 'architecture = "scattering"\nscales = 1'}
     other = text(reviewed(make_study(scattering), file, ledger)["training"])

@@ -25,7 +25,9 @@ class Norms(StrEnum):
     GRAM = "gram"
 
 
-def takes_samples(norms: Norms, *, num_positions: int, num_inputs: int, num_outputs: int) -> bool:
+def takes_samples(
+    norms: Norms, *, num_positions: int, num_inputs: int, num_outputs: int, num_rows: int = 1
+) -> bool:
     """Whether to form each patient's gradient rather than Gram matrices.
 
     Args:
@@ -33,12 +35,14 @@ def takes_samples(norms: Norms, *, num_positions: int, num_inputs: int, num_outp
         num_positions: T.
         num_inputs: D.
         num_outputs: p.
+        num_rows: images of a patient. Each forms a gradient; in Gram matrices their positions stand side by side.
     """
     if norms is not Norms.CHEAPEST:
         return norms is Norms.SAMPLES
-    size, products = num_inputs * num_outputs, num_positions * num_inputs * num_outputs
-    by_samples = products + 4 * size * PRODUCTS_IN_A_PASS
-    squares = num_positions**2
+    positions, size = num_rows * num_positions, num_inputs * num_outputs
+    products = positions * size
+    by_samples = products + 4 * num_rows * size * PRODUCTS_IN_A_PASS
+    squares = positions**2
     by_gram = products + squares * (num_inputs + num_outputs) + 4 * squares * PRODUCTS_IN_A_PASS
     return by_samples < by_gram
 

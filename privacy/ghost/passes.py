@@ -99,7 +99,11 @@ class Pass:
     def takes_samples(self, *, num_positions: int, num_inputs: int, num_outputs: int) -> bool:
         """Whether a layer with these sizes forms each patient's gradient; see `matrices.takes_samples`."""
         return takes_samples(
-            self._norms, num_positions=num_positions, num_inputs=num_inputs, num_outputs=num_outputs
+            self._norms,
+            num_positions=num_positions,
+            num_inputs=num_inputs,
+            num_outputs=num_outputs,
+            num_rows=self.rows.most_rows,
         )
 
     def deliver(self, parameter: Tensor, kept: Kept) -> None:

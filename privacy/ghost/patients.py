@@ -13,11 +13,13 @@ class Rows:
     Attributes:
         num_rows: images in the batch.
         num_patients: patients in the batch.
+        most_rows: of any patient.
         patient: int64, shape (num_rows,), each row's patient, 0..num_patients−1; None if row i is patient i.
     """
 
     num_rows: int
     num_patients: int
+    most_rows: int = 1
     patient: Tensor | None = None
 
     @classmethod
@@ -34,13 +36,17 @@ class Rows:
                 f"patient has shape {tuple(patient.shape)} and type {patient.dtype}; it must number the patient of "
                 f"each of the {num_rows} rows, int64 from 0"
             )
-        return cls(num_rows, int(patient.max()) + 1, patient)
+        return cls(num_rows, int(patient.max()) + 1, int(torch.bincount(patient).max()), patient)
 
     def summed(self, values: Tensor) -> Tensor:
         """Sum *values*, shape (rows, ...), over the rows of each patient: shape (patients, ...)."""
         if self.patient is None:
             return values
         return values.new_zeros(self.num_patients, *values.shape[1:]).index_add_(0, self.patient, values)
+
+    def averaged(self, values: Tensor) -> Tensor:
+        """Divide *values*, shape (rows,), by the number of rows of the row's patient."""
+        return values if self.patient is None else values / torch.bincount(self.patient)[self.patient]
 
     def side_by_side(self, values: Tensor) -> Tensor:
         """Lay the positions of a patient's rows beside each other.

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared_models.networks.classifier import Classifier
+from shared_models.networks.standardised_convolution import StandardisedConv2d
 
 
 class SmallCNN(Classifier):
@@ -13,13 +14,17 @@ class SmallCNN(Classifier):
         channels: of the image, 1 or 3.
         width: channels of the first convolution, a multiple of 8; the later ones have 2, 4 and 4 times as many.
         num_outputs: of the head.
+        weight_standardisation: of the convolutions.
     """
 
-    def __init__(self, *, channels: int, width: int, num_outputs: int) -> None:
+    def __init__(
+        self, *, channels: int, width: int, num_outputs: int, weight_standardisation: bool = False
+    ) -> None:
         super().__init__()
+        convolution = StandardisedConv2d if weight_standardisation else nn.Conv2d
         widths = (channels, width, 2 * width, 4 * width, 4 * width)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, kernel_size=3, padding=1)
+            convolution(before, after, kernel_size=3, padding=1)
             for before, after in zip(widths, widths[1:], strict=False)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, after) for after in widths[1:])

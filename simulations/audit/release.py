@@ -185,7 +185,7 @@ class Release:
         cost: whose noise the hospitals add; None for the same round without clipping and noise.
         room: the part of the range of updates that the sum of *reach* gradients takes, in units of weights.
         reach: largest absolute entry of a hospital's sum of gradients.
-        physical_batch: images in memory at a time.
+        physical_batch: images in memory at a time; more where a patient has more.
     """
 
     study: Study
@@ -259,7 +259,9 @@ class Release:
             cost=self.cost,
             evaluation_deviation=None,
             machine=Machine(
-                device=torch.device("cpu"), physical_batch=self.physical_batch, mixed_precision=False
+                device=torch.device("cpu"),
+                physical_batch=max(self.physical_batch, self.study.training.rows_per_patient),
+                mixed_precision=False,
             ),
         )
         try:

@@ -210,7 +210,7 @@ class _Clipped:
     def __init__(self, model: nn.Module) -> None:
         self._clipped = ClippedGradientSum(model, max_grad_norm=1.0)
 
-    def add(self, images: Tensor, labels: Tensor) -> None:
+    def add(self, images: Tensor, labels: Tensor, patient: Tensor | None) -> None:
         self._clipped.add(images, labels, loss=TASK.loss)
 
     def take(self) -> list[Tensor]:

@@ -1,0 +1,26 @@
+"""A convolution whose weights are standardised before each use."""
+
+import torch
+from torch import Tensor, nn
+
+
+class StandardisedConv2d(nn.Conv2d):
+    """Each filter's weights, over input channels and kernel, are brought to mean 0 and variance 1.
+
+    What is trained, and travels, are the weights before that. The gradient by them is another than that by the
+    standardised ones, in norm too; clipping sees it, because this layer is no `nn.Conv2d` to `privacy.ghost`, which
+    therefore differentiates its whole forward for each image.
+
+    Source: Qiao and others (2019), "Micro-batch training with batch-channel normalization and weight standardization",
+    with the small constant below the root, so that a filter of equal weights has a gradient.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images, shape (batch, in channels, rows, columns), as `nn.Conv2d` does with the standardised weights."""
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        weight = (self.weight - mean) * torch.rsqrt(variance + _SMALL)
+        outputs: Tensor = self._conv_forward(images, weight, self.bias)
+        return outputs
+
+
+_SMALL = 1e-5
