@@ -6,30 +6,20 @@ in simulations only.
 """
 
 import hashlib
-import multiprocessing
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from client.budget import noised_count, training_cost
-from client.device import prepare_torch
-from client.evaluation import patient_scores
 from client.features import trained_part, with_features
 from client.global_step import clipped_sum, noise_share
-from client.ingestion import ingest
 from client.local_round import gradient_sum
 from client.patients import PatientSet
 from client.roles import Role
-from client.secret import SiteSecret
 from client.site_file import read_site
 from client.training import Machine, train
 from privacy.accounting import TrainingCost
@@ -39,8 +29,10 @@ from server.result import BaselineMetrics
 from shared_models.architectures import build_model
 from shared_models.layouts import training_layout
 from shared_models.manifest import flatten, unflatten
-from shared_models.study import Study, read_study
+from shared_models.study import Study
 from shared_models.tasks import BinaryClassification, task_of
+from simulations.hospital_data import exact_metrics, load_hospitals, pooled
+from simulations.workers import in_processes
 
 POOLED = "pooled"
 
@@ -70,43 +62,18 @@ def run_baselines(
         BaselineJob(name=name, train_on=chosen, site_files=tuple(site_files), seed=seed)
         for name, chosen in [(POOLED, names), *((name, (name,)) for name in names)]
     ]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_worker) as workers:
-        pending = [workers.submit(_train_baseline, job) for job in jobs]
-        try:
-            for done in as_completed(pending):
-                yield done.result()
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            for process in list(multiprocessing.active_children()):
-                process.terminate()
-            raise
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-@lru_cache(maxsize=1)
-def _load(site_files: tuple[Path, ...]) -> tuple[Study, Machine, dict[str, dict[Role, PatientSet]]]:
-    patients = {}
-    for path in site_files:
-        site = read_site(path)
-        study = read_study(path.with_name("study.toml"))
-        patients[site.name] = dict(ingest(site, study, SiteSecret.load(site.state)).patients)
-    prepare_torch(site.compute)
-    machine = Machine.of(site.compute)
-    return study, machine, patients
+    for _, done in in_processes(_train_baseline, jobs, num_workers=num_workers):
+        yield done
 
 
 def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
-    study, machine, patients = _load(job.site_files)
+    there = load_hospitals(job.site_files)
+    study, machine = there.study, there.machine
     begun = time.perf_counter()
     cost = training_cost(study)
     model = build_model(study).to(machine.device)
-    pooled = _pool([patients[name][Role.TRAIN] for name in job.train_on])
-    training_set = with_features(model, pooled, training=study.training, machine=machine)
+    own = pooled([there.patients[name][Role.TRAIN] for name in job.train_on])
+    training_set = with_features(model, own, training=study.training, machine=machine)
     state = GlobalModel.begin(flatten(model))
     task = task_of(study)
     for number in range(1, study.training.num_rounds + 1):
@@ -119,22 +86,15 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
         learner = _Learner(study, task, trained, training_set, num_patients, cost, machine)
         state = learner.round(state, number, generator)
         unflatten(state.weights, model)
-    unflatten(state.average, model)
-    fine = task.finely_binned()
-    statistics = {
-        name: fine.statistics(*patient_scores(model, sets[Role.TEST], task=task, machine=machine))
-        for name, sets in patients.items()
-    }
-    everyone: NDArray[np.int64] = np.sum(list(statistics.values()), axis=0)
-    by_site = {name: dict(fine.metrics(part)) for name, part in statistics.items()}
-    overall = dict(fine.metrics(everyone))
+    tested = {name: sets[Role.TEST] for name, sets in there.patients.items()}
+    overall, by_site = exact_metrics(study, state.average, tested, machine)
     epsilon = None if cost is None or study.privacy.delta is None else cost.epsilon(study.privacy.delta)
     return job.name, BaselineMetrics(
         auroc=overall["auroc"],
         accuracy=overall["accuracy"],
-        metrics=overall,
-        own=by_site[job.name] if job.name != POOLED else None,
-        by_site=by_site,
+        metrics=dict(overall),
+        own=dict(by_site[job.name]) if job.name != POOLED else None,
+        by_site={name: dict(metrics) for name, metrics in by_site.items()},
         epsilon=epsilon,
         seconds=time.perf_counter() - begun,
     )
@@ -197,17 +157,6 @@ class _Learner:
         update = flatten(self.model).astype(np.float64) - state.weights
         momentum = self.study.aggregation.server_momentum
         return state.moved(update, momentum=momentum, ema_decay=training.ema_decay)
-
-
-def _pool(sets: Sequence[PatientSet]) -> PatientSet:
-    """All patients together; one who occurs at two hospitals counts twice, as in the federation."""
-    lengths = np.concatenate([np.diff(part.first_image) for part in sets])
-    return PatientSet(
-        pseudonyms=tuple(f"{number}:{name}" for number, part in enumerate(sets) for name in part.pseudonyms),
-        images=torch.cat([part.images for part in sets]),
-        labels=torch.cat([part.labels for part in sets]),
-        first_image=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )
 
 
 def _generator(study: Study, text: str) -> CryptographicGenerator:

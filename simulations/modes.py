@@ -8,31 +8,21 @@ Figures are exact ones of all hospitals' patients together, which only a simulat
 """
 
 import json
-import multiprocessing
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
 from client.budget import noised_count, training_cost
-from client.device import prepare_torch
-from client.evaluation import patient_scores
 from client.features import with_features
-from client.ingestion import ingest
 from client.local_round import OpenRun, training_vector
 from client.patients import PatientSet
 from client.roles import Role
-from client.secret import SiteSecret
-from client.site_file import read_site
 from client.training import Machine
 from privacy.randomness import CryptographicGenerator
 from server.aggregation import GlobalModel
@@ -40,10 +30,12 @@ from server.checkpoint import write_atomically
 from server.round_loop import next_model
 from shared_models.architectures import build_model
 from shared_models.configuration import ConfigurationError, Frozen
-from shared_models.manifest import FloatVector, flatten, unflatten
-from shared_models.study import Study, read_study
+from shared_models.manifest import FloatVector, flatten
+from shared_models.study import Study
 from shared_models.tasks import Metrics, task_of
 from shared_models.vector import IntVector
+from simulations.hospital_data import exact_metrics, load_hospitals, pooled
+from simulations.workers import in_processes
 
 Mode: TypeAlias = Literal["none", "curator", "curator-overshoot", "distributed", "local"]
 On: TypeAlias = Literal["validation", "test"]
@@ -166,20 +158,10 @@ def train_jobs(
     known = _read(results)
     yield from (known[job.key] for job in jobs if job.key in known)
     missing = [job for job in jobs if job.key not in known]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_worker) as workers:
-        pending = [workers.submit(_train, tuple(site_files), job) for job in missing]
-        try:
-            for future in as_completed(pending):
-                trained = future.result()
-                known[trained.job.key] = trained
-                _write(results, known)
-                yield trained
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            for process in list(multiprocessing.active_children()):
-                process.terminate()
-            raise
+    for _, trained in in_processes(partial(_train, tuple(site_files)), missing, num_workers=num_workers):
+        known[trained.job.key] = trained
+        _write(results, known)
+        yield trained
 
 
 def _read(path: Path) -> dict[str, Trained]:
@@ -206,37 +188,14 @@ def _write(path: Path, trained: Mapping[str, Trained]) -> None:
     write_atomically(path, json.dumps(entries, indent=1).encode())
 
 
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Hospitals:
-    study: Study
-    machine: Machine
-    patients: Mapping[str, Mapping[Role, PatientSet]]
-
-
-@lru_cache(maxsize=1)
-def _load(site_files: tuple[Path, ...]) -> _Hospitals:
-    patients = {}
-    for path in site_files:
-        site = read_site(path)
-        study = read_study(path.with_name("study.toml"))
-        patients[site.name] = dict(ingest(site, study, SiteSecret.load(site.state)).patients)
-    prepare_torch(site.compute)
-    return _Hospitals(study, Machine.of(site.compute), patients)
-
-
 def _train(site_files: tuple[Path, ...], job: Job) -> Trained:
     begun = time.perf_counter()
-    there = _load(site_files)
+    there = load_hospitals(site_files)
     study = study_of(there.study, job)
     weights, multiplier = trained_weights(study, job.mode, there.patients, there.machine)
     role = Role.TEST if job.on == "test" else Role.VALIDATION
     sets = {name: own[role] for name, own in there.patients.items()}
-    overall, by_hospital = evaluated(study, weights, sets, there.machine)
+    overall, by_hospital = exact_metrics(study, weights, sets, there.machine)
     return Trained(
         job=job,
         metrics=overall,
@@ -295,28 +254,3 @@ def summed(vectors: Sequence[IntVector]) -> IntVector:
     """The sum modulo 2^32, as secure aggregation opens it."""
     total: IntVector = np.sum(np.stack(vectors), axis=0, dtype=np.uint32)
     return total
-
-
-def evaluated(
-    study: Study, weights: FloatVector, patients: Mapping[str, PatientSet], machine: Machine
-) -> tuple[Metrics, dict[str, Metrics]]:
-    """Exact metrics of the model on the patients of all hospitals together, and of each by itself."""
-    model, task = build_model(study).to(machine.device), task_of(study).finely_binned()
-    unflatten(weights, model)
-    counts = {
-        name: task.statistics(*patient_scores(model, part, task=task, machine=machine))
-        for name, part in patients.items()
-    }
-    total: NDArray[np.int64] = np.sum(list(counts.values()), axis=0)
-    return task.metrics(total), {name: task.metrics(own) for name, own in counts.items()}
-
-
-def pooled(parts: Sequence[PatientSet]) -> PatientSet:
-    """All patients together; one who occurs at two hospitals counts twice, as in the federation."""
-    lengths = np.concatenate([np.diff(part.first_image) for part in parts])
-    return PatientSet(
-        pseudonyms=tuple(f"{number}:{name}" for number, part in enumerate(parts) for name in part.pseudonyms),
-        images=torch.cat([part.images for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        first_image=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )

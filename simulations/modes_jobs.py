@@ -9,15 +9,16 @@ from pathlib import Path
 from rich.table import Table
 
 from shared_models.configuration import ConfigurationError
-from simulations.modes import WORDS, Job, Mode, Setting, Trained
+from simulations.modes import WORDS, Job, Mode, On, Setting, Trained
 from simulations.preparation.hospitals import prepare, read_hospitals
 from simulations.scenario import Scenario
 from simulations.work_folder import write_site
 
 METRICS = ("auroc", "accuracy", "balanced_accuracy")
+HEADINGS = ("AUROC", "accuracy", "balanced accuracy")
 SCENARIO = "scenario.json"
-CANDIDATE_SEED = 0
-"""Of the models that choose settings; those of a table have the seeds from 1."""
+CANDIDATE_SEED = 1_000_000
+"""The first of the models that choose settings; those of a table have the seeds from 1."""
 
 
 def jobs_of(
@@ -27,29 +28,22 @@ def jobs_of(
     candidates: Sequence[Setting] | None,
     num_seeds: int,
 ) -> list[Job]:
-    """The models of a table or, with *candidates*, one for each of them that fits, evaluated on validation patients."""
+    """The models of a table or, with *candidates*, of each of them that fits, evaluated on validation patients."""
     jobs = []
     for mode, epsilon in kinds:
         values: dict[str, float] = {}
         for setting in fixed:
             values |= setting.values if setting.fits(mode, epsilon) else {}
-        if candidates is None:
-            jobs += [
-                Job(mode=mode, epsilon=epsilon, seed=seed, values=_ordered(values), on="test")
-                for seed in range(1, num_seeds + 1)
-            ]
-        else:
-            jobs += [
-                Job(
-                    mode=mode,
-                    epsilon=epsilon,
-                    seed=CANDIDATE_SEED,
-                    values=_ordered(values | candidate.values),
-                    on="validation",
-                )
-                for candidate in candidates
-                if candidate.fits(mode, epsilon)
-            ]
+        first: int
+        on: On
+        first, on = (1, "test") if candidates is None else (CANDIDATE_SEED, "validation")
+        tried = [Setting()] if candidates is None else candidates
+        jobs += [
+            Job(mode=mode, epsilon=epsilon, seed=seed, values=_ordered(values | one.values), on=on)
+            for one in tried
+            if one.fits(mode, epsilon)
+            for seed in range(first, first + num_seeds)
+        ]
     return jobs
 
 
@@ -81,7 +75,7 @@ def prepared(scenario: Scenario, folder: Path) -> tuple[Path, ...]:
 def comparison(trained: Sequence[Trained], title: str) -> Table:
     """One row for each mode and epsilon: mean over the seeds, and the range."""
     table = Table(title=f"{title}: test patients of all hospitals", title_justify="left")
-    for column in ("mode", "ε", "AUROC", "accuracy", "balanced accuracy", "σ", "seconds"):
+    for column in ("mode", "ε", *HEADINGS, "σ", "seconds"):
         table.add_column(column, justify="left" if column == "mode" else "right")
     for (mode, epsilon), members in groupby(sorted(trained, key=_place), key=_kind):
         group = list(members)
@@ -112,16 +106,23 @@ def hospitals_table(trained: Sequence[Trained]) -> Table:
 
 
 def ranking(trained: Sequence[Trained]) -> Table:
-    """One row for each candidate, the best of each mode and epsilon first, by AUROC on validation patients."""
+    """One row for each candidate: mean over the seeds, and the range.
+
+    The best of each mode and epsilon comes first, by mean AUROC on validation patients.
+    """
     table = Table(title="candidates, on validation patients of all hospitals", title_justify="left")
-    for column in ("mode", "ε", "setting", "AUROC", "balanced accuracy"):
+    for column in ("mode", "ε", "setting", *HEADINGS):
         table.add_column(column, justify="left" if column in ("mode", "setting") else "right")
-    for one in sorted(trained, key=lambda one: (*_place(one), -(one.metrics["auroc"] or 0.0))):
+    by_setting = [
+        list(members) for _, members in groupby(sorted(trained, key=_place_and_values), key=_place_and_values)
+    ]
+    for group in sorted(by_setting, key=lambda group: (*_place(group[0]), -_mean_auroc(group))):
+        job = group[0].job
         table.add_row(
-            one.job.mode,
-            "–" if one.job.epsilon is None else f"{one.job.epsilon:g}",
-            ", ".join(f"{key} = {value:g}" for key, value in one.job.values),
-            *(_mean_and_range([one.metrics[name]]) for name in ("auroc", "balanced_accuracy")),
+            job.mode,
+            "–" if job.epsilon is None else f"{job.epsilon:g}",
+            ", ".join(f"{key} = {value:g}" for key, value in job.values),
+            *(_mean_and_range([one.metrics[name] for one in group]) for name in METRICS),
         )
     return table
 
@@ -153,6 +154,14 @@ def _kind(one: Trained) -> tuple[Mode, float | None]:
 
 def _place(one: Trained) -> tuple[float, int]:
     return one.job.epsilon or 0.0, list(WORDS).index(one.job.mode)
+
+
+def _place_and_values(one: Trained) -> tuple[float, int, tuple[tuple[str, float], ...]]:
+    return *_place(one), one.job.values
+
+
+def _mean_auroc(group: Sequence[Trained]) -> float:
+    return statistics.fmean(one.metrics["auroc"] or 0.0 for one in group)
 
 
 def _mean_and_range(values: Sequence[float | None]) -> str:

@@ -122,16 +122,16 @@ def test_settings_replace_the_scenarios_values_for_the_modes_and_epsilons_that_t
 
 def test_candidates_are_evaluated_on_validation_patients_with_a_seed_of_their_own() -> None:
     tried = (Setting(learning_rate=1.0), Setting(learning_rate=2.0, modes=("local",)))
-    jobs = jobs_of([("curator", 3.0)], fixed=(), candidates=tried, num_seeds=3)
-    assert [(job.on, job.seed, dict(job.values)) for job in jobs] == [
-        ("validation", 0, {"learning_rate": 1.0})
-    ]
+    jobs = jobs_of([("curator", 3.0)], fixed=(), candidates=tried, num_seeds=2)
+    assert [(job.on, dict(job.values)) for job in jobs] == [("validation", {"learning_rate": 1.0})] * 2
+    table = jobs_of([("curator", 3.0)], fixed=(), candidates=None, num_seeds=1000)
+    assert len({job.seed for job in (*jobs, *table)}) == 1002
 
 
-def trained(mode: Mode, epsilon: float | None, seed: int, auroc: float) -> Trained:
+def trained(mode: Mode, epsilon: float | None, seed: int, auroc: float, **values: float) -> Trained:
     metrics = {"auroc": auroc, "accuracy": 0.5, "balanced_accuracy": 0.5}
     return Trained(
-        job=Job(mode=mode, epsilon=epsilon, seed=seed, values=(), on="test"),
+        job=Job(mode=mode, epsilon=epsilon, seed=seed, values=tuple(values.items()), on="test"),
         metrics=metrics,
         by_hospital={"north": metrics},
         noise_multiplier=None,
@@ -143,12 +143,14 @@ def test_the_table_has_the_mean_and_the_range_over_seeds() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(comparison([trained("local", 3.0, 1, 0.8), trained("local", 3.0, 2, 0.9)], "x"))
     console.print(hospitals_table([trained("local", 3.0, 1, 0.6)]))
-    console.print(ranking([trained("local", 3.0, 0, 0.7), trained("local", 3.0, 0, 0.75)]))
+    worse, better = {"learning_rate": 1.0}, {"learning_rate": 2.0}
+    aurocs = [(worse, 5, 0.7), (better, 5, 0.6), (better, 6, 0.9)]
+    console.print(ranking([trained("local", 3.0, seed, auroc, **tried) for tried, seed, auroc in aurocs]))
     told = console.export_text()
     assert "0.850 (0.800–0.900)" in told
     assert "north" in told
     assert "0.600" in told
-    assert told.index("0.750") < told.index("0.700"), "the best comes first"
+    assert told.index("0.750 (0.600–0.900)") < told.index("0.700"), "the best mean comes first"
 
 
 def test_a_study_of_another_mode_is_refused(scenario: Path) -> None:

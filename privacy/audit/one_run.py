@@ -5,6 +5,7 @@ and corollary 5.4, of which appendix D gives a program.
 """
 
 import math
+from functools import partial
 
 import numpy as np
 from scipy import stats
@@ -45,18 +46,10 @@ def epsilon_bound(
     *, num_canaries: int, num_guesses: int, num_correct: int, delta: float, confidence: float = 0.95
 ) -> float:
     """Largest epsilon (to 1e-9, from below) that so many correct guesses refute at this confidence; 0 for none."""
+    told = partial(p_value, num_canaries=num_canaries, num_guesses=num_guesses, num_correct=num_correct)
 
     def refuted(epsilon: float) -> bool:
-        return (
-            p_value(
-                num_canaries=num_canaries,
-                num_guesses=num_guesses,
-                num_correct=num_correct,
-                epsilon=epsilon,
-                delta=delta,
-            )
-            < 1.0 - confidence
-        )
+        return told(epsilon=epsilon, delta=delta) < 1.0 - confidence
 
     if not refuted(0.0):
         return 0.0
@@ -73,18 +66,10 @@ def fewest_correct(
     *, num_canaries: int, num_guesses: int, epsilon: float, delta: float, confidence: float = 0.95
 ) -> int | None:
     """Fewest correct guesses that refute the claim at this confidence; None where not even all of them do."""
+    told = partial(p_value, num_canaries=num_canaries, num_guesses=num_guesses, epsilon=epsilon, delta=delta)
 
     def refutes(num_correct: int) -> bool:
-        return (
-            p_value(
-                num_canaries=num_canaries,
-                num_guesses=num_guesses,
-                num_correct=num_correct,
-                epsilon=epsilon,
-                delta=delta,
-            )
-            < 1.0 - confidence
-        )
+        return told(num_correct=num_correct) < 1.0 - confidence
 
     if not refutes(num_guesses):
         return None

@@ -1,12 +1,10 @@
 """All checks, in jobs that share what they need, on several processes."""
 
 import logging
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 from client.budget import training_cost
@@ -33,6 +31,7 @@ from simulations.audit.sampling import inclusion, independence, watch_samples
 from simulations.audit.short_run import ShortRun
 from simulations.audit.silence import Silence, calibration, correlations, each_site, reuse, variance
 from simulations.scenario import Scenario
+from simulations.workers import in_processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,22 +245,16 @@ def _outcomes(study: Study, keys: Keys, num_workers: int) -> Iterator[tuple[Job,
         for job in JOBS:
             yield job, job(study, keys)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_worker) as workers:
-        pending = {workers.submit(job, study, keys): job for job in JOBS}
-        try:
-            for done in as_completed(pending):
-                yield pending[done], done.result()
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            for process in list(multiprocessing.active_children()):
-                process.terminate()
-            raise
+    yield from in_processes(
+        partial(_run_job, study, keys), JOBS, num_workers=num_workers, begin=_begin_as_hospital
+    )
 
 
-def _begin_worker() -> None:
-    """As a hospital begins, with one thread; Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _run_job(study: Study, keys: Keys, job: Job) -> Outcome:
+    return job(study, keys)
+
+
+def _begin_as_hospital() -> None:
     prepare_torch(Compute(device="cpu", num_threads=1))
 
 

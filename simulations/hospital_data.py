@@ -1,0 +1,69 @@
+"""The patients of all virtual hospitals in one process, which only a simulation has."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.device import prepare_torch
+from client.evaluation import patient_scores
+from client.ingestion import ingest
+from client.patients import PatientSet
+from client.roles import Role
+from client.secret import SiteSecret
+from client.site_file import read_site
+from client.training import Machine
+from shared_models.architectures import build_model
+from shared_models.manifest import FloatVector, unflatten
+from shared_models.study import Study, read_study
+from shared_models.tasks import Metrics, task_of
+
+
+@dataclass(frozen=True, slots=True)
+class HospitalData:
+    """A study, what computes, and the patients of each hospital by role."""
+
+    study: Study
+    machine: Machine
+    patients: Mapping[str, Mapping[Role, PatientSet]]
+
+
+@lru_cache(maxsize=1)
+def load_hospitals(site_files: tuple[Path, ...]) -> HospitalData:
+    """Read the data of the hospitals with these ``site.toml``, each with its ``study.toml`` beside it."""
+    patients = {}
+    for path in site_files:
+        site = read_site(path)
+        study = read_study(path.with_name("study.toml"))
+        patients[site.name] = dict(ingest(site, study, SiteSecret.load(site.state)).patients)
+    prepare_torch(site.compute)
+    return HospitalData(study, Machine.of(site.compute), patients)
+
+
+def pooled(parts: Sequence[PatientSet]) -> PatientSet:
+    """All patients together; one who occurs at two hospitals counts twice, as in the federation."""
+    lengths = np.concatenate([np.diff(part.first_image) for part in parts])
+    return PatientSet(
+        pseudonyms=tuple(f"{number}:{name}" for number, part in enumerate(parts) for name in part.pseudonyms),
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        first_image=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+def exact_metrics(
+    study: Study, weights: FloatVector, patients: Mapping[str, PatientSet], machine: Machine
+) -> tuple[Metrics, dict[str, Metrics]]:
+    """Metrics of the model on the patients of all hospitals together, and of each by itself."""
+    model, task = build_model(study).to(machine.device), task_of(study).finely_binned()
+    unflatten(weights, model)
+    counts = {
+        name: task.statistics(*patient_scores(model, part, task=task, machine=machine))
+        for name, part in patients.items()
+    }
+    total: NDArray[np.int64] = np.sum(list(counts.values()), axis=0)
+    return task.metrics(total), {name: task.metrics(own) for name, own in counts.items()}
