@@ -192,7 +192,8 @@ class ScatteringClassifier(Classifier):
             paths = self._scattering(images.flatten(0, 1))
             paths = paths.view(*images.shape[:2], *paths.shape[1:])
             orders = [one.flatten(1) for one in torch.split(paths, self._scattering.paths_by_order, dim=2)]
-            normalised: Tensor = torch.cat(
-                [F.layer_norm(one, one.shape[1:]) for one in orders if one.shape[1]], 1
+            there = [one for one in orders if one.shape[1]]
+            of_each = FEATURE_NORM / math.sqrt(len(there))
+            return torch.cat(
+                [F.layer_norm(one, one.shape[1:]) * (of_each / math.sqrt(one.shape[1])) for one in there], 1
             )
-            return normalised * (FEATURE_NORM / math.sqrt(normalised.shape[1]))
