@@ -11,7 +11,15 @@ from client.budget import evaluation_cost, training_cost
 from client.global_step import noise_share
 from privacy.accounting import PrivacyTargetError
 from privacy.noise_share import GridError
-from privacy.planning import Noise, PlannedCost, Sites, largest_delta, overshoots, planned_costs
+from privacy.planning import (
+    Noise,
+    Overshoot,
+    PlannedCost,
+    Sites,
+    largest_delta,
+    overshoots,
+    planned_costs,
+)
 from shared_models.architectures import build_model
 from shared_models.configuration import Frozen
 from shared_models.layouts import training_layout
@@ -39,42 +47,20 @@ class Assumed:
     num_tested: int | None
 
 
-class NoiseEntry(Frozen):
-    """Noise on the mean gradient of one step, in units of ``max_grad_norm``: in each weight, and in L2 norm."""
-
-    deviation: float
-    norm: float
-
-
 class CostEntry(Frozen):
-    """What one epsilon asks for; all but the first two are null where no noise reaches it."""
+    """What one epsilon asks for; all but the first two are null where no noise reaches it.
+
+    Noise is in units of ``max_grad_norm``.
+    """
 
     epsilon: float
     of_study: bool
     noise_multiplier: float | None
     epsilon_pld: float | None
     epsilon_rdp: float | None
-    curator: NoiseEntry | None
-    distributed: NoiseEntry | None
-    local: NoiseEntry | None
-
-
-class OvershootEntry(Frozen):
-    """Noise of a sum of so many sites over what the promise needs, in distributed mode."""
-
-    num_sites: int
-    factor: float
-
-
-class TrafficEntry(Frozen):
-    """All exchanges of one kind of one site, in bytes."""
-
-    kind: str
-    times: int
-    most_down: int
-    most_up: int
-    down: int
-    up: int
+    curator: Noise | None
+    distributed: Noise | None
+    local: Noise | None
 
 
 class TrafficTotal(Frozen):
@@ -86,7 +72,7 @@ class TrafficTotal(Frozen):
     exchanges: int
     down: int
     up: int
-    by_kind: tuple[TrafficEntry, ...]
+    by_kind: tuple[Traffic, ...]
 
 
 class DeltaEntry(Frozen):
@@ -138,7 +124,7 @@ class Plan(Frozen):
     costs: tuple[CostEntry, ...]
     refused: str | None
     noise_shares: int
-    overshoots: tuple[OvershootEntry, ...]
+    overshoots: tuple[Overshoot, ...]
     traffic: TrafficTotal
     if_distributed: TrafficTotal | None
     evaluation: EvaluationEntry
@@ -225,21 +211,16 @@ def _cost(planned: PlannedCost, own: float | None) -> CostEntry:
         noise_multiplier=None if planned.cost is None else planned.cost.noise_multiplier,
         epsilon_pld=planned.pld_epsilon,
         epsilon_rdp=planned.rdp_epsilon,
-        curator=None if noise is None else _noise(noise.curator),
-        distributed=None if noise is None or noise.distributed is None else _noise(noise.distributed),
-        local=None if noise is None else _noise(noise.local),
+        curator=None if noise is None else noise.curator,
+        distributed=None if noise is None else noise.distributed,
+        local=None if noise is None else noise.local,
     )
 
 
-def _noise(noise: Noise) -> NoiseEntry:
-    return NoiseEntry(deviation=noise.deviation, norm=noise.norm)
-
-
-def _overshoots(sites: Sites) -> tuple[OvershootEntry, ...]:
+def _overshoots(sites: Sites) -> tuple[Overshoot, ...]:
     if not sites.can_share_noise:
         return ()
-    found = overshoots(num_sites=len(sites.sizes), least=sites.least, num_colluding=sites.num_colluding)
-    return tuple(OvershootEntry(num_sites=one.num_sites, factor=one.factor) for one in found)
+    return overshoots(num_sites=len(sites.sizes), least=sites.least, num_colluding=sites.num_colluding)
 
 
 def _traffic(study: Study, names: Sequence[str], num_weights: int) -> TrafficTotal:
@@ -251,18 +232,7 @@ def _traffic(study: Study, names: Sequence[str], num_weights: int) -> TrafficTot
         exchanges=sum(one.times for one in by_kind),
         down=sum(one.down for one in by_kind),
         up=sum(one.up for one in by_kind),
-        by_kind=tuple(_kind(one) for one in by_kind),
-    )
-
-
-def _kind(one: Traffic) -> TrafficEntry:
-    return TrafficEntry(
-        kind=one.kind,
-        times=one.times,
-        most_down=one.most_down,
-        most_up=one.most_up,
-        down=one.down,
-        up=one.up,
+        by_kind=by_kind,
     )
 
 

@@ -7,8 +7,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from privacy.planning import Noise
 from shared_models.visible_text import visible
-from simulations.plan import CostEntry, NoiseEntry, Plan, TrafficTotal
+from simulations.plan import CostEntry, Plan, TrafficTotal
 
 WIDTH = 118
 """Of tables that go into a file or a pipe."""
@@ -126,7 +127,7 @@ def _cost(entry: CostEntry) -> tuple[str, ...]:
     )
 
 
-def _noise(noise: NoiseEntry | None) -> str:
+def _noise(noise: Noise | None) -> str:
     return "–" if noise is None else f"{noise.deviation:.3g} / {noise.norm:.3g}"
 
 
