@@ -270,7 +270,7 @@ def test_coefficients_of_an_order_are_normalised_for_each_image_by_itself() -> N
         begin = 0
         for start, stop in ((0, 1), (1, 9), (9, 25)):
             order = paths[:, start:stop].flatten()
-            want = F.group_norm(order[None], 1)[0] * 4.0 / math.sqrt(found.shape[1])
+            want = F.group_norm(order[None], 1)[0] * 4.0 / math.sqrt(3 * len(order))
             got = features[begin : begin + len(order)]
             begin += len(order)
             assert torch.allclose(got, want, atol=1e-5)

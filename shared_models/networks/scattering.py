@@ -162,12 +162,13 @@ def _reflected(size: int, before: int, padded: int) -> NDArray[np.int64]:
 class ScatteringClassifier(Classifier):
     """Scattering coefficients of each channel, normalised for each image by itself, and a linear head.
 
-    The coefficients of one order, all channels and positions together, are brought to mean 0 and variance 1: GroupNorm
-    with a group for each order, without scale and shift. Then all are divided by one number, so that the features of an
-    image have an L2 norm of at most `FEATURE_NORM` whatever its size, and a patient's gradient one of at most
-    √(1 + FEATURE_NORM²) times the weight in the loss: that is what a clipping bound should be compared with. Nothing
-    depends on other images. Only the head has weights; the filters are computed where they are needed and are neither
-    weights nor buffers.
+    The coefficients of one order, all channels and positions together, are brought to mean 0 and to the same
+    L2 norm as those of each other order: GroupNorm with a group for each order, without scale and shift,
+    divided by the root of the group's size. The features of an image have an L2 norm of at most
+    `FEATURE_NORM`, whatever its size, and a patient's gradient one of at most √(1 + FEATURE_NORM²) times the
+    weight in the loss: that is what a clipping bound should be compared with. Nothing depends on other
+    images. Only the head has weights; the filters are computed where they are needed and are neither weights
+    nor buffers.
 
     Args:
         channels: of the image, 1 or 3.
