@@ -32,6 +32,7 @@ from privacy.randomness import CryptographicGenerator
 
 LEAST_DEVIATION = 8.0
 """Of a share, in grid points: what step 2 of the argument rests on."""
+_PIECE = 32768
 MOST_ROUNDING = 0.1
 """Of the clipping bound that may be given up for rounding."""
 
@@ -86,7 +87,11 @@ class NoiseShare:
 
     def on_grid(self, gradient: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return *gradient*, shape (num_weights,), rounded to the grid, without noise."""
-        return np.rint(gradient * self.scale).astype(np.int64)
+        points = np.empty(gradient.shape, dtype=np.int64)
+        for begin in range(0, len(gradient), _PIECE):
+            here = slice(begin, begin + _PIECE)
+            points[here] = np.rint(gradient[here] * self.scale)
+        return points
 
     def added_to(self, gradient: NDArray[np.float64], generator: CryptographicGenerator) -> NDArray[np.int64]:
         """Return the sum of clipped gradients, float64, shape (num_weights,), on the grid with this site's noise."""
