@@ -12,7 +12,8 @@ all written anew with the key         (`privacy.secure_aggregation.receipts`)
 Every link and signature is checked when a journal is opened. From then on each entry that is read is compared with what
 was checked, and entries that another process appended are checked before anybody sees them.
 
-*Guarantee*: when `Journal.append` returns, the entry is on disk, and the anchor names it.
+*Guarantee*: when `Journal.append` returns, the entry is on disk, and the anchor names it or, where the caller says that
+an entry which is anchored follows before anything leaves the site, an earlier one.
 """
 
 import fcntl
@@ -177,8 +178,14 @@ class Journal:
         """Hash of the last entry, 32 bytes: it stands for the whole journal."""
         return self._known[-1][1]
 
-    def append(self, kind: str, body: Mapping[str, Json]) -> Entry:
+    def append(self, kind: str, body: Mapping[str, Json], *, anchored: bool = True) -> Entry:
         """Write an entry, durably.
+
+        Args:
+            kind: what it tells.
+            body: its values.
+            anchored: whether the anchor names it at once. If not, the next entry's anchor vouches for it: only for
+                entries after which nothing is spent, and nothing leaves, before another one is anchored.
 
         Raises:
             JournalMissing, JournalEdited, JournalOlder: the file is not the one that was opened.
@@ -187,7 +194,7 @@ class Journal:
         """
         if self._identity is None:
             raise JournalError("this journal was opened for reading")
-        return self._append(self._identity, kind, body)
+        return self._append(self._identity, kind, body, anchor_by=self._identity if anchored else None)
 
     def renew_key(self, identity: Ed25519PrivateKey, *, endorsed: bool) -> None:
         """Go on under a new identity key.
@@ -220,7 +227,7 @@ class Journal:
         kind: str,
         body: Mapping[str, Json],
         *,
-        anchor_by: Ed25519PrivateKey | None = None,
+        anchor_by: Ed25519PrivateKey | None,
     ) -> Entry:
         with self.exclusive(), self._connection() as connection:
             self._catch_up(connection)
@@ -230,7 +237,8 @@ class Journal:
                 _insert(connection, entry)
             self._known.append((entry.kind, entry.hash))
             try:
-                self._write_anchor(anchor_by or signer)
+                if anchor_by is not None:
+                    self._write_anchor(anchor_by)
             except OSError as error:
                 raise JournalError(
                     f"{self._anchor} cannot be written ({error.strerror}); look for a full disk. The entry itself "

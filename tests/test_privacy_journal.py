@@ -144,6 +144,25 @@ def test_an_entry_of_which_the_anchor_was_not_told_counts(folder: Path) -> None:
     assert json.loads((folder / ANCHOR_NAME).read_text())["sequence"] == NUM + 2
 
 
+def test_an_entry_that_the_anchor_is_told_of_later_is_on_disk_at_once_and_vouched_for_by_the_next(
+    folder: Path,
+) -> None:
+    journal = journal_in(folder)
+    anchor = (folder / ANCHOR_NAME).read_bytes()
+    journal.append("request", {"number": NUM}, anchored=False)
+    assert (folder / ANCHOR_NAME).read_bytes() == anchor
+    copy = folder.parent / "as after a power failure"
+    shutil.copytree(folder, copy)
+    assert journal_in(copy).verify()[-1].body == {"number": NUM}
+
+    journal.append("released", {"number": NUM})
+    with sqlite3.connect(folder / JOURNAL_NAME) as connection:
+        connection.execute("DROP TRIGGER entries_stay")
+        connection.execute("DELETE FROM entry WHERE sequence = ?", (NUM + 2,))
+    with pytest.raises(JournalError, match="missing"):
+        journal_in(folder)
+
+
 def test_a_disk_that_is_full_is_told_and_nothing_is_half_written(folder: Path) -> None:
     program = (
         "import resource, signal, sys; sys.path.insert(0, sys.argv[2])\nfrom pathlib import Path\n"
