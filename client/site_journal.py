@@ -93,8 +93,8 @@ def read_journal(file: SiteFile) -> Journal:
 class Record:
     """Writes down what the site is asked and what it does.
 
-    A request, and what the others signed, are on disk at once; the anchor tells of them with the next charge, refusal
-    or release, before which nothing leaves.
+    A request is on disk at once; the anchor tells of it with the next charge, refusal or release, before which nothing
+    leaves. What the others signed is written together with the release that follows.
 
     Args:
         journal: the site's.
@@ -102,6 +102,7 @@ class Record:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self._received: list[tuple[str, dict[str, Json]]] = []
 
     def request(self, request: Request | None, *, digest: bytes, num_bytes: int) -> int:
         """A request came in; None is one that cannot be read. Returns the entry's number."""
@@ -122,12 +123,15 @@ class Record:
             "sha256": digest.hex(),
             "again": again,
         }
-        self._journal.append(RELEASED, body)
+        if self._received:
+            self._journal.append_together(*self._received, (RELEASED, body))
+            self._received = []
+        else:
+            self._journal.append(RELEASED, body)
 
     def receipts(self, receipts: tuple[Receipt, ...]) -> None:
-        """What the other sites signed in a round."""
-        body: dict[str, Json] = {"receipts": [dict(receipt.to_json()) for receipt in receipts]}
-        self._journal.append(RECEIPTS, body, anchored=False)
+        """What the other sites signed in a round: written with the release that follows."""
+        self._received.append((RECEIPTS, {"receipts": [dict(receipt.to_json()) for receipt in receipts]}))
 
 
 def _about(request: Request | None) -> dict[str, str | int | None]:

@@ -192,9 +192,18 @@ class Journal:
             JournalError: it cannot be written; the message says whether the entry counts.
             OSError: the folder cannot be locked; nothing was written.
         """
+        signer = self._writer()
+        return self._append(signer, ((kind, body),), anchor_by=signer if anchored else None)[-1]
+
+    def append_together(self, *entries: tuple[str, Mapping[str, Json]]) -> tuple[Entry, ...]:
+        """Write several entries, kind and body of each, durably and all or none. Raises as `append`."""
+        signer = self._writer()
+        return self._append(signer, entries, anchor_by=signer)
+
+    def _writer(self) -> Ed25519PrivateKey:
         if self._identity is None:
             raise JournalError("this journal was opened for reading")
-        return self._append(self._identity, kind, body, anchor_by=self._identity if anchored else None)
+        return self._identity
 
     def renew_key(self, identity: Ed25519PrivateKey, *, endorsed: bool) -> None:
         """Go on under a new identity key.
@@ -218,33 +227,37 @@ class Journal:
                 "endorsed": endorsed,
                 "accepted": accepted,
             }
-            self._append(signer, NEW_KEY, body, anchor_by=identity)
+            self._append(signer, ((NEW_KEY, body),), anchor_by=identity)
             self._identity, self._key = identity, public_key
 
     def _append(
         self,
         signer: Ed25519PrivateKey,
-        kind: str,
-        body: Mapping[str, Json],
+        entries: tuple[tuple[str, Mapping[str, Json]], ...],
         *,
         anchor_by: Ed25519PrivateKey | None,
-    ) -> Entry:
+    ) -> tuple[Entry, ...]:
         with self.exclusive(), self._connection() as connection:
             self._catch_up(connection)
             time = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
-            entry = _signed(signer, len(self._known) + 1, time, kind, body, self.head)
+            written: list[Entry] = []
+            for number, (kind, body) in enumerate(entries, start=len(self._known) + 1):
+                previous = written[-1].hash if written else self.head
+                written.append(_signed(signer, number, time, kind, body, previous))
             with _written(connection, self._path):
-                _insert(connection, entry)
-            self._known.append((entry.kind, entry.hash))
+                for entry in written:
+                    _insert(connection, entry)
+            self._known += [(entry.kind, entry.hash) for entry in written]
             try:
                 if anchor_by is not None:
                     self._write_anchor(anchor_by)
             except OSError as error:
+                kinds = ", ".join(entry.kind for entry in written)
                 raise JournalError(
                     f"{self._anchor} cannot be written ({error.strerror}); look for a full disk. The entry itself "
-                    f"({kind}) is written and counts"
+                    f"({kinds}) is written and counts"
                 ) from error
-        return entry
+        return tuple(written)
 
     def entries(self, *kinds: str, after: int = 0) -> tuple[Entry, ...]:
         """All entries in order, or those of some *kinds*, with a sequence above *after*.

@@ -87,12 +87,7 @@ def noised_counts(
         standard_deviation: in these units: entry j gets standard_deviation · units[j].
         generator: the product passes one with a key from the operating system.
     """
-    noised = counts.copy()
-    every = np.broadcast_to(units, counts.shape)
-    for begin in range(0, counts.size, PIECE):
-        here = slice(begin, begin + PIECE)
-        noise = generator.normal(noised[here].size)
-        noise *= standard_deviation
-        noise *= every[here]
-        noised[here] += np.rint(noise, out=noise).astype(np.int64)
-    return noised
+    noise = generator.normal(counts.size)
+    noise *= standard_deviation
+    noise *= units
+    return counts + np.rint(noise, out=noise).astype(np.int64)

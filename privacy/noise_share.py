@@ -28,11 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy.noise import noised_counts
-from privacy.randomness import CryptographicGenerator
+from privacy.randomness import PIECE, CryptographicGenerator
 
 LEAST_DEVIATION = 8.0
 """Of a share, in grid points: what step 2 of the argument rests on."""
-_PIECE = 32768
 MOST_ROUNDING = 0.1
 """Of the clipping bound that may be given up for rounding."""
 
@@ -87,17 +86,20 @@ class NoiseShare:
 
     def on_grid(self, gradient: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return *gradient*, shape (num_weights,), rounded to the grid, without noise."""
-        points = np.empty(gradient.shape, dtype=np.int64)
-        for begin in range(0, len(gradient), _PIECE):
-            here = slice(begin, begin + _PIECE)
-            points[here] = np.rint(gradient[here] * self.scale)
-        return points
+        return np.rint(gradient * self.scale).astype(np.int64)
 
     def added_to(self, gradient: NDArray[np.float64], generator: CryptographicGenerator) -> NDArray[np.int64]:
         """Return the sum of clipped gradients, float64, shape (num_weights,), on the grid with this site's noise."""
-        return noised_counts(
-            self.on_grid(gradient),
-            units=np.ones(1, dtype=np.int64),
-            standard_deviation=self.deviation,
-            generator=generator,
-        )
+        units = np.ones(1, dtype=np.int64)
+        points = np.empty(len(gradient), dtype=np.int64)
+        for begin in range(
+            0, len(gradient), PIECE
+        ):  # so that what is in between is never in memory as a whole
+            here = slice(begin, begin + PIECE)
+            points[here] = noised_counts(
+                self.on_grid(gradient[here]),
+                units=units,
+                standard_deviation=self.deviation,
+                generator=generator,
+            )
+        return points
