@@ -146,6 +146,7 @@ def open_in_ledger(ledger: Ledger, study: Study, *, run_id: str, exact_count: in
             noised_count=count,
             evaluation_deviation=None if evaluation is None else evaluation.standard_deviation,
             num_evaluations=0 if evaluation is None else evaluation.num_releases,
+            mode=study.privacy.mode,
         )
         ledger.open_run(run)
     return run

@@ -41,7 +41,7 @@ class ClippedSamples:
         )
 
     def take(self) -> list[Tensor]:
-        """Return the sum over patients, float64, one tensor a parameter, and begin anew."""
+        """Return the sum over patients, one tensor a parameter, as `ClippedGradientSum.take`, and begin anew."""
         return self._clipped.take()
 
     def close(self) -> None:
@@ -96,6 +96,6 @@ def clipped_sum(
     model.train()
     try:
         add_sample(gradient, patients, training=training, machine=machine, generator=generator)
-        return torch.cat([part.flatten() for part in gradient.take()]).cpu().numpy()
+        return torch.cat([part.flatten() for part in gradient.take()]).cpu().double().numpy()
     finally:
         gradient.close()

@@ -85,17 +85,31 @@ def ledger(config: ConfigOption = SITE_FILE, as_json: JsonOption = False) -> Non
         typer.echo(json.dumps({"runs": entries, "lifetime": lifetime}, indent=2))
         return
     table = Table(title=f"Runs at {site.name}", title_justify="left")
-    for column in ("run", "study", "rounds begun", "steps", "epsilon (PLD)", "epsilon (RDP)", "delta"):
-        table.add_column(column, justify="left" if column in ("run", "study") else "right", overflow="fold")
+    for column in (
+        "run",
+        "study",
+        "mode",
+        "rounds begun",
+        "steps",
+        "epsilon (PLD)",
+        "epsilon (RDP)",
+        "delta",
+    ):
+        left = column in ("run", "study", "mode")
+        table.add_column(
+            column, justify="left" if left else "right", overflow="fold", no_wrap=column in ("run", "mode")
+        )
     for entry in entries:
-        table.add_row(*(_shown(value) for value in entry.values()))
+        mode = entry["mode"] or "not recorded"
+        table.add_row(*(_shown(value) for value in {**entry, "mode": mode}.values()))
     out.print(table)
     if entries:
         out.print(
             "Epsilon is what training patients have spent, in all rounds that were begun, whatever came of "
             "them. PLD is the claim of a run; RDP is the same computed another way, as a cross-check, and larger. "
             "Validation and test patients are others: each spends at most the study's evaluation.epsilon, where it has "
-            "one."
+            "one. The mode says what epsilon is about: local is each hospital's own update; distributed is the sum of "
+            "all, and counts on secure aggregation and on the other hospitals' noise; none promises nothing."
         )
     if lifetime is None:
         out.print("No lifetime budget is set (policy.lifetime_epsilon in site.toml).")
@@ -127,6 +141,7 @@ def _entries(entries: "Ledger") -> list[dict[str, str | int | float | None]]:
             {
                 "run": run.run_id,
                 "study": run.study_hash[:12],
+                "mode": run.mode,
                 "rounds_begun": sum(entry.num_steps > 0 for entry in rounds),
                 "steps": sum(entry.num_steps for entry in rounds),
                 "epsilon": None if cost is None or delta is None else cost.epsilon(delta),

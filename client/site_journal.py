@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.membership import own_identity, own_key
 from client.secret import SECRET_NAME, SecretError, SiteSecret
 from client.site_file import SiteFile
-from privacy.journal import CREATED, NEW_KEY, RUN, SPENT, Journal, create_journal
+from privacy.journal import CREATED, NEW_KEY, RUN, SPENT, Journal, Json, create_journal
 from privacy.secure_aggregation.receipts import Receipt
 from shared_models.identity_keys import public_bytes
 from shared_models.messages import Confirm, Evaluate, Request, Train, Unmask
@@ -93,17 +93,21 @@ def read_journal(file: SiteFile) -> Journal:
 class Record:
     """Writes down what the site is asked and what it does.
 
+    A request is on disk at once; the anchor tells of it with the next charge, refusal or release, before which nothing
+    leaves. What the others signed is written together with the release that follows.
+
     Args:
         journal: the site's.
     """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self._received: list[tuple[str, dict[str, Json]]] = []
 
     def request(self, request: Request | None, *, digest: bytes, num_bytes: int) -> int:
         """A request came in; None is one that cannot be read. Returns the entry's number."""
         body = {"bytes": num_bytes, "sha256": digest.hex(), **_about(request)}
-        return self._journal.append(REQUEST, body).sequence
+        return self._journal.append(REQUEST, body, anchored=False).sequence
 
     def refused(self, number: int, request: Request | None, *, reason: str, detail: str) -> None:
         """Request *number* was refused; *detail* stays at the site."""
@@ -119,11 +123,15 @@ class Record:
             "sha256": digest.hex(),
             "again": again,
         }
-        self._journal.append(RELEASED, body)
+        if self._received:
+            self._journal.append_together(*self._received, (RELEASED, body))
+            self._received = []
+        else:
+            self._journal.append(RELEASED, body)
 
     def receipts(self, receipts: tuple[Receipt, ...]) -> None:
-        """What the other sites signed in a round."""
-        self._journal.append(RECEIPTS, {"receipts": [dict(receipt.to_json()) for receipt in receipts]})
+        """What the other sites signed in a round: written with the release that follows."""
+        self._received.append((RECEIPTS, {"receipts": [dict(receipt.to_json()) for receipt in receipts]}))
 
 
 def _about(request: Request | None) -> dict[str, str | int | None]:

@@ -135,14 +135,19 @@ class ClippedGradientSum:
         for number, part in enumerate(clipped.parts):
             total = self._sum[number]
             if part is not None:
-                self._sum[number] = part.double().contiguous() if total is None else total.add_(part)
+                self._sum[number] = part.contiguous() if total is None else total.double().add_(part)
 
     def take(self) -> list[Tensor]:
-        """Return the sum, float64, one tensor a parameter, and begin anew."""
+        """Return the sum, contiguous, one tensor a parameter, and begin anew.
+
+        Float64; float32 where it is that of a single physical batch, which is float32 anyway.
+        """
         weights = self._clipping.parameters
         taken, self._sum = self._sum, [None] * len(weights)
         return [
-            torch.zeros_like(weight, dtype=torch.float64) if part is None else part
+            torch.zeros_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
+            if part is None
+            else part
             for part, weight in zip(taken, weights, strict=True)
         ]
 

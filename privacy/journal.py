@@ -12,7 +12,8 @@ all written anew with the key         (`privacy.secure_aggregation.receipts`)
 Every link and signature is checked when a journal is opened. From then on each entry that is read is compared with what
 was checked, and entries that another process appended are checked before anybody sees them.
 
-*Guarantee*: when `Journal.append` returns, the entry is on disk, and the anchor names it.
+*Guarantee*: when `Journal.append` returns, the entry is on disk, and the anchor names it or, where the caller says that
+an entry which is anchored follows before anything leaves the site, an earlier one.
 """
 
 import fcntl
@@ -177,17 +178,32 @@ class Journal:
         """Hash of the last entry, 32 bytes: it stands for the whole journal."""
         return self._known[-1][1]
 
-    def append(self, kind: str, body: Mapping[str, Json]) -> Entry:
+    def append(self, kind: str, body: Mapping[str, Json], *, anchored: bool = True) -> Entry:
         """Write an entry, durably.
+
+        Args:
+            kind: what it tells.
+            body: its values.
+            anchored: whether the anchor names it at once. If not, the next entry's anchor vouches for it: only for
+                entries after which nothing is spent, and nothing leaves, before another one is anchored.
 
         Raises:
             JournalMissing, JournalEdited, JournalOlder: the file is not the one that was opened.
             JournalError: it cannot be written; the message says whether the entry counts.
             OSError: the folder cannot be locked; nothing was written.
         """
+        signer = self._writer()
+        return self._append(signer, ((kind, body),), anchor_by=signer if anchored else None)[-1]
+
+    def append_together(self, *entries: tuple[str, Mapping[str, Json]]) -> tuple[Entry, ...]:
+        """Write several entries, kind and body of each, durably and all or none. Raises as `append`."""
+        signer = self._writer()
+        return self._append(signer, entries, anchor_by=signer)
+
+    def _writer(self) -> Ed25519PrivateKey:
         if self._identity is None:
             raise JournalError("this journal was opened for reading")
-        return self._append(self._identity, kind, body)
+        return self._identity
 
     def renew_key(self, identity: Ed25519PrivateKey, *, endorsed: bool) -> None:
         """Go on under a new identity key.
@@ -211,32 +227,37 @@ class Journal:
                 "endorsed": endorsed,
                 "accepted": accepted,
             }
-            self._append(signer, NEW_KEY, body, anchor_by=identity)
+            self._append(signer, ((NEW_KEY, body),), anchor_by=identity)
             self._identity, self._key = identity, public_key
 
     def _append(
         self,
         signer: Ed25519PrivateKey,
-        kind: str,
-        body: Mapping[str, Json],
+        entries: tuple[tuple[str, Mapping[str, Json]], ...],
         *,
-        anchor_by: Ed25519PrivateKey | None = None,
-    ) -> Entry:
+        anchor_by: Ed25519PrivateKey | None,
+    ) -> tuple[Entry, ...]:
         with self.exclusive(), self._connection() as connection:
             self._catch_up(connection)
             time = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
-            entry = _signed(signer, len(self._known) + 1, time, kind, body, self.head)
+            written: list[Entry] = []
+            for number, (kind, body) in enumerate(entries, start=len(self._known) + 1):
+                previous = written[-1].hash if written else self.head
+                written.append(_signed(signer, number, time, kind, body, previous))
             with _written(connection, self._path):
-                _insert(connection, entry)
-            self._known.append((entry.kind, entry.hash))
+                for entry in written:
+                    _insert(connection, entry)
+            self._known += [(entry.kind, entry.hash) for entry in written]
             try:
-                self._write_anchor(anchor_by or signer)
+                if anchor_by is not None:
+                    self._write_anchor(anchor_by)
             except OSError as error:
+                kinds = ", ".join(entry.kind for entry in written)
                 raise JournalError(
                     f"{self._anchor} cannot be written ({error.strerror}); look for a full disk. The entry itself "
-                    f"({kind}) is written and counts"
+                    f"({kinds}) is written and counts"
                 ) from error
-        return entry
+        return tuple(written)
 
     def entries(self, *kinds: str, after: int = 0) -> tuple[Entry, ...]:
         """All entries in order, or those of some *kinds*, with a sequence above *after*.

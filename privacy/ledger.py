@@ -25,6 +25,7 @@ class LedgerRun:
         noised_count: drawn once, when the run was opened; exact without differential privacy.
         evaluation_deviation: noise on evaluation statistics; None where they are released exactly.
         num_evaluations: releases about one validation, or one test, patient in the whole run.
+        mode: of privacy, as the study names it; None in entries from before it was recorded.
     """
 
     run_id: str
@@ -35,6 +36,7 @@ class LedgerRun:
     noised_count: int
     evaluation_deviation: float | None
     num_evaluations: int
+    mode: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy.noise import noised_counts
-from privacy.randomness import CryptographicGenerator
+from privacy.randomness import PIECE, CryptographicGenerator
 
 LEAST_DEVIATION = 8.0
 """Of a share, in grid points: what step 2 of the argument rests on."""
@@ -90,9 +90,16 @@ class NoiseShare:
 
     def added_to(self, gradient: NDArray[np.float64], generator: CryptographicGenerator) -> NDArray[np.int64]:
         """Return the sum of clipped gradients, float64, shape (num_weights,), on the grid with this site's noise."""
-        return noised_counts(
-            self.on_grid(gradient),
-            units=np.ones(1, dtype=np.int64),
-            standard_deviation=self.deviation,
-            generator=generator,
-        )
+        units = np.ones(1, dtype=np.int64)
+        points = np.empty(len(gradient), dtype=np.int64)
+        for begin in range(
+            0, len(gradient), PIECE
+        ):  # so that what is in between is never in memory as a whole
+            here = slice(begin, begin + PIECE)
+            points[here] = noised_counts(
+                self.on_grid(gradient[here]),
+                units=units,
+                standard_deviation=self.deviation,
+                generator=generator,
+            )
+        return points

@@ -251,10 +251,10 @@ def test_an_answer_that_cannot_be_recorded_does_not_leave(hospital, tmp_path, mo
     talk.prepare()
     whole = Journal.append
 
-    def full(journal: Journal, kind: str, body: dict) -> Entry:
+    def full(journal: Journal, kind: str, body: dict, *, anchored: bool = True) -> Entry:
         if kind == "released":
             raise OSError(28, "No space left on device")
-        return whole(journal, kind, body)
+        return whole(journal, kind, body, anchored=anchored)
 
     monkeypatch.setattr(Journal, "append", full)
     reply, payload = talk.train(1)
@@ -596,6 +596,17 @@ def test_journal_show_tells_each_entry_in_words_and_as_json(site: Path) -> None:
     assert [entry["kind"] for entry in found] == ["approval"]
 
 
+LEDGER_RUN = {
+    "study_hash": "a" * 64,
+    "sample_rate": 0.1,
+    "noise_multiplier": 2.0,
+    "delta": 1e-5,
+    "noised_count": 100,
+    "evaluation_deviation": 3.0,
+    "num_evaluations": 2,
+}
+
+
 def test_the_ledger_tells_each_run_by_both_ways_to_add_up_and_counts_attempts(site: Path) -> None:
     ledger = Ledger(open_journal(read_site(site), own_key(read_site(site))))
     ledger.open_run(
@@ -608,6 +619,7 @@ def test_the_ledger_tells_each_run_by_both_ways_to_add_up_and_counts_attempts(si
             noised_count=100,
             evaluation_deviation=3.0,
             num_evaluations=2,
+            mode="distributed",
         )
     )
     for number in (1, 2):  # whatever came of them
@@ -632,6 +644,22 @@ def test_the_ledger_tells_each_run_by_both_ways_to_add_up_and_counts_attempts(si
     assert f"{entry['epsilon']:.3g}" in shown
     assert f"{entry['epsilon_rdp']:.3g}" in shown
     assert "PLD is the claim of a run" in " ".join(shown.split())
+
+
+def test_the_ledger_tells_the_mode_of_each_run_also_where_an_older_version_did_not_record_it(
+    site: Path,
+) -> None:
+    journal = open_journal(read_site(site), own_key(read_site(site)))
+    ledger = Ledger(journal)
+    for run_id, mode in (("20260101-1200-first-study", "local"), ("second", "distributed")):
+        body = {**LEDGER_RUN, "run_id": run_id, "mode": mode}
+        ledger.open_run(LedgerRun(**body))
+    journal.append("run", {**LEDGER_RUN, "run_id": "third"})
+    found = json.loads(run("ledger", "--json", config=site))
+    assert [entry["mode"] for entry in found["runs"]] == ["local", "distributed", None]
+    shown = run("ledger", config=site)
+    for words in ("20260101-1200-first-study", "local", "distributed", "not"):
+        assert words in shown
 
 
 def test_an_exported_journal_is_verified_without_the_site(site: Path, tmp_path: Path) -> None:

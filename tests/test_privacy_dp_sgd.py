@@ -12,7 +12,7 @@ from torch import nn
 
 from privacy.clipping import ClippedGradientSum, UnsupportedModelError, check_supported
 from privacy.noise import _add_on_device, noised_counts, noised_sum
-from privacy.randomness import CryptographicGenerator
+from privacy.randomness import PIECE, CryptographicGenerator
 from privacy.sampling import pick_images, sample_patients
 from shared_models.architectures import build_model
 
@@ -76,6 +76,27 @@ def test_normal_numbers_pass_a_kolmogorov_smirnov_test() -> None:
     steps = np.arange(samples.size) / samples.size
     distance = max(np.abs(cdf - steps).max(), np.abs(cdf - steps - 1 / samples.size).max())
     assert distance < 1.95 / math.sqrt(samples.size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, PIECE, PIECE + 3])
+def test_normal_numbers_are_those_of_box_and_muller_whatever_the_number(size: int) -> None:
+    """Against the formula with scalars, from the same uniform numbers."""
+    uniform, expected = generator(9), []
+    for begin in range(0, size, PIECE):
+        half = (min(PIECE, size - begin) + 1) // 2
+        lengths, angles = uniform.uniform(2 * half).reshape(2, half)
+        radius = [math.sqrt(-2.0 * math.log1p(-u)) for u in lengths]
+        for function in (math.cos, math.sin):
+            expected += [r * function(2 * math.pi * v) for r, v in zip(radius, angles, strict=True)]
+    assert np.allclose(generator(9).normal(size), expected[:size], rtol=1e-14, atol=2e-15)
+
+
+def test_the_noise_on_a_sum_in_float32_is_added_in_float64_and_rounded_once() -> None:
+    torch_sum = torch.rand(40_001, generator=torch.Generator().manual_seed(1)) * 1e-3
+    exact = noised_sum([torch_sum.double()], standard_deviation=3.0, generator=generator(10))[0]
+    single = noised_sum([torch_sum.clone()], standard_deviation=3.0, generator=generator(10))[0]
+    assert single.dtype == torch.float32
+    assert torch.equal(single, exact.float())
 
 
 def test_noised_counts_scale_their_noise_with_each_unit() -> None:
@@ -168,6 +189,22 @@ def test_without_patients_the_sum_is_zero_and_after_taking_it_begins_anew() -> N
     summed.add(*random_images(3, 2), loss=TASK.loss)
     assert norm_of(summed.take()) > 0.0
     assert norm_of(summed.take()) == 0.0
+
+
+def test_physical_batches_are_added_in_float64_and_what_was_taken_stays_as_it_is() -> None:
+    images, labels = random_images(5, 6)
+    summed = ClippedGradientSum(build_model(STUDY), max_grad_norm=1.0)
+    singly = []
+    for begin in (0, 2, 4):
+        summed.add(images[begin : begin + 2], labels[begin : begin + 2], loss=TASK.loss)
+        singly.append(summed.take())
+    before = [part.clone() for part in singly[0]]
+    for begin in (0, 2, 4):
+        summed.add(images[begin : begin + 2], labels[begin : begin + 2], loss=TASK.loss)
+    for got, parts in zip(summed.take(), zip(*singly, strict=True), strict=True):
+        assert got.dtype == torch.float64
+        assert torch.equal(got, parts[0].double() + parts[1].double() + parts[2].double())
+    assert all(torch.equal(part, kept) for part, kept in zip(singly[0], before, strict=True))
 
 
 def test_a_patients_gradient_does_not_depend_on_the_other_patients_of_the_batch() -> None:

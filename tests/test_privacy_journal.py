@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from journals import IDENTITY, journal_in
 
+import privacy.journal
 from privacy.journal import (
     ANCHOR_NAME,
     BEGINNING,
@@ -142,6 +143,49 @@ def test_an_entry_of_which_the_anchor_was_not_told_counts(folder: Path) -> None:
     (folder / ANCHOR_NAME).write_bytes(anchor)
     assert len(journal_in(folder).verify()) == NUM + 2
     assert json.loads((folder / ANCHOR_NAME).read_text())["sequence"] == NUM + 2
+
+
+def test_an_entry_that_the_anchor_is_told_of_later_is_on_disk_at_once_and_vouched_for_by_the_next(
+    folder: Path,
+) -> None:
+    journal = journal_in(folder)
+    anchor = (folder / ANCHOR_NAME).read_bytes()
+    journal.append("request", {"number": NUM}, anchored=False)
+    assert (folder / ANCHOR_NAME).read_bytes() == anchor
+    copy = folder.parent / "as after a power failure"
+    shutil.copytree(folder, copy)
+    assert journal_in(copy).verify()[-1].body == {"number": NUM}
+
+    journal.append("released", {"number": NUM})
+    with sqlite3.connect(folder / JOURNAL_NAME) as connection:
+        connection.execute("DROP TRIGGER entries_stay")
+        connection.execute("DELETE FROM entry WHERE sequence = ?", (NUM + 2,))
+    with pytest.raises(JournalError, match="missing"):
+        journal_in(folder)
+
+
+def test_entries_written_together_are_chained_and_anchored_and_all_or_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = journal_in(folder)
+    first, second = journal.append_together(("receipts", {"number": 1}), ("released", {"number": 2}))
+    assert second.previous == first.hash
+    assert journal_in(folder).head == second.hash
+    assert json.loads((folder / ANCHOR_NAME).read_text())["sequence"] == NUM + 3
+
+    whole = privacy.journal._insert
+
+    def full(connection: sqlite3.Connection, entry: Entry) -> None:
+        if entry.kind == "released":
+            raise sqlite3.OperationalError("database or disk is full")
+        whole(connection, entry)
+
+    monkeypatch.setattr(privacy.journal, "_insert", full)
+    with pytest.raises(JournalError, match="full disk"):
+        journal.append_together(("receipts", {"number": 3}), ("released", {"number": 4}))
+    assert len(journal.verify()) == NUM + 3
+    monkeypatch.undo()
+    assert journal.append("request", {}).previous == second.hash
 
 
 def test_a_disk_that_is_full_is_told_and_nothing_is_half_written(folder: Path) -> None:
