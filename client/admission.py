@@ -48,17 +48,11 @@ def _against_grid(study: Study) -> Iterator[NotAdmitted]:
     """Whether the hospitals' shares of the noise fit on the grid of the sums; else each round would fail."""
     if study.privacy.mode != "distributed":
         return
-    from client.global_step import noise_share
+    from client.global_step import check_noise_share
     from privacy.noise_share import GridError
-    from shared_models.architectures import build_model
-    from shared_models.layouts import training_layout
-    from shared_models.manifest import Manifest
 
     try:
-        cost = training_cost(study)
-        if cost is not None:
-            num_weights = Manifest.of(build_model(study)).num_weights
-            noise_share(study, cost, training_layout(study, 1, num_weights=num_weights))
+        check_noise_share(study)
     except PrivacyTargetError:
         return  # told with the budget
     except GridError as error:

@@ -3,50 +3,20 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from client.budget import training_cost
 from client.patients import PatientSet
-from client.training import Machine, add_sample
+from client.training import ClippedSamples, Machine, add_sample
 from privacy.accounting import TrainingCost
-from privacy.clipping import ClippedGradientSum
 from privacy.noise_share import NoiseShare
 from privacy.randomness import CryptographicGenerator
+from shared_models.architectures import build_model
+from shared_models.layouts import training_layout
+from shared_models.manifest import Manifest
 from shared_models.study import Study, Training
 from shared_models.tasks import BinaryClassification
 from shared_models.vector import VectorLayout
-
-
-class ClippedSamples:
-    """The sum of clipped gradients, without noise. It must not leave before `NoiseShare.added_to` has added some."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        task: BinaryClassification,
-        *,
-        clipping_bound: float,
-        mixed_precision: bool,
-    ) -> None:
-        self._clipped = ClippedGradientSum(model, max_grad_norm=clipping_bound)
-        self._task, self._mixed_precision = task, mixed_precision
-
-    def add(self, images: Tensor, labels: Tensor, patient: Tensor | None) -> None:
-        """Add the patients of one physical batch, each with the mean gradient over the patient's rows."""
-        self._clipped.add(
-            images,
-            labels,
-            loss=self._task.loss,
-            mixed_precision=self._mixed_precision,
-            patient=patient,
-        )
-
-    def take(self) -> list[Tensor]:
-        """Return the sum over patients, one tensor a parameter, as `ClippedGradientSum.take`, and begin anew."""
-        return self._clipped.take()
-
-    def close(self) -> None:
-        """Leave the model as it was found."""
-        self._clipped.close()
 
 
 def noise_share(study: Study, cost: TrainingCost, layout: VectorLayout) -> NoiseShare:
@@ -64,6 +34,25 @@ def noise_share(study: Study, cost: TrainingCost, layout: VectorLayout) -> Noise
         num_weights=layout.num_weights,
         scale=layout.scale,
     )
+
+
+def check_noise_share(study: Study, *, num_weights: int | None = None) -> None:
+    """Check, before anybody trains, that the sites' shares of the noise fit on the grid of the sums.
+
+    Args:
+        study: of any mode; only distributed ones have shares.
+        num_weights: of its model; None where it is not built yet.
+
+    Raises:
+        GridError: they do not; each round would fail.
+        PrivacyTargetError: no noise reaches the study's epsilon, in any mode.
+    """
+    cost = training_cost(study)
+    if cost is None or study.privacy.mode != "distributed":
+        return
+    if num_weights is None:
+        num_weights = Manifest.of(build_model(study)).num_weights
+    noise_share(study, cost, training_layout(study, 1, num_weights=num_weights))
 
 
 def clipped_sum(

@@ -68,6 +68,39 @@ class PlainGradientSum:
         """Nothing was attached to the model."""
 
 
+class ClippedSamples:
+    """The sum of clipped gradients, without noise. It must not leave before noise is added."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: BinaryClassification,
+        *,
+        clipping_bound: float,
+        mixed_precision: bool,
+    ) -> None:
+        self._clipped = ClippedGradientSum(model, max_grad_norm=clipping_bound)
+        self._task, self._mixed_precision = task, mixed_precision
+
+    def add(self, images: Tensor, labels: Tensor, patient: Tensor | None) -> None:
+        """Add the patients of one physical batch, each with the mean gradient over the patient's rows."""
+        self._clipped.add(
+            images,
+            labels,
+            loss=self._task.loss,
+            mixed_precision=self._mixed_precision,
+            patient=patient,
+        )
+
+    def take(self) -> list[Tensor]:
+        """Return the sum over patients, one tensor a parameter, as `ClippedGradientSum.take`, and begin anew."""
+        return self._clipped.take()
+
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        self._clipped.close()
+
+
 class PrivateGradientSum:
     """The sum of clipped patients' gradients with Gaussian noise: one step of DP-SGD.
 
@@ -85,21 +118,15 @@ class PrivateGradientSum:
         generator: CryptographicGenerator,
         mixed_precision: bool,
     ) -> None:
-        self._clipped = ClippedGradientSum(model, max_grad_norm=max_grad_norm)
-        self._task = task
+        self._clipped = ClippedSamples(
+            model, task, clipping_bound=max_grad_norm, mixed_precision=mixed_precision
+        )
         self._standard_deviation = noise_multiplier * max_grad_norm
         self._generator = generator
-        self._mixed_precision = mixed_precision
 
     def add(self, images: Tensor, labels: Tensor, patient: Tensor | None) -> None:
         """Add the patients of one physical batch, each with the mean gradient over the patient's rows."""
-        self._clipped.add(
-            images,
-            labels,
-            loss=self._task.loss,
-            mixed_precision=self._mixed_precision,
-            patient=patient,
-        )
+        self._clipped.add(images, labels, patient)
 
     def take(self) -> list[Tensor]:
         """Return the noised sum over patients, one tensor a parameter, and begin anew."""

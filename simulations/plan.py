@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from client.budget import evaluation_cost, training_cost
-from client.global_step import noise_share
+from client.budget import evaluation_cost
+from client.global_step import check_noise_share
 from privacy.accounting import PrivacyTargetError
 from privacy.noise_share import GridError
 from privacy.planning import (
@@ -22,7 +22,6 @@ from privacy.planning import (
 )
 from shared_models.architectures import build_model
 from shared_models.configuration import Frozen
-from shared_models.layouts import training_layout
 from shared_models.manifest import Manifest
 from shared_models.study import Study
 from shared_models.tasks import task_of
@@ -195,9 +194,7 @@ def _delta(study: Study, num_patients: int) -> DeltaEntry:
 def _refused(study: Study, num_weights: int) -> str | None:
     """Why no run of the study can keep its promise; None where one can."""
     try:
-        cost = training_cost(study)
-        if cost is not None and study.privacy.mode == "distributed":
-            noise_share(study, cost, training_layout(study, 1, num_weights=num_weights))
+        check_noise_share(study, num_weights=num_weights)
     except (PrivacyTargetError, GridError) as error:
         return str(error)
     return None

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
-from client.budget import training_cost
 from client.device import prepare_torch
-from client.global_step import noise_share
+from client.global_step import check_noise_share
 from client.site_file import Compute
 from privacy.accounting import PrivacyTargetError
 from privacy.clipping import UnsupportedModelError, check_supported
@@ -18,7 +17,6 @@ from privacy.randomness import CryptographicGenerator
 from server.result import versions
 from shared_models.architectures import build_model
 from shared_models.configuration import ConfigurationError
-from shared_models.layouts import training_layout
 from shared_models.manifest import Manifest
 from shared_models.study import Study
 from simulations.audit.accountant import accountant
@@ -233,9 +231,7 @@ def _check_accepted(study: Study, name: str) -> None:
     model, image = build_model(study), study.image
     try:
         check_supported(model, image_shape=(image.channels, image.rows, image.columns))
-        cost = training_cost(study)
-        if cost is not None and study.privacy.mode == "distributed":
-            noise_share(study, cost, training_layout(study, 1, num_weights=Manifest.of(model).num_weights))
+        check_noise_share(study, num_weights=Manifest.of(model).num_weights)
     except (GridError, PrivacyTargetError, UnsupportedModelError) as error:
         raise ConfigurationError(f"{name}: hospitals refuse this study: {error}") from error
 
