@@ -46,7 +46,7 @@ def prepare(dataset: FileDataset, image: Image) -> Plane:
     if swap:
         ratio, spacing = 1.0 / ratio, spacing and spacing[::-1]
     stored = decode(dataset, chosen_frame(dataset, image))
-    if not np.isfinite(stored).all():
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         raise Unusable(Reason.UNSUPPORTED_PIXELS, "It holds values that are no numbers.")
     with np.errstate(all="ignore"):  # absurd attributes may overflow; the result is checked below
         if text_of(dataset, "PhotometricInterpretation") in GREY:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import dataset, gradient, make_image, write
+from dicom_files import SECRET, Hospital, dataset, gradient, make_image, make_study, write
 
 from client.decoding import DecodingWorker
 from client.decoding_limits import Limits
 from client.dicom_file import Unusable
 from client.dicom_image import read_image
+from client.dicom_index import build_index
+from client.labels import read_labels
 from client.preparation import prepare
 from client.reasons import Reason
 
@@ -91,6 +93,7 @@ def test_the_process_is_used_again_for_files_that_are_merely_unusable(tmp_path: 
         assert worker.num_starts == 1
 
 
+@pytest.mark.slow
 def test_processor_time_counts_for_each_file_and_not_for_all_together(
     tmp_path: Path,
 ) -> None:
@@ -137,6 +140,30 @@ def test_a_process_that_died_between_two_files_costs_no_file(tmp_path: Path) -> 
         worker._process.wait()
         goes_on(worker, tmp_path)
         assert worker.num_starts == 2
+
+
+def test_files_that_end_the_decoder_are_lines_of_the_index_like_others(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path / "hospital")
+    rows = hospital.add_patients(range(4))
+    for number, kind in enumerate(("abort", "eat", "good"), start=100):
+        hospital.add(f"{kind[0]}/{kind}.dcm", dataset(gradient(), patient=f"PAT-{number:04d}"))
+        rows.append((f"PAT-{number:04d}", "yes"))
+    hospital.label(rows)
+    study, kept = make_study(), {}
+    with DecodingWorker(TIGHT, FAULTY) as worker:
+        index = build_index(
+            hospital.images,
+            read_labels(hospital.site().labels, study),
+            study,
+            SECRET,
+            key="PatientID",
+            prepare=worker.prepare,
+            keep=kept.__setitem__,
+        )
+        assert worker.num_starts == 2  # the one that only ran out of memory goes on
+    assert [image.path for image in index.images] == [*(f"{n:04d}.dcm" for n in range(4)), "g/good.dcm"]
+    assert index.left_out_counts == {"decoder-crashed": 1, "too-much-memory": 1}
+    assert kept.keys() == {image.path for image in index.images}
 
 
 def test_several_workers_run_side_by_side(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from client.decoders import is_native
 from client.decoding import DecodingWorker
 from client.dicom_file import Unusable
 from client.dicom_image import read_image
@@ -128,7 +129,7 @@ def as_rgb(values: np.ndarray, photometric: str) -> tuple[np.ndarray, float]:
 def decoded_by_dcmtk(path: Path, made: Dataset, into: Path) -> Path | None:
     """The file without compression, or None where dcmtk cannot read it."""
     program = DCMTK.get(made.file_meta.TransferSyntaxUID)
-    if program is None and made.file_meta.TransferSyntaxUID.is_encapsulated:
+    if program is None and not is_native(made.file_meta.TransferSyntaxUID):
         return None
     command = [program, str(path), str(into)] if program else ["dcmconv", "+te", str(path), str(into)]
     done = subprocess.run(command, capture_output=True, check=False)
@@ -227,6 +228,8 @@ REFERENCES = [
     ("emri_small_big_endian.dcm", "emri_small.dcm", 0),
     ("liver_j2k.dcm", "liver.dcm", 0),
     ("liver_expb.dcm", "liver.dcm", 0),
+    ("liver_deflate.dcm", "liver.dcm", 0),
+    ("liver_nonbyte_aligned_deflate.dcm", "liver_nonbyte_aligned.dcm", 0),
     ("liver_nonbyte_aligned_j2k.dcm", "liver_nonbyte_aligned.dcm", 0),
 ]
 
