@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from client.decoding import DecodingWorker
+from client.decoding import DecoderDoesNotStart, DecodingWorker
 from client.dicom_index import Index, Progress, build_index
 from client.index_report import INDEX_NAME, write_index
 from client.labels import read_labels
@@ -55,8 +55,7 @@ def ingest(
 
     Raises:
         LabelsError: the labels file as a whole cannot be used.
-        DataRefused: the images folder cannot be listed.
-        RuntimeError: the process that decodes does not start.
+        DataRefused: the images folder cannot be listed, or the process that decodes does not start.
     """
     labels = read_labels(site.labels, study)
     prepared: dict[str, Plane] = {}
@@ -74,6 +73,8 @@ def ingest(
                 keep=prepared.__setitem__,
                 progress=progress,
             )
+    except DecoderDoesNotStart as error:
+        raise DataRefused(str(error)) from error
     except OSError as error:
         raise DataRefused(
             f"{site.images.folder}: cannot be listed ({error.strerror}); check images.folder in site.toml"

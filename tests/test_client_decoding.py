@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from dicom_files import SECRET, Hospital, dataset, gradient, make_image, make_study, write
 
-from client.decoding import DecodingWorker
+from client.decoding import DecoderDoesNotStart, DecodingWorker
 from client.decoding_limits import Limits
 from client.dicom_file import Unusable
 from client.dicom_image import read_image
@@ -193,9 +193,10 @@ def test_closing_ends_the_process_even_in_the_middle_of_a_file(tmp_path: Path) -
 
 
 def test_a_program_that_does_not_start_is_no_reason_against_a_file(tmp_path: Path) -> None:
-    worker = DecodingWorker(program=(sys.executable, "-c", "raise SystemExit(1)"))
-    with pytest.raises(RuntimeError, match="did not start"):
-        worker.prepare(tmp_path / "one.dcm", GREY)
+    for program in ((sys.executable, "-c", "raise SystemExit(1)"), (str(tmp_path / "nothing"),)):
+        worker = DecodingWorker(program=program)
+        with pytest.raises(DecoderDoesNotStart, match="did not start"):
+            worker.prepare(tmp_path / "one.dcm", GREY)
 
 
 def test_the_process_ends_when_its_parent_is_killed(tmp_path: Path) -> None:

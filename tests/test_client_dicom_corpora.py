@@ -13,6 +13,7 @@ from dicom_files import dataset, write
 from dicom_outcomes import MODALITIES, corpus, folder, outcome, read_table, stored_values, wanted
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -214,6 +215,34 @@ def test_what_dcmtk_compresses_we_decode_as_dcmtk_does(
     else:
         assert np.abs(ours.astype(int) - theirs).max() <= (0 if command == "dcmcjpls" else 2)
         assert np.abs(ours.astype(int) - pixels.astype(int)).mean() <= 2**bits / 50
+
+
+@NO_DATA
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Formats/Jpeg.dcm",
+        "Formats/JpegLossless.dcm",
+        "Formats/Rle.dcm",
+        "Encodings/Lena-ascii.dcm",
+        "TransferSyntaxes/1.2.840.10008.1.2.4.51.dcm",
+        "TransferSyntaxes/1.2.840.10008.1.2.4.57.dcm",
+        "TransferSyntaxes/1.2.840.10008.1.2.4.90.dcm",
+        "TransferSyntaxes/1.2.840.10008.1.2.4.91.dcm",
+        "../pydicom-data/data_store/data/HTJ2KLossless_08_RGB.dcm",
+        "../pydicom-data/data_store/data/HTJ2K_08_RGB.dcm",
+    ],
+)
+def test_half_of_a_compressed_stream_is_no_image(tmp_path: Path, name: str) -> None:
+    """A decoder that fills the rest with grey would make a wrong image, and nobody would know."""
+    made = dcmread(folder() / "orthanc-odd" / name)
+    stream = get_frame(made.PixelData, 0, number_of_frames=1)
+    made.PixelData = encapsulate([stream[: len(stream) // 2]])
+    made.save_as(tmp_path / "half.dcm")
+    image = wanted(3 if made.SamplesPerPixel == 3 else 1)
+    with pytest.raises(Unusable) as finding:
+        stored_values(tmp_path / "half.dcm", image)
+    assert finding.value.reason is Reason.UNDECODABLE
 
 
 REFERENCES = [
