@@ -82,15 +82,14 @@ def plugin_for(transfer_syntax: UID, bits_stored: int) -> str:
 def check_stream(dataset: FileDataset, frame: int) -> None:
     """Refuse a compressed frame that says of itself that it has another size than the header says.
 
-    A decoder reserves what the stream claims, and some work for minutes on a claim that is false.
+    A decoder reserves what the stream claims.
 
     Raises:
         Unusable: undecodable.
     """
-    stream = _stream_of(dataset, frame)
     if dataset.file_meta.TransferSyntaxUID == RLELossless:  # it does not tell its size
         return
-    found = stream_size(stream)
+    found = stream_size(_stream_of(dataset, frame))
     if found is None:
         raise Unusable(Reason.UNDECODABLE, "Its compressed data have no header.")
     if found != (int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel)):
