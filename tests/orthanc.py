@@ -1,0 +1,116 @@
+"""A real Orthanc (the Debian packages ``orthanc`` and ``orthanc-dicomweb``) on loopback, as a child process."""
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from pydicom import dcmread
+
+from shared_models.processes import free_port
+
+PROGRAM = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+needs_orthanc = pytest.mark.skipif(
+    PROGRAM is None or not PLUGIN.exists(),
+    reason="needs a real PACS: apt-get install orthanc orthanc-dicomweb (docs/pacs.md)",
+)
+START_SECONDS = 60.0
+
+
+class Orthanc:
+    """One PACS with a folder of its own. Use as a context manager; it may be killed and started again."""
+
+    def __init__(
+        self, folder: Path, *, ae_title: str = "COLLEGIUM", move_port: int | None = None, password: str = ""
+    ) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.password = folder, password
+        self.dicom_port, self.http_port = free_port(), free_port()
+        self.storage = folder / "storage"
+        settings = {
+            "Name": "test",
+            "StorageDirectory": str(self.storage),
+            "IndexDirectory": str(self.storage),
+            "DicomAet": "ARCHIVE",
+            "DicomPort": self.dicom_port,
+            "HttpPort": self.http_port,
+            "DicomCheckCalledAet": True,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": bool(password),
+            "RegisteredUsers": {"site": password} if password else {},
+            "Plugins": [str(PLUGIN)],
+            "DicomModalities": {"site": [ae_title, "127.0.0.1", move_port or 1]},
+            "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+            "StableAge": 1,
+            "ConcurrentJobs": 4,
+        }
+        self.config = folder / "orthanc.json"
+        self.config.write_text(json.dumps(settings), encoding="utf-8")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "Orthanc":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def url(self) -> str:
+        """The root of its DICOMweb service."""
+        return f"http://127.0.0.1:{self.http_port}/dicom-web"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        assert PROGRAM is not None
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [PROGRAM, str(self.config)], cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            assert self._process.poll() is None, (self.folder / "log").read_text(errors="replace")[-2000:]
+            try:
+                self._ask("GET", "/system")
+                return
+            except httpx.TransportError:
+                assert time.monotonic() < deadline, "Orthanc does not start"
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL, to this process only."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def upload(self, files: list[Path]) -> None:
+        """Store files as they are."""
+        with self._client() as client:
+            for path in files:
+                client.post("/instances", content=path.read_bytes()).raise_for_status()
+
+    def lose_stored_files(self, path: Path) -> None:
+        """Take what is stored of the instance of *path* from the PACS's disk: it still lists it."""
+        identifier = dcmread(path, stop_before_pixels=True).SOPInstanceUID
+        (found,) = self._ask("POST", "/tools/lookup", content=str(identifier)).json()
+        wanted = self._ask("GET", f"/instances/{found['ID']}/file").content
+        for stored in self.storage.rglob("*"):
+            if stored.is_file() and stored.stat().st_size == len(wanted) and stored.read_bytes() == wanted:
+                stored.unlink()
+
+    def _client(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=f"http://127.0.0.1:{self.http_port}",
+            auth=("site", self.password) if self.password else None,
+            trust_env=False,
+            timeout=60,
+        )
+
+    def _ask(self, method: str, path: str, content: str | None = None) -> httpx.Response:
+        with self._client() as client:
+            return client.request(method, path, content=content).raise_for_status()
