@@ -33,7 +33,7 @@ def web_address(text: str) -> str:
     return text.rstrip("/")
 
 
-def hours(text: str) -> str:
+def daily_hours(text: str) -> str:
     """A daily window ``HH:MM-HH:MM``, over midnight too. Raises ValueError where it is none."""
     window(text)
     return text
@@ -132,7 +132,7 @@ class Pacs(Frozen):
     connections: int = Field(default=2, ge=1, le=8)
     studies_per_minute: float = Field(default=60.0, gt=0.0)
     max_mib_per_second: float | None = Field(default=None, gt=0.0)
-    hours: Annotated[str, AfterValidator(hours)] | None = None
+    hours: Annotated[str, AfterValidator(daily_hours)] | None = None
     timeout_seconds: float = Field(default=60.0, gt=0.0, le=3600.0)
     attempts: int = Field(default=3, ge=1, le=10)
     backoff_seconds: float = Field(default=5.0, ge=0.0, le=600.0)

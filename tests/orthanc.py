@@ -72,14 +72,17 @@ class Orthanc:
                 [PROGRAM, str(self.config)], cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + START_SECONDS
-        while True:
+        while not self._answers():
             assert self._process.poll() is None, (self.folder / "log").read_text(errors="replace")[-2000:]
-            try:
-                self._ask("GET", "/system")
-                return
-            except httpx.TransportError:
-                assert time.monotonic() < deadline, "Orthanc does not start"
-                time.sleep(0.05)
+            assert time.monotonic() < deadline, "Orthanc does not start"
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        try:
+            self._ask("GET", "/system")
+        except httpx.TransportError:
+            return False
+        return True
 
     def kill(self) -> None:
         """SIGKILL, to this process only."""

@@ -240,7 +240,7 @@ def test_a_fetch_that_is_killed_at_any_moment_goes_on_where_it_was(
     kills = 0
     for _ in range(8):
         process = site.start("--accessions", wanted)
-        _wait(lambda: (site.state / "fetch.csv").exists())
+        _wait((site.state / "fetch.csv").exists)
         time.sleep(generator.uniform(0.0, 0.5))
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
