@@ -45,6 +45,7 @@ class Orthanc:
             "Plugins": [str(PLUGIN)],
             "DicomModalities": {"site": [ae_title, "127.0.0.1", move_port or 1]},
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+            "MaximumStorageCacheSize": 0,
             "StableAge": 1,
             "ConcurrentJobs": 4,
         }

@@ -1,6 +1,8 @@
 """DICOMDIR: it is no unusable image, and files that it names and that are not there are counted."""
 
+import gc
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,10 @@ def export(tmp_path: Path) -> Hospital:
         )
         rows.append((patient, "yes" if number % 2 else "no"))
     files.write(hospital.images / "export")
-    files._tmpdir.cleanup()  # pydicom leaves that to the garbage collector, with a warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom leaves its temporary folders to the garbage collector
+        del files
+        gc.collect()
     hospital.label(rows)
     return hospital
 
