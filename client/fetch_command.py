@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -136,10 +137,15 @@ def _fetched(site: SiteFile, pacs: Pacs, wanted: Wanted, *, wait: bool, again: b
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop warnings: pydicom's quote values of what the PACS sends. Its loggers are silent anyway."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Drop warnings, and what ends a thread of pynetdicom: both may quote what the PACS sends. Loggers are silent."""
+    told = threading.excepthook
+    threading.excepthook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        threading.excepthook = told
 
 
 @contextmanager

@@ -120,26 +120,28 @@ class Fetch:
         except NotFetched as trouble:
             self._end(trouble)
         queries = self._wanted.queries()
-        workers = [
-            threading.Thread(target=self._work, args=(queries,), daemon=True)
-            for _ in range(min(self._options.connections, self._tally.queries))
+        lines = [
+            _Reconnecting(self._connect) for _ in range(min(self._options.connections, self._tally.queries))
         ]
+        workers = [threading.Thread(target=self._work, args=(queries, line), daemon=True) for line in lines]
         try:
             for worker in workers:
                 worker.start()
             for worker in workers:
                 while worker.is_alive():
                     worker.join(0.2)
-        finally:
+        except KeyboardInterrupt:
             self._stop.set()
+            for line in lines:
+                line.close()  # in the middle of an answer: nothing may keep the process from ending
+            raise
         if self._crash is not None:
             raise self._crash
         self._list_the_rest(queries)
         return self._tally
 
-    def _work(self, queries: Iterator[StudyQuery]) -> None:
+    def _work(self, queries: Iterator[StudyQuery], line: "_Reconnecting") -> None:
         """One connection's life."""
-        line = _Reconnecting(self._connect)
         try:
             while not self._stop.is_set():
                 with self._lock:
@@ -263,7 +265,7 @@ class Fetch:
         """Do a step, again on a new connection after a growing pause where it fails. Raises NotFetched."""
         for attempt in range(self._options.attempts):
             try:
-                return step(line.connection())
+                return _understood(step, line.connection())
             except NotFetched as trouble:
                 line.close()
                 settled = trouble.outcome.settled or trouble.outcome in NOT_TRIED_AGAIN
@@ -369,6 +371,16 @@ class _Reconnecting:
         current, self._current = self._current, None
         if current is not None:
             current.close()
+
+
+def _understood(step: Callable[[PacsConnection], T], connection: PacsConnection) -> T:
+    """Do a step; whatever a library raises on what a PACS sends costs one study, and its text is not shown."""
+    try:
+        return step(connection)
+    except NotFetched:
+        raise
+    except Exception as error:  # noqa: BLE001 - a PACS may send anything
+        raise NotFetched(Outcome.PACS_ERROR, f"({type(error).__name__})") from None
 
 
 def _missing(folder: StudyFolder, instances: Sequence[FoundInstance]) -> list[FoundInstance]:

@@ -131,12 +131,16 @@ class DimseConnection:
         self._access, self._service = access, access.service
         self._association: Association | None = None
         self._classes: tuple[str, ...] = ()
-        self._answered = self._busy = False
+        self._answered = self._busy = self._closed = False
         self._receive: Receive | None = None
         self._trouble: NotFetched | None = None
 
     def close(self) -> None:
-        """Release the association, where there is one; abort it in the middle of an answer."""
+        """Release the association, where there is one; abort it in the middle of an answer. There is no other after."""
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
         association, self._association = self._association, None
         if association is not None and association.is_established:
             if self._busy:
@@ -223,6 +227,7 @@ class DimseConnection:
         receiver = self._access.receiver
         if receiver is not None:
             association, begun = self._associated(), time.monotonic()
+            _check_offered(association, MOVE, "C-MOVE")
             with receiver.expecting(study, receive) as trouble:
                 self._busy = True
                 for status, _ in association.send_c_move(identifier, self._service.calling_ae_title, MOVE):
@@ -233,6 +238,7 @@ class DimseConnection:
             return
         classes = sorted({one.sop_class for one in instances if one.sop_class})
         association, begun = self._associated(classes), time.monotonic()
+        _check_offered(association, GET, "C-GET")
         self._receive, self._trouble = receive, None
         try:
             self._busy = True
@@ -254,8 +260,7 @@ class DimseConnection:
 
     def _find(self, level: str, keys: dict[str, str]) -> list[Dataset]:
         association, begun = self._associated(), time.monotonic()
-        if not _offers(association, FIND):
-            raise NotFetched(Outcome.REFUSED, "(it does not answer queries of study root)")
+        _check_offered(association, FIND, "queries of study root")
         found: list[Dataset] = []
         self._busy = True
         for status, answer in association.send_c_find(_identifier(level, keys), FIND):
@@ -295,7 +300,9 @@ class DimseConnection:
         current = self._association
         if current is not None and current.is_established and set(classes) <= set(self._classes):
             return current
-        self.close()
+        if self._closed:
+            raise NotFetched(Outcome.CONNECTION_LOST)
+        self._drop()
         together = tuple(sorted({*self._classes, *classes}))
         if len(together) > MOST_CLASSES:
             together = tuple(classes)
@@ -430,8 +437,10 @@ def _contexts(service: Dimse, classes: Sequence[str], *, verify: bool) -> list[P
     return contexts + [build_context(uid, syntax) for uid in classes for syntax in TRANSFER_SYNTAXES]
 
 
-def _offers(association: Association, syntax: str) -> bool:
-    return any(context.abstract_syntax == syntax for context in association.accepted_contexts)
+def _check_offered(association: Association, syntax: str, what: str) -> None:
+    """Raise NotFetched where the PACS did not accept this service."""
+    if not any(context.abstract_syntax == syntax for context in association.accepted_contexts):
+        raise NotFetched(Outcome.REFUSED, f"(it offers this site no {what})")
 
 
 def _identifier(level: str, keys: dict[str, str]) -> Dataset:

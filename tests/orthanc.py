@@ -2,14 +2,20 @@
 
 import json
 import shutil
+import socket
+import socketserver
+import ssl
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 from pydicom import dcmread
 
+from server.certificates import Authority
 from shared_models.processes import free_port
 
 PROGRAM = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
@@ -25,12 +31,18 @@ class Orthanc:
     """One PACS with a folder of its own. Use as a context manager; it may be killed and started again."""
 
     def __init__(
-        self, folder: Path, *, ae_title: str = "COLLEGIUM", move_port: int | None = None, password: str = ""
+        self,
+        folder: Path,
+        *,
+        move_port: int = 1,
+        password: str = "",
+        authority: Authority | None = None,
     ) -> None:
         folder.mkdir(parents=True)
         self.folder, self.password = folder, password
         self.dicom_port, self.http_port = free_port(), free_port()
         self.storage = folder / "storage"
+        known = {"AET": "COLLEGIUM", "Host": "127.0.0.1", "Port": move_port}
         settings = {
             "Name": "test",
             "StorageDirectory": str(self.storage),
@@ -43,12 +55,14 @@ class Orthanc:
             "AuthenticationEnabled": bool(password),
             "RegisteredUsers": {"site": password} if password else {},
             "Plugins": [str(PLUGIN)],
-            "DicomModalities": {"site": [ae_title, "127.0.0.1", move_port or 1]},
+            "DicomModalities": {"site": {**known, "UseDicomTls": bool(authority)}},
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
             "MaximumStorageCacheSize": 0,
             "StableAge": 1,
             "ConcurrentJobs": 4,
         }
+        if authority is not None:
+            settings |= _encrypted(folder, authority)
         self.config = folder / "orthanc.json"
         self.config.write_text(json.dumps(settings), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
@@ -118,3 +132,62 @@ class Orthanc:
     def _ask(self, method: str, path: str, content: str | None = None) -> httpx.Response:
         with self._client() as client:
             return client.request(method, path, content=content).raise_for_status()
+
+
+def _encrypted(folder: Path, authority: Authority) -> dict[str, object]:
+    """TLS for DICOM with a certificate of this authority; clients need one of it, too."""
+    issued = authority.server(["127.0.0.1"])
+    (folder / "ca.pem").write_bytes(authority.issued.certificate)
+    (folder / "key.pem").write_bytes(issued.key)
+    (folder / "certificate.pem").write_bytes(issued.certificate)
+    return {
+        "DicomTlsEnabled": True,
+        "DicomTlsCertificate": str(folder / "certificate.pem"),
+        "DicomTlsPrivateKey": str(folder / "key.pem"),
+        "DicomTlsTrustedCertificates": str(folder / "ca.pem"),
+    }
+
+
+class TlsRelay:
+    """TLS in front of the PACS's web service, as hospitals have it. (Debian's Orthanc 1.10.1 crashes on its own.)"""
+
+    def __init__(self, folder: Path, authority: Authority, target_port: int) -> None:
+        folder.mkdir()
+        issued = authority.server(["127.0.0.1"])
+        (folder / "both.pem").write_bytes(issued.key + issued.certificate)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "both.pem")
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                try:
+                    near = context.wrap_socket(self.request, server_side=True)
+                except (ssl.SSLError, OSError):
+                    return  # the client does not believe the certificate
+                with near, socket.create_connection(("127.0.0.1", target_port)) as far:
+                    back = threading.Thread(target=_pour, args=(far, near))
+                    back.start()
+                    _pour(near, far)
+                    back.join()
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> "TlsRelay":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def _pour(source: socket.socket, target: socket.socket) -> None:
+    """All bytes from one end to the other, until either closes."""
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_RDWR)

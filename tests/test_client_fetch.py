@@ -417,6 +417,14 @@ def test_a_failure_that_stays_costs_its_study_only_and_the_next_call_tries_it_ag
     assert site.num_files == 6
 
 
+def test_whatever_a_library_raises_costs_one_study_and_its_text_is_not_written_down(site: Site) -> None:
+    site.pacs.failures = {"series 2": [ValueError("SECRET"), KeyError("SECRET")]}  # type: ignore[list-item]
+    assert site.counts() == {"complete": 2, "pacs-error": 1}
+    text = (site.state / "fetch.csv").read_text()
+    assert "(KeyError)" in text
+    assert "SECRET" not in text
+
+
 def test_an_unknown_number_and_an_empty_study_are_listed(site: Site) -> None:
     site.pacs.studies["2"] = []
     assert site.counts("A1", "A2", "nobody", "A3") == {

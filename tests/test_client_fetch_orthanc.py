@@ -4,17 +4,19 @@ import os
 import random
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from orthanc import Orthanc, needs_orthanc
+from orthanc import Orthanc, TlsRelay, needs_orthanc
 from pacs_site import ACCESSION, PATIENT, PacsSite, contents, dicomweb, dimse, make_study
 from pydicom import dcmread
 
 from client.doctor_pacs import check_pacs
 from client.site_file import read_site
+from server.certificates import Authority
 from shared_models.checkup import Wrong
 from shared_models.processes import free_port
 
@@ -256,6 +258,59 @@ def test_a_fetch_that_is_killed_at_any_moment_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_fetch_ends_within_seconds_when_asked_to(
+    archive: Archive, tmp_path: Path, way: str, ending: signal.Signals
+) -> None:
+    site = PacsSite(tmp_path, archive.settings(way).replace("100000.0", "200.0"))
+    process = site.start("--accessions", site.listed(archive.accessions()))
+    _wait(lambda: len(list(site.images.rglob("*.dcm"))) >= 3)
+    begun = time.monotonic()
+    process.send_signal(ending)
+    printed, told = process.communicate(timeout=60)
+    assert process.returncode == 130, (printed, told)
+    assert time.monotonic() - begun < 10
+    says_nothing_of_patients((printed + told).decode())
+    assert b"Traceback" not in told
+
+
+@pytest.mark.parametrize("way", ["get", "move", "dicomweb"])
+def test_by_tls_only_the_named_authority_is_believed(tmp_path: Path, way: str) -> None:
+    files = make_study(tmp_path / "files", 1)
+    authority, other = Authority("The hospital's"), Authority("Somebody's")
+    for name, one in (("ca", authority), ("other", other)):
+        (tmp_path / f"{name}.pem").write_bytes(one.issued.certificate)
+    own = authority.server(["127.0.0.1"])
+    (tmp_path / "site.pem").write_bytes(own.certificate)
+    (tmp_path / "site.key").write_bytes(own.key)
+    move_port = free_port()
+    with (
+        Orthanc(tmp_path / "orthanc", move_port=move_port, authority=authority) as orthanc,
+        TlsRelay(tmp_path / "relay", authority, orthanc.http_port) as relay,
+    ):
+        orthanc.upload(files)
+
+        def settings(ca: str) -> str:
+            trust: dict[str, object] = {"ca_certificate": str(tmp_path / f"{ca}.pem")}
+            if way == "dicomweb":
+                return dicomweb(f"https://127.0.0.1:{relay.port}/dicom-web", **trust)
+            trust |= {"tls": True, "client_certificate": str(tmp_path / "site.pem")}
+            trust |= {"client_key": str(tmp_path / "site.key")}
+            if way == "move":
+                trust |= {"retrieve": "move", "listen_host": "127.0.0.1", "listen_port": move_port}
+            return dimse(orthanc.dicom_port, **trust)
+
+        site = PacsSite(tmp_path, settings("other"))
+        wanted = site.listed([f"{ACCESSION}-0001-1"])
+        code, told, printed = site.fetch("--accessions", wanted)
+        assert (code, told["stopped"]) == (4, "unreachable"), printed
+        site.pacs(settings("ca"))
+        code, _, printed = site.fetch("--accessions", wanted)
+        assert code == 0, printed
+        assert site.held() == contents(files)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_the_doctor_says_hello_to_the_pacs(archive: Archive, tmp_path: Path, way: str) -> None:
     site = PacsSite(tmp_path, archive.settings(way))
     pacs = read_site(site.config).pacs
@@ -272,8 +327,6 @@ def test_the_doctor_says_hello_to_the_pacs(archive: Archive, tmp_path: Path, way
 
 
 def test_a_disk_that_fills_up_is_told_and_what_came_stays(archive: Archive, tmp_path: Path) -> None:
-    import subprocess
-
     site = PacsSite(tmp_path, archive.settings("dicomweb"))
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1100k,mode=700", "tmpfs", str(site.images)],
