@@ -13,9 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pacs_certificates import HospitalAuthority
 from pydicom import dcmread
 
-from server.certificates import Authority
 from shared_models.processes import free_port
 
 PROGRAM = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
@@ -36,7 +36,7 @@ class Orthanc:
         *,
         move_port: int = 1,
         password: str = "",
-        authority: Authority | None = None,
+        authority: HospitalAuthority | None = None,
     ) -> None:
         folder.mkdir(parents=True)
         self.folder, self.password = folder, password
@@ -134,12 +134,12 @@ class Orthanc:
             return client.request(method, path, content=content).raise_for_status()
 
 
-def _encrypted(folder: Path, authority: Authority) -> dict[str, object]:
+def _encrypted(folder: Path, authority: HospitalAuthority) -> dict[str, object]:
     """TLS for DICOM with a certificate of this authority; clients need one of it, too."""
-    issued = authority.server(["127.0.0.1"])
-    (folder / "ca.pem").write_bytes(authority.issued.certificate)
-    (folder / "key.pem").write_bytes(issued.key)
-    (folder / "certificate.pem").write_bytes(issued.certificate)
+    key, certificate = authority.issue()
+    (folder / "ca.pem").write_bytes(authority.certificate)
+    (folder / "key.pem").write_bytes(key)
+    (folder / "certificate.pem").write_bytes(certificate)
     return {
         "DicomTlsEnabled": True,
         "DicomTlsCertificate": str(folder / "certificate.pem"),
@@ -151,10 +151,9 @@ def _encrypted(folder: Path, authority: Authority) -> dict[str, object]:
 class TlsRelay:
     """TLS in front of the PACS's web service, as hospitals have it. (Debian's Orthanc 1.10.1 crashes on its own.)"""
 
-    def __init__(self, folder: Path, authority: Authority, target_port: int) -> None:
+    def __init__(self, folder: Path, authority: HospitalAuthority, target_port: int) -> None:
         folder.mkdir()
-        issued = authority.server(["127.0.0.1"])
-        (folder / "both.pem").write_bytes(issued.key + issued.certificate)
+        (folder / "both.pem").write_bytes(b"".join(authority.issue()))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "both.pem")
 

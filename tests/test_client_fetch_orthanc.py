@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from orthanc import Orthanc, TlsRelay, needs_orthanc
+from pacs_certificates import HospitalAuthority
 from pacs_site import ACCESSION, PATIENT, PacsSite, contents, dicomweb, dimse, make_study
 from pydicom import dcmread
 
 from client.doctor_pacs import check_pacs
 from client.site_file import read_site
-from server.certificates import Authority
 from shared_models.checkup import Wrong
 from shared_models.processes import free_port
 
@@ -277,12 +277,12 @@ def test_a_fetch_ends_within_seconds_when_asked_to(
 @pytest.mark.parametrize("way", ["get", "move", "dicomweb"])
 def test_by_tls_only_the_named_authority_is_believed(tmp_path: Path, way: str) -> None:
     files = make_study(tmp_path / "files", 1)
-    authority, other = Authority("The hospital's"), Authority("Somebody's")
+    authority, other = HospitalAuthority("Hospital"), HospitalAuthority("Other")
     for name, one in (("ca", authority), ("other", other)):
-        (tmp_path / f"{name}.pem").write_bytes(one.issued.certificate)
-    own = authority.server(["127.0.0.1"])
-    (tmp_path / "site.pem").write_bytes(own.certificate)
-    (tmp_path / "site.key").write_bytes(own.key)
+        (tmp_path / f"{name}.pem").write_bytes(one.certificate)
+    key, certificate = authority.issue()
+    (tmp_path / "site.pem").write_bytes(certificate)
+    (tmp_path / "site.key").write_bytes(key)
     move_port = free_port()
     with (
         Orthanc(tmp_path / "orthanc", move_port=move_port, authority=authority) as orthanc,
