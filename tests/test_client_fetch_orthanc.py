@@ -5,6 +5,7 @@ import random
 import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from orthanc import Orthanc, TlsRelay, needs_orthanc
 from pacs_certificates import HospitalAuthority
-from pacs_site import ACCESSION, PATIENT, PacsSite, contents, dicomweb, dimse, make_study
+from pacs_site import ACCESSION, PATIENT, ROOT, PacsSite, contents, dicomweb, dimse, make_study
 from pydicom import dcmread
 
 from client.doctor_pacs import check_pacs
@@ -90,6 +91,34 @@ def test_what_arrives_is_what_was_stored_and_a_second_call_asks_for_nothing(
     code, told, _ = site.fetch("--accessions", site.listed(archive.accessions()))
     assert (code, told["known"], told["outcomes"], told["images"]) == (0, NUM_STUDIES, {}, 0)
     assert {path: path.stat().st_mtime_ns for path in site.images.rglob("*.dcm")} == before
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_with_every_logger_on_nothing_of_the_question_or_the_answer_is_said(
+    archive: Archive, tmp_path: Path, way: str
+) -> None:
+    site = PacsSite(tmp_path, archive.settings(way))
+    program = (
+        "import logging, sys, warnings; logging.basicConfig(level=logging.DEBUG); warnings.simplefilter('always')\n"
+        "import pynetdicom, httpx, pydicom; logging.getLogger('pynetdicom').setLevel(logging.DEBUG)\n"
+        "from client.command import main; main()"
+    )
+    numbers = site.listed([*archive.accessions()[:3], "NOBODY-1"])
+    words = ["fetch", "--config", str(site.config), "--accessions", str(numbers)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = done.stdout + done.stderr
+    assert done.returncode == 3, told
+    assert "3 × complete" in told
+    assert "1 × unknown-accession" in told
+    says_nothing_of_patients(told)
+    assert "NOBODY" not in told
 
 
 @pytest.mark.parametrize("way", WAYS)
