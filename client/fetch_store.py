@@ -23,6 +23,7 @@ from client.secret import SiteSecret
 
 FOLDER_NAME = "pacs"
 MIB = 1 << 20
+FOLDER_MODE, FILE_MODE = 0o750, 0o640  # nothing for others; the group as the umask allows
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _one_parser = threading.Lock()  # `dicom_file.guarded` must not run in two threads
 
@@ -59,7 +60,7 @@ class ImageStore:
         with _told():
             if not self._images.is_dir():
                 raise NotFetched(Outcome.NOT_WRITABLE, "(images.folder is not there)")
-            self.root.mkdir(exist_ok=True)
+            self.root.mkdir(mode=FOLDER_MODE, exist_ok=True)
             left = list(self.root.glob("*/.*.part"))
             for path in left:
                 path.unlink()
@@ -129,9 +130,9 @@ class _IncomingFile:
 
     def __enter__(self) -> "_IncomingFile":
         with _told():
-            self._study.folder.mkdir(exist_ok=True)
+            self._study.folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
             self._path = self._study.folder / f".{secrets.token_hex(8)}.part"
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
             self._file = os.fdopen(descriptor, "wb")
         return self
 

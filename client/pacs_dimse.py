@@ -4,6 +4,7 @@ One association at a time for each connection. It offers every transfer syntax i
 so that the PACS can send each object as it has it: within one context it would choose one for all (PS3.8 section 9.3).
 """
 
+import socket
 import ssl
 import threading
 import time
@@ -327,7 +328,7 @@ class DimseConnection:
             ae_title=service.called_ae_title,
             ext_neg=[build_role(UID(uid), scp_role=True) for uid in self._classes],
             tls_args=None if context is None else (context, service.host),
-            evt_handlers=[(evt.EVT_C_STORE, self._store)],
+            evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_CONN_OPEN, _send_at_once)],
         )
         if association.is_established:
             return association
@@ -378,7 +379,7 @@ class StorageReceiver:
                 (service.listen_host, service.listen_port),
                 block=False,
                 ssl_context=_serving(service),
-                evt_handlers=[(evt.EVT_C_STORE, self._store)],
+                evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_CONN_OPEN, _send_at_once)],
             )
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(
@@ -428,6 +429,13 @@ def take(event: evt.Event, receive: Receive) -> tuple[int, NotFetched | None]:
     except (AttributeError, ValueError, TypeError, KeyError):  # the request lacks what a file needs
         return CANNOT_STORE, NotFetched(Outcome.WRONG_OBJECT, "(a malformed C-STORE)")
     return STORED, None
+
+
+def _send_at_once(event: evt.Event) -> None:
+    """Switch Nagle's algorithm off: a request is two small writes, and the second would wait for the first's answer."""
+    connection = event.assoc.dul.socket
+    if connection is not None and connection.socket is not None:
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _contexts(service: Dimse, classes: Sequence[str], *, verify: bool) -> list[PresentationContext]:

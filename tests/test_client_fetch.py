@@ -388,6 +388,9 @@ def site(tmp_path: Path) -> Site:
 def test_everything_comes_once(site: Site) -> None:
     assert site.counts() == {"complete": 3}
     assert site.num_files == 6
+    assert all(path.stat().st_mode & 0o007 == 0 for path in (site.images / "pacs").rglob("*")), (
+        "others see nothing"
+    )
     before = list(site.pacs.asked)
     tally = site.fetch()
     assert (tally.known, tally.images, exit_code(tally)) == (3, 0, 0)
