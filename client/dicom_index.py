@@ -172,9 +172,9 @@ def _with_dicomdirs(left_out: list[LeftOut], folder: Path, paths: list[Path]) ->
     """Tell DICOMDIRs from other files without pixels, and add the files that they name and that are not there."""
     there: list[str] | None = None
     settled: dict[str, LeftOut] = {file.path: file for file in left_out}
-    for path in paths:
+    for path in filter(is_dicomdir, paths):
         name = path.relative_to(folder).as_posix()
-        if name not in settled or not is_dicomdir(path):
+        if name not in settled:
             continue
         there = there or [other.relative_to(folder).as_posix() for other in paths]
         try:
