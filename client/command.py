@@ -12,6 +12,7 @@ from rich.console import Console
 
 from client.agent_command import agent
 from client.doctor_command import doctor
+from client.fetch_command import fetch
 from client.foreground import foreground
 from client.init_command import init
 from client.inspect_command import index, ledger
@@ -133,6 +134,7 @@ def status(
     out.print(f"  server: {values['server']}", markup=False)
 
 
+app.command()(fetch)
 app.command()(index)
 app.command()(ledger)
 app.command("renew-keys")(renew)

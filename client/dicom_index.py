@@ -7,6 +7,7 @@ from pathlib import Path
 
 from client.dicom_file import Unusable, identifiers_of, opened, read_header
 from client.dicom_image import check_image
+from client.dicomdir import is_dicomdir, missing_files
 from client.labels import LabelTable
 from client.preparation import Plane
 from client.reasons import LabelProblem, Reason
@@ -65,19 +66,19 @@ class Index:
 
     @property
     def num_files(self) -> int:
-        """All files below the images folder, save the labels file."""
+        """All files below the images folder, save the labels file; with those that a DICOMDIR names and that lack."""
         return len(self.images) + len(self.left_out)
 
     @property
     def unusable_share(self) -> float:
-        """Files left out over all files, 1 for an empty folder; files of patients who withdrew count in neither.
+        """Files left out over all files, 1 for an empty folder; patients who withdrew and DICOMDIRs count in neither.
 
         Every file that is left out counts, for whatever reason: a folder full of text files or RT plans is as much
         a sign of a wrong folder as one full of truncated images. Only the labels file itself is not counted.
         """
-        withdrawn = sum(file.reason is Reason.WITHDRAWN for file in self.left_out)
-        counted = self.num_files - withdrawn
-        return (len(self.left_out) - withdrawn) / counted if counted else 1.0
+        not_counted = sum(file.reason in (Reason.WITHDRAWN, Reason.DICOMDIR) for file in self.left_out)
+        counted = self.num_files - not_counted
+        return (len(self.left_out) - not_counted) / counted if counted else 1.0
 
     @property
     def left_out_counts(self) -> dict[str, int]:
@@ -156,6 +157,7 @@ def build_index(
         except Unusable as finding:
             left_out.append(LeftOut(path=name, reason=finding.reason, detail=finding.detail))
         progress(number, len(paths))
+    left_out = _with_dicomdirs(left_out, folder, paths)
     images, without_role = walk.with_roles()
     problems = dict(labels.problems)
     if unmatched := len(labels.keys - walk.keys):
@@ -167,6 +169,26 @@ def build_index(
         num_label_rows=labels.num_rows,
         num_patients_found=len(walk.patients),
     )
+
+
+def _with_dicomdirs(left_out: list[LeftOut], folder: Path, paths: list[Path]) -> list[LeftOut]:
+    """Tell DICOMDIRs from other files without pixels, and add the files that they name and that are not there."""
+    there: list[str] | None = None
+    settled: dict[str, LeftOut] = {file.path: file for file in left_out}
+    for path in filter(is_dicomdir, paths):
+        name = path.relative_to(folder).as_posix()
+        if name not in settled:
+            continue
+        there = there or [other.relative_to(folder).as_posix() for other in paths]
+        try:
+            missing = missing_files(path, folder, there)
+        except Unusable as finding:
+            settled[name] = LeftOut(path=name, reason=finding.reason, detail=finding.detail)
+            continue
+        settled[name] = LeftOut(path=name, reason=Reason.DICOMDIR)
+        for other in missing:
+            settled.setdefault(other, LeftOut(path=other, reason=Reason.MISSING_FILE))
+    return list(settled.values())
 
 
 def _files(folder: Path) -> list[Path]:

@@ -95,6 +95,8 @@ class SiteDoctor:
         yield "labels", lambda: check_labels(self._site().labels)
         yield "readers", lambda: check_readers(self._site())
         yield "index", lambda: check_index(self._site(), self._now())
+        if self._known.site is not None and self._known.site.pacs is not None:
+            yield "pacs", self._pacs
         yield "device", self._device
         yield "roster", self._roster
         if two_users:
@@ -194,6 +196,11 @@ class SiteDoctor:
 
     def _at_work(self) -> bool:
         return (self._known.agent or "").startswith("working")
+
+    def _pacs(self) -> Outcome:
+        from client.doctor_pacs import check_pacs
+
+        return check_pacs(needed(self._site().pacs, "site.toml names no PACS"))
 
     def _device(self) -> Outcome:
         from client.device import DeviceError, choose_device

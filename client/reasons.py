@@ -42,8 +42,18 @@ class Reason(Enum):
     )
     NOT_AN_IMAGE = (
         "not-an-image",
-        "It is DICOM but no image, such as an RT plan, a structured report or a DICOMDIR.",
+        "It is DICOM but no image, such as an RT plan or a structured report.",
         "Nothing to do; keep only images in the folder if it should not count.",
+    )
+    DICOMDIR = (
+        "dicomdir",
+        "It is a DICOMDIR, the table of contents of an export.",
+        "Nothing to do; it does not count as unusable.",
+    )
+    MISSING_FILE = (
+        "missing-file",
+        "A DICOMDIR names it, and it is not there.",
+        "Copy the export again, with all its folders; or remove the DICOMDIR if only a part is wanted.",
     )
     OTHER_MODALITY = (
         "other-modality",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from client.pacs_file import Pacs
 from shared_models.configuration import Frozen, read_toml
 from shared_models.study import Slug
 
@@ -137,7 +138,7 @@ class SiteFile(Frozen):
     """One hospital's installation: its data, device, state, consortium, server and policy.
 
     ``server``: one user runs everything. ``agent``: the connection to the server is another user's, who has a
-    ``network.toml``. Neither: the site is only simulated.
+    ``network.toml``. Neither: the site is only simulated. ``pacs``: where `collegium-client fetch` asks for images.
     """
 
     name: Slug
@@ -149,6 +150,7 @@ class SiteFile(Frozen):
     server: Server | None = None
     agent: AgentDoor | None = None
     compute: Compute = Compute()
+    pacs: Pacs | None = None
     testing: Testing | None = None
 
     @model_validator(mode="after")
@@ -182,5 +184,6 @@ def read_site(path: Path) -> SiteFile:
             ),
             "server": None if site.server is None else site.server.below(root),
             "agent": agent,
+            "pacs": None if site.pacs is None else site.pacs.below(root),
         }
     )

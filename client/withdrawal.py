@@ -8,16 +8,19 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client.approvals import Approvals
 from client.index_report import INDEX_NAME
-from client.patients import PatientSet
 from client.private_file import replace_private_file
 from client.roles import Role
 from client.site_journal import WITHDRAWN
 from privacy.journal import Entry, Journal
 from privacy.ledger import Ledger
 from shared_models.study import Study
+
+if TYPE_CHECKING:
+    from client.patients import PatientSet
 
 PATIENTS_NAME = "patients.json"
 
@@ -72,7 +75,7 @@ def withdraw(journal: Journal, pseudonyms: Iterable[str]) -> int:
     return len(fresh)
 
 
-def remember_patients(folder: Path, patients: Mapping[Role, PatientSet]) -> None:
+def remember_patients(folder: Path, patients: Mapping[Role, "PatientSet"]) -> None:
     """Write down who is in a run, in the run's folder at the site, mode 0600; who was in it once stays there."""
     values = {role.value: set(part.pseudonyms) for role, part in patients.items()}
     for role, names in _read_patients(folder / PATIENTS_NAME).items():

@@ -17,14 +17,16 @@ from typer.testing import CliRunner
 import client.command
 import server.command
 import simulations.command
+from client.fetch_reasons import Outcome
 from client.network_file import NetworkFile
+from client.pacs_file import Pacs
 from client.reasons import LabelProblem, Reason
 from client.review_sentences import share
 from client.site_file import SiteFile
 from privacy.interpretation import best_guess
 from server.result import Result
 from server.server_file import ServerFile
-from shared_models.configuration import parse_toml
+from shared_models.configuration import Frozen, parse_toml
 from shared_models.messages import Refusal
 from shared_models.proposal import ProposedStudy
 from shared_models.roster import RosterFile
@@ -245,6 +247,27 @@ def test_every_refusal_is_explained() -> None:
     words = get_args(Refusal.model_fields["reason"].annotation)
     described = first_cells(section(page("two-machines.md"), "## When something is wrong"))
     assert set(words) <= described
+
+
+# pacs.md
+
+
+def test_the_pacs_page_names_every_outcome_as_in_the_code() -> None:
+    text = section(page("pacs.md"), "## When something fails")
+    for outcome in Outcome:
+        assert f"| `{outcome.code}` | {outcome.sentence} | {outcome.remedy} |\n" in text
+    assert first_cells(text) == {outcome.code for outcome in Outcome}
+
+
+def test_the_settings_of_the_pacs_page_are_settings() -> None:
+    shown = re.findall(r"^```toml\n(.*?)^```$", page("pacs.md"), flags=re.MULTILINE | re.DOTALL)
+    assert len(shown) == 2
+    for text in shown:
+        parse_toml(text, PacsOnly, origin="docs/pacs.md")
+
+
+class PacsOnly(Frozen):
+    pacs: Pacs
 
 
 # dependencies.md

@@ -1,0 +1,79 @@
+"""DICOMDIR: the table of contents of an export (PS3.3 annex F, PS3.10 section 8).
+
+All files below the images folder are read whether a DICOMDIR names them or not. It tells one thing more: which files
+should be there and are not, because an export was copied in part.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from pydicom import dcmread
+from pydicom.multival import MultiValue
+from pydicom.uid import MediaStorageDirectoryStorage
+
+from client.dicom_file import Unusable, guarded, opened, read_header
+from client.reasons import Reason
+
+NAME = "DICOMDIR"
+LONGEST_BYTES = 256 << 20
+_COMPONENT = re.compile(
+    r"[A-Za-z0-9_ .-]{1,64}"
+)  # PS3.10 section 8.2 allows 8 of A-Z, 0-9, _; exports use more
+
+
+def is_dicomdir(path: Path) -> bool:
+    """Whether a file is a DICOMDIR, by its name (PS3.10 section 8.6) and its header."""
+    if path.name.upper() != NAME:
+        return False
+    try:
+        with opened(path) as file:
+            return bool(
+                read_header(file).file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+            )
+    except Unusable:
+        return False
+
+
+def referenced_files(path: Path) -> tuple[PurePosixPath, ...]:
+    """The files that a DICOMDIR names, relative to its own folder, each once, in its order.
+
+    Raises:
+        Unusable: it is too large, cannot be parsed, or names a file outside its folder.
+    """
+    with opened(path) as file:
+        if file.num_bytes > LONGEST_BYTES:
+            raise Unusable(Reason.TOO_LARGE, f"It has more than {LONGEST_BYTES >> 20} MiB.")
+        with guarded(Reason.BROKEN_HEADER):
+            records = (
+                dcmread(file, specific_tags=["DirectoryRecordSequence"]).get("DirectoryRecordSequence") or ()
+            )
+            found: dict[PurePosixPath, None] = {}
+            for record in records:
+                value = record.get("ReferencedFileID")
+                if not value:
+                    continue
+                parts = [str(part) for part in value] if isinstance(value, MultiValue) else [str(value)]
+                if not all(_COMPONENT.fullmatch(part) and part.strip(".") for part in parts):
+                    raise Unusable(
+                        Reason.BAD_ATTRIBUTE, "A Referenced File ID (0004,1500) is no path below it."
+                    )
+                found[PurePosixPath(*parts)] = None
+    return tuple(found)
+
+
+def missing_files(dicomdir: Path, folder: Path, there: Iterable[str]) -> tuple[str, ...]:
+    """Paths of files that a DICOMDIR names and that are not *there*; upper and lower case do not matter.
+
+    Args:
+        dicomdir: the DICOMDIR, below *folder*.
+        folder: the images folder.
+        there: paths of all files, relative to *folder*.
+
+    Raises:
+        Unusable: as `referenced_files`.
+    """
+    known = {path.lower() for path in there}
+    above = PurePosixPath(dicomdir.parent.relative_to(folder).as_posix())
+    named = [(above / path).as_posix() for path in referenced_files(dicomdir)]
+    return tuple(path for path in named if path.lower() not in known)
