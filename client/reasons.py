@@ -95,6 +95,16 @@ class Reason(Enum):
         "Its pixel data cannot be decoded.",
         "Export the file again; open it in a viewer to see whether it is damaged.",
     )
+    NO_VOLUME = (
+        "no-volume",
+        "The slices of its series do not make one volume.",
+        "Export each series by itself, with one image at each place; keep localizers out of the folder.",
+    )
+    MISSING_SLICE = (
+        "missing-slice",
+        "A slice of its series is missing.",
+        "Export the whole series again from its source.",
+    )
     DUPLICATE = (
         "duplicate",
         "Another file with the same SOPInstanceUID (0008,0018) is already used.",
