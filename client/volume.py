@@ -20,6 +20,8 @@ _SAME = 1e-3
 """Of direction cosines, and of spacings relative to each other: what scanners round."""
 _SAME_PLACE = 0.01
 """Of the usual distance between slices: two that are closer lie at one place."""
+_ROUNDING = 1e-6
+"""Of a voxel."""
 _REGULAR = 0.05
 """Of the usual distance between slices: so much may one differ, or lie beside the line of the others."""
 
@@ -119,11 +121,29 @@ def resampled(
     to_voxel = np.linalg.inv(volume.steps)
     matrix = to_voxel @ grid
     offset = to_voxel @ (volume.middle - grid @ half - volume.origin)
-    smoothed = _smoothed(volume.values, matrix)
     placed: Voxels = ndimage.affine_transform(
-        smoothed, matrix, offset, output_shape=shape, output=np.float32, order=1, cval=outside
+        _smoothed(volume.values, matrix),
+        matrix,
+        offset,
+        output_shape=shape,
+        output=np.float32,
+        order=1,
+        mode="nearest",
     )
+    placed[_beyond(matrix, offset, shape, volume.values.shape)] = outside
     return placed
+
+
+def _beyond(
+    matrix: Millimetres, offset: Millimetres, shape: tuple[int, int, int], size: tuple[int, ...]
+) -> npt.NDArray[np.bool_]:
+    """Where the grid lies outside all voxels, which reach half a voxel beyond their middles; bool of *shape*."""
+    beyond = np.zeros(shape, dtype=np.bool_)
+    indices = np.ogrid[tuple(slice(number) for number in shape)]
+    for row, start, number in zip(matrix, offset, size, strict=True):
+        place = start + sum(step * index for step, index in zip(row, indices, strict=True))
+        beyond |= (place < -0.5 - _ROUNDING) | (place > number - 0.5 + _ROUNDING)
+    return beyond
 
 
 def _check_alike(slices: Sequence[Slice]) -> None:

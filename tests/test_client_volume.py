@@ -105,10 +105,9 @@ def test_a_shuffled_series_gives_the_values_of_simpleitk(
     grid = {"spacing": (0.5, 0.45, 0.4), "shape": (24, 22, 26)}
     found = resampled(stacked(shuffled(slices)), **grid, outside=-9.0)  # type: ignore[arg-type]
     want = by_simpleitk(slices, **grid, outside=-9.0)  # type: ignore[arg-type]
-    inside = (found != -9.0) & (want != -9.0)
-    assert inside.mean() > 0.4
-    assert np.abs(found - want)[inside].max() < 1e-4
-    assert (inside == (found != -9.0)).mean() > 0.9, "they differ in the last half voxel at the border only"
+    assert (want != -9.0).mean() > 0.4
+    alike = np.abs(found - want) < 1e-4
+    assert alike.mean() > 0.999, "but for a place that lies on the border to rounding"
 
 
 def test_a_tilted_gantry_is_upright_afterwards() -> None:
