@@ -46,7 +46,7 @@ _PIXEL_KEYWORDS = (
 )
 _GEOMETRY_KEYWORDS = (
     "ImageType", "RescaleType", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing",
-    "PixelAspectRatio", "PatientOrientation", "ImageOrientationPatient",
+    "PixelAspectRatio", "PatientOrientation", "ImageOrientationPatient", "ImagePositionPatient", "SeriesInstanceUID",
 )
 # fmt: on
 FRAME_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")

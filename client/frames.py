@@ -12,10 +12,11 @@ _MACROS = {
     "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
     "PixelMeasuresSequence": ("PixelSpacing",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PlanePositionSequence": ("ImagePositionPatient",),
     "CTImageFrameTypeSequence": ("FrameType",),
 }
 # fmt: on
-"""The macros that we use: (0028,9145), (0028,9132), (0028,9110), (0020,9116), (0018,9329)."""
+"""The macros that we use: (0028,9145), (0028,9132), (0028,9110), (0020,9116), (0020,9113), (0018,9329)."""
 
 
 def num_frames(header: FileDataset) -> int:

@@ -93,10 +93,9 @@ def grey_levels(stored: npt.NDArray[np.generic], dataset: FileDataset, image: Im
         window = Window(center=image.window_center, width=image.window_width)
         return window.apply(hounsfield_units(stored, dataset))
     modality = lookup_table(dataset, "ModalityLUTSequence")
-    values = modality.apply(stored) if modality else _rescaled(stored.astype(np.float64), dataset)
+    values = modality_values(stored, dataset, modality)
     if image.intensity == "percentiles":
-        low, high = np.percentile(values, [image.low_percentile, image.high_percentile])
-        levels = _between(values, float(low), float(high))
+        levels = between_percentiles(values, image)
     elif image.intensity == "window" and (voi := lookup_table(dataset, "VOILUTSequence")):
         levels = voi.apply(values) / voi.highest
     elif image.intensity == "window" and (own := first_window(dataset)):
@@ -106,6 +105,19 @@ def grey_levels(stored: npt.NDArray[np.generic], dataset: FileDataset, image: Im
     else:
         levels = _between(values, *_full_range(dataset, modality))
     return 1.0 - levels if text_of(dataset, "PhotometricInterpretation") == "MONOCHROME1" else levels
+
+
+def modality_values(
+    stored: npt.NDArray[np.generic], dataset: FileDataset, table: LookupTable | None
+) -> Levels:
+    """Stored values after the modality transformation: *table* if there is one, else rescaling. float64, same shape."""
+    return table.apply(stored) if table else _rescaled(stored.astype(np.float64), dataset)
+
+
+def between_percentiles(values: npt.NDArray[np.floating], image: Image) -> Levels:
+    """Map what lies between the study's percentiles of *values* to [0, 1], cut outside; float64, same shape."""
+    low, high = np.percentile(values, [image.low_percentile, image.high_percentile])
+    return _between(values.astype(np.float64), float(low), float(high))
 
 
 def hounsfield_units(stored: npt.NDArray[np.generic], dataset: FileDataset) -> Levels:

@@ -105,6 +105,16 @@ class Reason(Enum):
         "Its pixel data cannot be decoded.",
         "Export the file again; open it in a viewer to see whether it is damaged.",
     )
+    NO_VOLUME = (
+        "no-volume",
+        "The slices of its series do not make one volume.",
+        "Export each series by itself, with one image at each place; keep localizers out of the folder.",
+    )
+    MISSING_SLICE = (
+        "missing-slice",
+        "A slice of its series is missing.",
+        "Export the whole series again from its source.",
+    )
     DECODER_CRASHED = (
         "decoder-crashed",
         "The process that decodes ended while it worked on it; the other files are not concerned.",

@@ -1,0 +1,147 @@
+"""The files of one DICOM series as a volume: one image each, or the frames of one."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import FileDataset
+
+from client.dicom_file import (
+    MAX_INFLATED_BYTES,
+    Unusable,
+    guarded,
+    integer_of,
+    opened,
+    read_header,
+    text_of,
+)
+from client.dicom_image import check_image, decode, with_pixels
+from client.frames import num_frames, take_frame
+from client.intensity import (
+    Window,
+    between_percentiles,
+    hounsfield_units,
+    lookup_table,
+    modality_values,
+)
+from client.pixel_size import spacing_of
+from client.reasons import Reason
+from client.volume import Slice, Volume, Voxels, resampled, stacked
+from shared_models.study import Image
+
+MAX_VOLUME_BYTES = 2**30
+"""Of all slices of a series, as float32."""
+_PIXELS = 0x7FE0
+"""Group of the pixel data."""
+
+
+def read_series(paths: Sequence[Path], image: Image) -> Volume:
+    """Read the files of one series, in whatever order.
+
+    Args:
+        paths: at least one.
+        image: what the study wants. With ``intensity = "hounsfield"`` values are Hounsfield units, else those after the
+            modality transformation.
+
+    Raises:
+        Unusable: a file cannot be used, they are of several series, or they make no volume.
+    """
+    slices: list[Slice] = []
+    series, room = None, MAX_VOLUME_BYTES
+    for path in paths:
+        header = _read(path, image)
+        if series not in (None, own := text_of(header, "SeriesInstanceUID")):
+            raise Unusable(Reason.NO_VOLUME, "Its files are of several series.")
+        series = own
+        rows, columns = (integer_of(header, keyword, low=1, high=65535) for keyword in ("Rows", "Columns"))
+        room -= 4 * rows * columns * num_frames(header)
+        if room < 0:
+            raise Unusable(Reason.TOO_LARGE, f"Its series has more than {MAX_VOLUME_BYTES} bytes.")
+        slices += _slices(header, image)
+    return stacked(slices)
+
+
+def prepared_volume(
+    volume: Volume, image: Image, *, spacing: tuple[float, float, float], shape: tuple[int, int, int]
+) -> Voxels:
+    """Return the middle of a volume on the study's grid, in levels from 0 to 1; around it 0.
+
+    Percentiles are those of the whole volume.
+
+    Args:
+        volume: of `read_series`.
+        image: ``intensity`` is "hounsfield" or "percentiles": windows and ranges differ from slice to slice.
+        spacing: mm towards the head, to the back, to the left.
+        shape: of the grid, in the same order.
+
+    Returns:
+        float32 of *shape* in [0, 1].
+
+    Raises:
+        ValueError: another intensity.
+    """
+    if image.window_center is not None and image.window_width is not None:
+        window = Window(center=image.window_center, width=image.window_width)
+        placed = resampled(volume, spacing=spacing, shape=shape, outside=np.nan)
+        levels = window.apply(placed.astype(np.float64))
+    elif image.intensity == "percentiles":
+        whole = Volume(
+            values=between_percentiles(volume.values, image).astype(np.float32),
+            origin=volume.origin,
+            steps=volume.steps,
+        )
+        levels = resampled(whole, spacing=spacing, shape=shape, outside=np.nan).astype(np.float64)
+    else:
+        raise ValueError(f'intensity = "{image.intensity}" has no meaning for a volume')
+    return np.nan_to_num(levels, nan=0.0).astype(np.float32)
+
+
+def _read(path: Path, image: Image) -> FileDataset:
+    frames = image.model_copy(update={"frames": "middle"})  # any number of frames will do
+    with opened(path, max_inflated=MAX_INFLATED_BYTES) as file:
+        header = read_header(file, with_frames=True)
+        check_image(header, file, frames)
+        return with_pixels(header, file)
+
+
+def _slices(dataset: FileDataset, image: Image) -> Iterator[Slice]:
+    for frame in range(num_frames(dataset)):
+        own = _header_of(dataset, frame)
+        stored = decode(dataset, frame)
+        table = lookup_table(own, "ModalityLUTSequence")
+        values = (
+            hounsfield_units(stored, own)
+            if image.intensity == "hounsfield"
+            else modality_values(stored, own, table)
+        )
+        if not np.isfinite(values).all():
+            raise Unusable(Reason.UNSUPPORTED_PIXELS, "It holds values that are no numbers.")
+        if (spacing := spacing_of(own)) is None:
+            raise Unusable(Reason.NO_SPACING)
+        across, down = _vector(own, "ImageOrientationPatient", 6).reshape(2, 3)
+        yield Slice(
+            values=values.astype(np.float32),
+            position=_vector(own, "ImagePositionPatient", 3),
+            across=across,
+            down=down,
+            spacing=spacing,
+        )
+
+
+def _header_of(dataset: FileDataset, frame: int) -> FileDataset:
+    """The attributes of one frame, as of an image of one frame, without pixels."""
+    tags = [tag for tag in list(dataset.keys()) if tag.group != _PIXELS]
+    elements = {tag: dataset.get_item(tag) for tag in tags}
+    own = FileDataset("", elements, file_meta=dataset.file_meta)
+    own.set_original_encoding(*dataset.original_encoding)
+    take_frame(own, frame)
+    return own
+
+
+def _vector(header: FileDataset, keyword: str, size: int) -> npt.NDArray[np.float64]:
+    with guarded(Reason.NO_VOLUME):
+        found = np.array([float(value) for value in header.get(keyword) or ()])
+    if found.shape != (size,) or not np.isfinite(found).all():
+        raise Unusable(Reason.NO_VOLUME, f"{keyword} is missing or has no {size} numbers.")
+    return found
