@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileDataset
+from pydicom.tag import BaseTag
 
 from client.dicom_file import (
     MAX_INFLATED_BYTES,
@@ -132,7 +134,7 @@ def _slices(dataset: FileDataset, image: Image) -> Iterator[Slice]:
 def _header_of(dataset: FileDataset, frame: int) -> FileDataset:
     """The attributes of one frame, as of an image of one frame, without pixels."""
     tags = [tag for tag in list(dataset.keys()) if tag.group != _PIXELS]
-    elements = {tag: dataset.get_item(tag) for tag in tags}
+    elements: dict[BaseTag, DataElement | RawDataElement] = {tag: dataset.get_item(tag) for tag in tags}
     own = FileDataset("", elements, file_meta=dataset.file_meta)
     own.set_original_encoding(*dataset.original_encoding)
     take_frame(own, frame)
