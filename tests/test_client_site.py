@@ -856,6 +856,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", PLANTED)
 def test_the_search_finds_a_planted_secret_in_each_form(hospital, tmp_path, monkeypatch, form: str) -> None:
     talk, hoard = secret_run(hospital, tmp_path, monkeypatch)

@@ -57,6 +57,7 @@ def test_two_rounds_cost_more_than_one() -> None:
     assert cost(10).epsilon(1e-5) < cost(20).epsilon(1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 200), st.floats(0.8, 4.0))
 def test_epsilon_grows_with_steps_and_falls_with_noise(num_steps: int, multiplier: float) -> None:
@@ -65,6 +66,7 @@ def test_epsilon_grows_with_steps_and_falls_with_noise(num_steps: int, multiplie
     assert cost(num_steps, multiplier=1.5 * multiplier).epsilon(1e-4) < base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
 def test_the_noise_found_for_a_target_stays_within_it_and_is_not_wasteful(epsilon: float) -> None:
     found = TrainingCost.for_target(epsilon=epsilon, delta=1e-4, sample_rate=0.1, num_steps=200)

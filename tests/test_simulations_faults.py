@@ -113,6 +113,7 @@ def who_was_tested(tmp_path: Path) -> tuple[str, ...]:
     return read_checkpoint(path, study_hash=STUDY.hash)[0].tested
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_a_hospital_that_vanishes_at_any_exchange_is_back_at_the_next_round(
@@ -169,6 +170,7 @@ def test_a_hospital_that_vanishes_in_the_final_test_leaves_it_to_the_others(
     assert who_was_tested(tmp_path) == (EVERYBODY if exchange in ("confirm", "unmask") else (ONE, THREE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("exchange", "told"),
     [
@@ -186,6 +188,7 @@ def test_two_of_three_that_vanish_in_a_round_burn_it_and_the_next_has_all(
     assert survivors(result)[2:] == [EVERYBODY] * 2
 
 
+@pytest.mark.slow
 def test_hospitals_that_vanish_at_different_exchanges_burn_the_round_once_too_few_are_left(
     tmp_path, hospitals
 ) -> None:
@@ -200,6 +203,7 @@ def test_a_hospital_stays_away_for_as_many_rounds_as_the_fault_says(tmp_path, ho
     assert rounds == [4]
 
 
+@pytest.mark.slow
 def test_a_final_test_that_loses_too_many_has_no_figures_and_the_run_ends(tmp_path, hospitals) -> None:
     faults = fault("evaluate", number=5), fault("evaluate", "after", number=5, site=THREE)
     result, _ = run(tmp_path, hospitals, *faults)

@@ -368,6 +368,7 @@ def leaks(seen: Seen, twins: Twins) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_of_a_single_site_can_be_read_in_all_that_the_server_saw(tmp_path, consortium) -> None:
     seen = Seen(consortium.start("honest"), tmp_path)
     consortium.run(seen)
@@ -375,6 +376,7 @@ def test_nothing_of_a_single_site_can_be_read_in_all_that_the_server_saw(tmp_pat
     assert leaks(seen, Twins(consortium.start("honest-twins"))) == set()
 
 
+@pytest.mark.slow
 def test_the_same_look_finds_everything_where_the_masks_are_left_off(tmp_path, consortium) -> None:
     seen = Seen(consortium.start("open", OpenSite), tmp_path)
     consortium.run(seen)

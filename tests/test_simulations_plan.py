@@ -88,6 +88,7 @@ def test_patients_are_given_together_or_for_each_site(
     assert planned(file, *words).patients == expected
 
 
+@pytest.mark.slow
 def test_the_overshoot_of_each_possible_sum_is_the_designs(file: str) -> None:
     plan = planned(file, "--patients", "5000")
     assert [one.num_sites for one in plan.overshoots] == [7, 8, 9, 10]
@@ -143,6 +144,7 @@ def test_a_study_with_shared_noise_is_told_by_its_own_column_and_has_no_other_wa
     assert plan.refused is None
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_too_coarse_for_the_model_is_told_before_anybody_trains(tmp_path: Path) -> None:
     many = {
         **DISTRIBUTED,

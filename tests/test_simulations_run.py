@@ -258,6 +258,7 @@ def _listens_to_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running_and_nothing_half_written(tmp_path, hospitals) -> None:
     path = tmp_path / "long.toml"
     path.write_text(scenario_text(changes={"num_rounds = 3": "num_rounds = 9999"}), encoding="utf-8")
