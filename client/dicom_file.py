@@ -10,7 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +18,13 @@ from PIL.Image import DecompressionBombWarning
 from pydicom import dcmread
 from pydicom.config import IGNORE
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from client.identifiers import normalised
+from client.inflated import MAX_RATIO, InflatedFile
 from client.reasons import Reason
 
 # pydicom's log lines quote values, patients' names among them: none may reach any handler.
@@ -35,7 +36,7 @@ _PALETTE_KEYWORDS = tuple(
     f"{colour}PaletteColorLookupTable{part}"
     for part in ("Descriptor", "Data")
     for colour in ("Red", "Green", "Blue")
-)
+) + tuple(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue"))
 # fmt: off
 _PIXEL_KEYWORDS = (
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
@@ -43,9 +44,24 @@ _PIXEL_KEYWORDS = (
     "WindowCenter", "WindowWidth", "VOILUTFunction", "ModalityLUTSequence", "VOILUTSequence",
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
 )
+_GEOMETRY_KEYWORDS = (
+    "ImageType", "RescaleType", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing",
+    "PixelAspectRatio", "PatientOrientation", "ImageOrientationPatient",
+)
 # fmt: on
-HEADER_KEYWORDS = (*IDENTIFIER_KEYWORDS, "SOPClassUID", "Modality", *_PIXEL_KEYWORDS, *_PALETTE_KEYWORDS)
-_HEADER_TAGS = [tag for keyword in HEADER_KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
+FRAME_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+HEADER_KEYWORDS = (
+    *IDENTIFIER_KEYWORDS,
+    "SOPClassUID",
+    "Modality",
+    *_PIXEL_KEYWORDS,
+    *_PALETTE_KEYWORDS,
+    *_GEOMETRY_KEYWORDS,
+)
+MAX_HEADER_BYTES = 64 * 2**20
+MAX_INFLATED_BYTES = 512 * 2**20
+MAX_HEADER_READS = 200_000
+"""Each data element and each item takes one read at least; a parsed one takes about a thousand bytes of memory."""
 
 
 class Unusable(Exception):
@@ -74,54 +90,107 @@ def guarded(reason: Reason) -> Iterator[None]:
             raise
         except RecursionError:
             raise Unusable(Reason.TOO_DEEP) from None
+        except MemoryError:
+            raise Unusable(Reason.TOO_MUCH_MEMORY) from None
         except OSError as error:  # the parsers raise it too, but without a number
             found = reason if error.errno is None else Reason.NOT_READABLE
             raise Unusable(found, f"({error.strerror or type(error).__name__})") from None
-        except Exception as error:  # noqa: BLE001 - hostile bytes make parsers raise anything
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - hostile bytes make parsers raise anything, Rust's panic too
             raise Unusable(reason, f"({type(error).__name__})") from None
 
 
 class BoundedReader(io.BufferedReader):
     """A file that never reserves more memory for a value than the file has bytes left.
 
-    A header may claim a value of 4 GB; a plain read would reserve that much before it meets the end.
+    A header may claim a value of 4 GB; a plain read would reserve that much before it meets the end. While
+    `reading_header` is on, no more bytes and no more pieces are read than a header may have.
+
+    Args:
+        raw: the file.
+        num_bytes: how many it has at most.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path, "rb"))
-        self.num_bytes = self.seek(0, io.SEEK_END)
-        self.seek(0)
+    def __init__(self, raw: io.RawIOBase, num_bytes: int) -> None:
+        super().__init__(raw)
+        self.num_bytes = num_bytes
+        self.reading_header = False
+        self._header_bytes = self._header_reads = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read at most *size* bytes and at most to the end."""
+        """Read at most *size* bytes and at most to the end. Raises Unusable where the header is too large."""
         left = max(self.num_bytes - self.tell(), 0)
-        return super().read(left if size is None or size < 0 else min(size, left))
+        found = super().read(left if size is None or size < 0 else min(size, left))
+        if self.reading_header:
+            self._header_bytes += len(found)
+            self._header_reads += 1
+            if self._header_bytes > MAX_HEADER_BYTES or self._header_reads > MAX_HEADER_READS:
+                raise Unusable(Reason.TOO_LARGE, "Its header is larger than any header is.")
+        return found
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BoundedReader]:
-    """Open a regular file. Raises Unusable (not a file, not readable)."""
+def opened(path: Path, *, max_inflated: int = MAX_HEADER_BYTES) -> Iterator[BoundedReader]:
+    """Open a regular file; a deflated one reads as if it were not, up to *max_inflated* bytes.
+
+    Raises:
+        Unusable: not a file, not readable.
+    """
     try:
         if path.is_dir() and not path.is_symlink():
             raise Unusable(Reason.NOT_READABLE, "It is a folder that cannot be listed.")
         if not path.is_file():  # follows links; a pipe would block for ever
             raise Unusable(Reason.NOT_A_FILE)
-        file = BoundedReader(path)
+        raw = io.FileIO(path, "rb")
+        num_bytes = raw.seek(0, io.SEEK_END)
+        raw.seek(0)
+        file = BoundedReader(raw, num_bytes)
     except OSError as error:
         raise Unusable(Reason.NOT_READABLE, f"({error.strerror})") from None
-    with file:
+    with file, _inflated(file, max_inflated) as plain:
+        yield plain
+
+
+@contextmanager
+def _inflated(file: BoundedReader, limit: int) -> Iterator[BoundedReader]:
+    """The file itself, or what it is when inflated, whose file meta information then says that it is not deflated."""
+    is_deflated = False
+    with suppress(Unusable), guarded(Reason.BROKEN_HEADER):  # `read_header` says what is wrong
+        if file.read(132)[128:] == b"DICM":
+            is_deflated = _file_meta(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    if not is_deflated:
+        file.seek(0)
         yield file
+        return
+    end = file.tell()
+    file.seek(0)
+    deflated = DeflatedExplicitVRLittleEndian.encode()
+    before = file.read(end).replace(deflated, ExplicitVRLittleEndian.encode().ljust(len(deflated), b"\0"), 1)
+    most = min((file.num_bytes - end) * MAX_RATIO, MAX_INFLATED_BYTES - end)
+    with BoundedReader(InflatedFile(file, before, limit), end + most) as plain:
+        yield plain
 
 
-def read_header(file: BoundedReader) -> FileDataset:
+def _file_meta(file: BoundedReader) -> Dataset:
+    """The file meta information; leaves the file behind it."""
+    file.seek(132)
+    file.reading_header = True
+    meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_after_file_meta)
+    file.reading_header = False
+    return meta
+
+
+def read_header(file: BoundedReader, *, with_frames: bool = False) -> FileDataset:
     """Read the attributes in `HEADER_KEYWORDS`, not the pixel data.
 
     Args:
         file: the file, open at its start; left at its pixel data element, or at its end if there is none.
+        with_frames: read `FRAME_KEYWORDS` too. They may hold anything about frames and patients: only what
+            `client.frames` takes of them is to be kept.
 
     Raises:
-        Unusable: not DICOM, broken header, nested too deeply, or deflated as a whole (what is deflated cannot
-            be bounded before it is inflated).
+        Unusable: not DICOM, broken header, nested too deeply, or larger than any header is.
 
     Source:
         DICOM PS3.10 section 7.1 (file meta information), PS3.5 section 7 (data elements).
@@ -131,16 +200,16 @@ def read_header(file: BoundedReader) -> FileDataset:
         file.seek(0)
     if start[128:] != b"DICM":
         raise Unusable(Reason.NOT_DICOM)
+    keywords = (*HEADER_KEYWORDS, *FRAME_KEYWORDS) if with_frames else HEADER_KEYWORDS
+    tags = [tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None]
     with guarded(Reason.BROKEN_HEADER):
-        file.seek(132)
-        meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_after_file_meta)
-        transfer_syntax = meta.get("TransferSyntaxUID")
-        if not transfer_syntax:
+        if not _file_meta(file).get("TransferSyntaxUID"):
             raise Unusable(Reason.BROKEN_HEADER, "Transfer Syntax UID (0002,0010) is missing.")
-        if transfer_syntax == DeflatedExplicitVRLittleEndian:
-            raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX, name_of(DeflatedExplicitVRLittleEndian))
         file.seek(0)
-        return dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+        file.reading_header = True
+        header = dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
+    file.reading_header = False
+    return header
 
 
 def _after_file_meta(tag: int, vr: str | None, length: int) -> bool:

@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import FileDataset
 from pydicom.filereader import read_dataset
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, JPEGExtended12Bit
+from pydicom.uid import UID
 
+from client.decoders import check_stream, plugin_for
 from client.dicom_file import (
+    MAX_INFLATED_BYTES,
     BoundedReader,
     Unusable,
     code_of,
@@ -23,6 +24,7 @@ from client.dicom_file import (
     text_of,
     uid_of,
 )
+from client.frames import chosen_frame, num_frames, take_frame
 from client.reasons import Reason
 from shared_models.study import Image
 
@@ -35,21 +37,23 @@ COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 PALETTE = "PALETTE COLOR"
 
 _PIXEL_DATA = 0x7FE00010
-_FLOAT_PIXEL_DATA = (0x7FE00008, 0x7FE00009)
+_FLOAT_BITS = {0x7FE00008: 32, 0x7FE00009: 64}  # Float and Double Float Pixel Data
 
 
 def read_image(path: Path, image: Image) -> FileDataset:
     """Read one file that is to be an image of the study.
 
     Returns:
-        The attributes in `client.dicom_file.HEADER_KEYWORDS` and Pixel Data (7FE0,0010), not yet decoded.
+        The attributes in `client.dicom_file.HEADER_KEYWORDS`, those of the frame that the study takes, and Pixel Data
+        (7FE0,0010), Float Pixel Data (7FE0,0008) or Double Float Pixel Data (7FE0,0009), not yet decoded.
 
     Raises:
         Unusable: with the reason.
     """
-    with opened(path) as file:
-        header = read_header(file)
+    with opened(path, max_inflated=MAX_INFLATED_BYTES) as file:
+        header = read_header(file, with_frames=True)
         check_image(header, file, image)
+        take_frame(header, chosen_frame(header, image))
         return with_pixels(header, file)
 
 
@@ -68,18 +72,18 @@ def check_image(header: FileDataset, file: BoundedReader, image: Image) -> None:
     Source:
         DICOM PS3.3 section C.7.6.3 (Image Pixel Module), PS3.5 section 8.
     """
-    _check_kind(header, _next_tag(header, file), image)
-    if integer_of(header, "NumberOfFrames", low=0, high=2**31, default=1) > 1:
-        raise Unusable(Reason.MULTI_FRAME)
+    element = _next_tag(header, file)
+    _check_kind(header, element, image)
+    chosen_frame(header, image)
     num_bytes = _claimed_bytes(header)
     if max(num_bytes, file.num_bytes // 2) > MAX_PIXEL_BYTES:
         largest = max(num_bytes, file.num_bytes)
         raise Unusable(Reason.TOO_LARGE, f"{largest} bytes; at most {MAX_PIXEL_BYTES} are read.")
-    photometric = _check_pixels(header)
+    photometric = _check_pixels(header, _FLOAT_BITS.get(element or 0))
     if (photometric in GREY) != (image.channels == 1):
         raise Unusable(Reason.CHANNEL_MISMATCH, f"Photometric Interpretation is {photometric}.")
     transfer_syntax = _check_transfer_syntax(header)
-    needed = num_bytes * 2 // 3 if photometric == "YBR_FULL_422" else num_bytes
+    needed = _native_bytes(header, photometric)
     if not transfer_syntax.is_compressed and file.num_bytes - file.tell() < needed:
         raise Unusable(Reason.TRUNCATED, f"{needed} bytes of pixel data expected.")
 
@@ -89,19 +93,25 @@ def with_pixels(header: FileDataset, file: BoundedReader) -> FileDataset:
     with guarded(Reason.TRUNCATED):
         implicit, little_endian = header.original_encoding
         rest = read_dataset(file, bool(implicit), bool(little_endian), stop_when=_after_pixel_data)
-        header[_PIXEL_DATA] = rest[_PIXEL_DATA]
+        element = next(tag for tag in (_PIXEL_DATA, *_FLOAT_BITS) if tag in rest)
+        header[element] = rest[element]
+    compressed = uid_of(str(header.file_meta.TransferSyntaxUID)).is_compressed
+    needed = _native_bytes(header, text_of(header, "PhotometricInterpretation"))
+    if not compressed and len(header[element].value or b"") < needed:
+        raise Unusable(Reason.TRUNCATED, f"{needed} bytes of pixel data expected.")
     return header
 
 
-def decode(dataset: FileDataset) -> npt.NDArray[np.generic]:
-    """Decode the pixel data.
+def decode(dataset: FileDataset, frame: int = 0) -> npt.NDArray[np.generic]:
+    """Decode one frame of the pixel data.
 
     Args:
         dataset: what `read_image` returned.
+        frame: which one, from 0.
 
     Returns:
-        Stored values, (rows, columns) integers of BitsStored bits for grey and palette, (rows, columns, 3)
-        RGB for colour.
+        Stored values: (rows, columns) integers of BitsStored bits, or floating-point numbers, for grey and palette;
+        (rows, columns, 3) RGB for colour.
 
     Raises:
         Unusable: the pixel data cannot be decoded.
@@ -110,7 +120,10 @@ def decode(dataset: FileDataset) -> npt.NDArray[np.generic]:
         DICOM PS3.5 section 8 (encoding of pixel data); PS3.3 section C.7.6.3.1.2 (YBR to RGB).
     """
     with guarded(Reason.UNDECODABLE):
-        values = pixel_array(dataset)
+        plugin = plugin_for(dataset.file_meta.TransferSyntaxUID, int(dataset.get("BitsStored") or 0))
+        if plugin:
+            check_stream(dataset, frame)
+        values = pixel_array(dataset, index=frame, decoding_plugin=plugin)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     grey = text_of(dataset, "PhotometricInterpretation") in GREY | {PALETTE}
     if values.shape != ((rows, columns) if grey else (rows, columns, 3)):
@@ -128,9 +141,9 @@ def _next_tag(header: FileDataset, file: BoundedReader) -> int | None:
 
 
 def _check_kind(header: FileDataset, element: int | None, image: Image) -> None:
-    """Is it an image at all, one of the study's, and with pixel data of integers?"""
+    """Is it an image at all, one of the study's, and with pixel data?"""
     sop_class = uid_of(text_of(header, "SOPClassUID") or _class_of_meta(header))
-    has_pixels = element == _PIXEL_DATA or element in _FLOAT_PIXEL_DATA
+    has_pixels = element == _PIXEL_DATA or element in _FLOAT_BITS
     if not has_pixels and "Rows" not in header and "Image Storage" not in sop_class.name:
         raise Unusable(Reason.NOT_AN_IMAGE, name_of(sop_class))
     modality = code_of(header, "Modality")
@@ -139,8 +152,6 @@ def _check_kind(header: FileDataset, element: int | None, image: Image) -> None:
         raise Unusable(Reason.OTHER_MODALITY, f"It is {modality or 'empty'}; the study uses {wanted}.")
     if not has_pixels:
         raise Unusable(Reason.TRUNCATED)
-    if element in _FLOAT_PIXEL_DATA:
-        raise Unusable(Reason.UNSUPPORTED_PIXELS, "Its pixel data are floating-point numbers.")
 
 
 def _class_of_meta(header: FileDataset) -> str:
@@ -150,13 +161,23 @@ def _class_of_meta(header: FileDataset) -> str:
 
 
 def _claimed_bytes(header: FileDataset) -> int:
-    """Bytes of decoded pixel data, as the header says."""
+    """Bytes of one decoded frame, as the header says; a pixel of one bit becomes a byte."""
     rows, columns = (integer_of(header, keyword, low=1, high=65535) for keyword in ("Rows", "Columns"))
     samples = integer_of(header, "SamplesPerPixel", low=1, high=4, default=1)
-    return rows * columns * samples * integer_of(header, "BitsAllocated", low=1, high=64) // 8
+    bits = integer_of(header, "BitsAllocated", low=1, high=64)
+    return rows * columns * samples * max(bits, 8) // 8
 
 
-def _check_pixels(header: FileDataset) -> str:
+def _native_bytes(header: FileDataset, photometric: str) -> int:
+    """Bytes of all frames where they are not compressed."""
+    bits = integer_of(header, "BitsAllocated", low=1, high=64)
+    samples = integer_of(header, "SamplesPerPixel", low=1, high=4, default=1)
+    pixels = num_frames(header) * int(header.Rows) * int(header.Columns) * samples
+    num_bytes = (pixels * bits + 7) // 8
+    return num_bytes * 2 // 3 if photometric == "YBR_FULL_422" else num_bytes
+
+
+def _check_pixels(header: FileDataset, float_bits: int | None) -> str:
     """Return the photometric interpretation, if the attributes of the pixels are what the rest is made for."""
     photometric = text_of(header, "PhotometricInterpretation")
     if photometric not in GREY | COLOUR | {PALETTE}:
@@ -166,13 +187,18 @@ def _check_pixels(header: FileDataset) -> str:
     if samples != (3 if photometric in COLOUR else 1):
         raise Unusable(Reason.BAD_ATTRIBUTE, f"{photometric} with {samples} samples per pixel.")
     bits = integer_of(header, "BitsAllocated", low=1, high=64)
-    if bits not in (8, 16, 32):
+    if float_bits is not None:
+        if bits != float_bits or photometric not in GREY:
+            raise Unusable(Reason.BAD_ATTRIBUTE, f"Floating-point numbers, {bits} bits, {photometric}.")
+        return photometric
+    if bits not in (8, 16, 32) and not (bits == 1 and photometric in GREY):
         raise Unusable(Reason.UNSUPPORTED_PIXELS, f"Bits Allocated is {bits}.")
     integer_of(header, "BitsStored", low=1, high=bits)
     if integer_of(header, "PixelRepresentation", low=0, high=1) == 1 and photometric not in GREY:
         raise Unusable(Reason.UNSUPPORTED_PIXELS, "Colour with signed samples.")
-    if photometric == PALETTE and "RedPaletteColorLookupTableData" not in header:
-        raise Unusable(Reason.UNSUPPORTED_PIXELS, "Its palette is segmented or missing.")
+    tables = ("RedPaletteColorLookupTableData", "SegmentedRedPaletteColorLookupTableData")
+    if photometric == PALETTE and not any(keyword in header for keyword in tables):
+        raise Unusable(Reason.BAD_ATTRIBUTE, "Its palette is missing.")
     return photometric
 
 
@@ -180,11 +206,9 @@ def _check_transfer_syntax(header: FileDataset) -> UID:
     """Return the transfer syntax if it can be decoded here."""
     with guarded(Reason.UNSUPPORTED_TRANSFER_SYNTAX):
         transfer_syntax = uid_of(str(header.file_meta.TransferSyntaxUID))
-        available = get_decoder(transfer_syntax).is_available
-    # Pillow's decoder reads the 8-bit process of JPEG Extended only.
-    twelve_bit = transfer_syntax == JPEGExtended12Bit and header.get("BitsStored") != 8
-    if not available or twelve_bit:
-        raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX, name_of(transfer_syntax))
+        if not transfer_syntax.is_transfer_syntax:
+            raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX, name_of(transfer_syntax))
+        plugin_for(transfer_syntax, integer_of(header, "BitsStored", low=1, high=64, default=64))
     return transfer_syntax
 
 

@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.dicom_file import Unusable, identifiers_of, opened, read_header
-from client.dicom_image import check_image, with_pixels
-from client.intensity import has_window
+from client.dicom_image import check_image
 from client.labels import LabelTable
-from client.preparation import Plane, prepare
+from client.preparation import Plane
 from client.reasons import LabelProblem, Reason
 from client.roles import Role, role_of, stated_role
 from client.secret import SiteSecret
 from client.site_file import LabelKey
-from shared_models.study import Study
+from shared_models.study import Image, Study
 
 Progress = Callable[[int, int], None]
 Keep = Callable[[str, Plane], None]
+Prepare = Callable[[Path, Image], tuple[Plane, bool]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +117,7 @@ def build_index(
     secret: SiteSecret,
     *,
     key: LabelKey,
+    prepare: Prepare,
     exclude: Path | None = None,
     withdrawn: Collection[str] = (),
     keep: Keep = lambda path, array: None,
@@ -134,6 +135,8 @@ def build_index(
         study: what images and values are wanted.
         secret: makes pseudonyms and roles.
         key: the DICOM attribute that the labels file is keyed by.
+        prepare: reads and decodes one file, and tells whether it has a window, as
+            `client.decoding.DecodingWorker.prepare` does.
         exclude: a file that is not counted if it lies in the folder: the labels file.
         withdrawn: pseudonyms of patients whose images are left out.
         keep: gets each prepared image by its path in the index. An image that is left out at the end, because its
@@ -144,7 +147,7 @@ def build_index(
         OSError: the folder itself cannot be listed.
     """
     paths = [path for path in _files(folder) if exclude is None or path.resolve() != exclude.resolve()]
-    walk = _Walk(labels=labels, study=study, secret=secret, key=key, withdrawn=withdrawn)
+    walk = _Walk(labels=labels, study=study, secret=secret, key=key, prepare=prepare, withdrawn=withdrawn)
     left_out: list[LeftOut] = []
     for number, path in enumerate(paths, start=1):
         name = path.relative_to(folder).as_posix()
@@ -199,6 +202,7 @@ class _Walk:
     study: Study
     secret: SiteSecret
     key: LabelKey
+    prepare: Prepare
     withdrawn: Collection[str]
     found: list[_Found] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
@@ -223,8 +227,7 @@ class _Walk:
             label = self.labels.label_of(key)
             if identifiers.SOPInstanceUID in self.instances:
                 raise Unusable(Reason.DUPLICATE)
-            dataset = with_pixels(header, file)
-        prepared = prepare(dataset, image)
+        prepared, with_window = self.prepare(path, image)
         self.instances.add(identifiers.SOPInstanceUID)
         self.stated_roles.setdefault(identifiers.PatientID, set()).update(self.labels.roles.get(key, ()))
         self.found.append(
@@ -233,7 +236,7 @@ class _Walk:
                 patient=identifiers.PatientID,
                 study=identifiers.StudyInstanceUID,
                 label=label,
-                has_window=image.channels == 3 or has_window(dataset),
+                has_window=with_window,
             )
         )
         return prepared

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from client.decoding import DecodingWorker
 from client.dicom_index import Index, Progress, build_index
 from client.index_report import INDEX_NAME, write_index
 from client.labels import read_labels
@@ -39,7 +40,8 @@ def ingest(
 ) -> Ingested:
     """Read the hospital's images and labels and write the index to the state folder.
 
-    Each file is read once. The index tells of all of them, those whose pixel data cannot be decoded included.
+    Files are decoded in a process of its own. The index tells of all of them, those whose pixel data cannot be
+    decoded included.
 
     Args:
         site: where images, labels and state are.
@@ -54,21 +56,24 @@ def ingest(
     Raises:
         LabelsError: the labels file as a whole cannot be used.
         DataRefused: the images folder cannot be listed.
+        RuntimeError: the process that decodes does not start.
     """
     labels = read_labels(site.labels, study)
     prepared: dict[str, Plane] = {}
     try:
-        index = build_index(
-            site.images.folder,
-            labels,
-            study,
-            secret,
-            key=site.labels.key,
-            exclude=site.labels.file,
-            withdrawn=withdrawn,
-            keep=prepared.__setitem__,
-            progress=progress,
-        )
+        with DecodingWorker() as worker:
+            index = build_index(
+                site.images.folder,
+                labels,
+                study,
+                secret,
+                key=site.labels.key,
+                prepare=worker.prepare,
+                exclude=site.labels.file,
+                withdrawn=withdrawn,
+                keep=prepared.__setitem__,
+                progress=progress,
+            )
     except OSError as error:
         raise DataRefused(
             f"{site.images.folder}: cannot be listed ({error.strerror}); check images.folder in site.toml"

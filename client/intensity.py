@@ -71,10 +71,12 @@ def grey_levels(stored: npt.NDArray[np.generic], dataset: FileDataset, image: Im
     *Window*: the VOI LUT Sequence's first item if there is one, else the first window. A file with neither, or
     with a window that is none (width too small), gets its full range, as for *full-range*. *Percentiles* are
     those of this image after the modality transformation; an image with one value only becomes 0.
-    *Full-range* is what BitsStored allows, after the modality transformation. MONOCHROME1 is inverted last.
+    *Full-range* is what BitsStored allows, after the modality transformation; floating-point numbers have no such
+    range, and get that from their lowest to their highest value. *Hounsfield* is the study's window over CT numbers.
+    MONOCHROME1 is inverted last, but for Hounsfield units, which mean the same however they are shown.
 
     Args:
-        stored: stored values, (rows, columns), integers.
+        stored: stored values, (rows, columns), integers or floating-point numbers.
         dataset: the file's attributes.
         image: the study's choice.
 
@@ -82,11 +84,14 @@ def grey_levels(stored: npt.NDArray[np.generic], dataset: FileDataset, image: Im
         (rows, columns) float64 in [0, 1]; 0 is shown black.
 
     Raises:
-        Unusable: an attribute of a lookup table, rescaling or window cannot be parsed.
+        Unusable: an attribute of a lookup table, rescaling or window cannot be parsed; no Hounsfield units.
 
     Source:
         DICOM PS3.3 sections C.11.1 (modality), C.11.2 (VOI), C.7.6.3.1.2 (MONOCHROME1).
     """
+    if image.window_center is not None and image.window_width is not None:  # intensity is "hounsfield"
+        window = Window(center=image.window_center, width=image.window_width)
+        return window.apply(hounsfield_units(stored, dataset))
     modality = lookup_table(dataset, "ModalityLUTSequence")
     values = modality.apply(stored) if modality else _rescaled(stored.astype(np.float64), dataset)
     if image.intensity == "percentiles":
@@ -94,11 +99,49 @@ def grey_levels(stored: npt.NDArray[np.generic], dataset: FileDataset, image: Im
         levels = _between(values, float(low), float(high))
     elif image.intensity == "window" and (voi := lookup_table(dataset, "VOILUTSequence")):
         levels = voi.apply(values) / voi.highest
-    elif image.intensity == "window" and (window := first_window(dataset)):
-        levels = window.apply(values)
+    elif image.intensity == "window" and (own := first_window(dataset)):
+        levels = own.apply(values)
+    elif stored.dtype.kind == "f":
+        levels = _between(values, float(values.min()), float(values.max()))
     else:
         levels = _between(values, *_full_range(dataset, modality))
     return 1.0 - levels if text_of(dataset, "PhotometricInterpretation") == "MONOCHROME1" else levels
+
+
+def hounsfield_units(stored: npt.NDArray[np.generic], dataset: FileDataset) -> Levels:
+    """Return the CT numbers of an image.
+
+    Args:
+        stored: stored values, (rows, columns).
+        dataset: the image's attributes.
+
+    Returns:
+        (rows, columns) float64 in Hounsfield units.
+
+    Raises:
+        Unusable: it is no CT, a localizer, has a Modality LUT or another Rescale Type (0028,1054) than HU, or no
+            Rescale Slope (0028,1053) above 0 and Intercept (0028,1052). A missing Rescale Type means HU in CT.
+
+    Source:
+        DICOM PS3.3 sections C.8.2.1.1.4 (CT numbers) and C.11.1.1.2 (HU).
+    """
+    slope, intercept = number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept")
+    kind = code_of(dataset, "RescaleType") or "HU"
+    problems = [
+        (code_of(dataset, "Modality") != "CT", "Its Modality is not CT."),
+        ("LOCALIZER" in text_of(dataset, "ImageType").split("\\"), "It is a localizer."),
+        (bool(dataset.get("ModalityLUTSequence")), "It has a Modality LUT Sequence (0028,3000)."),
+        (kind != "HU", f"Rescale Type (0028,1054) is {kind}."),
+        (
+            slope is None or intercept is None,
+            "Rescale Slope (0028,1053) or Intercept (0028,1052) is missing.",
+        ),
+        (slope is not None and slope <= 0.0, "Rescale Slope (0028,1053) is not above 0."),
+    ]
+    for is_so, detail in problems:
+        if is_so:
+            raise Unusable(Reason.NOT_HOUNSFIELD, detail)
+    return _rescaled(stored.astype(np.float64), dataset)
 
 
 def has_window(dataset: FileDataset) -> bool:

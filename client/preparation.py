@@ -5,9 +5,13 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 from pydicom.dataset import FileDataset
 
-from client.dicom_file import Unusable, guarded, integer_of, text_of
+from client.dicom_file import Unusable, integer_of, text_of
 from client.dicom_image import GREY, PALETTE, decode
-from client.intensity import Levels, grey_levels, read_table
+from client.frames import chosen_frame
+from client.intensity import grey_levels
+from client.orientation import transposed, upright
+from client.palette import palette_of
+from client.pixel_size import height_over_width, spacing_of
 from client.reasons import Reason
 from shared_models.study import Image
 
@@ -21,7 +25,7 @@ def prepare(dataset: FileDataset, image: Image) -> Plane:
     threads; always finite.
 
     Args:
-        dataset: an image that passed `client.dicom_image.check_image`, with its pixel data.
+        dataset: what `client.dicom_image.read_image` returned.
         image: what the study wants.
 
     Returns:
@@ -29,28 +33,41 @@ def prepare(dataset: FileDataset, image: Image) -> Plane:
         images; colour is scaled by its number of bits, since the standard gives windows to grey images only.
 
     Raises:
-        Unusable: the pixel data cannot be decoded, or an attribute of their presentation cannot be used.
+        Unusable: the pixel data cannot be decoded, an attribute of their presentation cannot be used, or the header
+            does not say what the study needs to know (Hounsfield units, spacing, orientation).
 
     Source:
         DICOM PS3.3 sections C.7.6.3 (Image Pixel), C.11.1 and C.11.2 (lookup tables).
     """
-    stored = decode(dataset)
+    ratio, spacing = height_over_width(dataset), spacing_of(dataset)
+    if image.spacing is not None and spacing is None:
+        raise Unusable(Reason.NO_SPACING)
+    swap = image.orientation == "standard" and transposed(dataset)
+    if swap:
+        ratio, spacing = 1.0 / ratio, spacing and spacing[::-1]
+    stored = decode(dataset, chosen_frame(dataset, image))
+    if not np.isfinite(stored).all():
+        raise Unusable(Reason.UNSUPPORTED_PIXELS, "It holds values that are no numbers.")
     with np.errstate(all="ignore"):  # absurd attributes may overflow; the result is checked below
         if text_of(dataset, "PhotometricInterpretation") in GREY:
-            planes = grey_levels(stored, dataset, image)[np.newaxis]
+            planes = _single(grey_levels(stored, dataset, image))[np.newaxis]
         else:
-            planes = np.moveaxis(_colour_levels(stored, dataset), -1, 0)
-    if not np.isfinite(planes).all():
-        raise Unusable(Reason.BAD_ATTRIBUTE, "Rescaling or window gives values that are not finite.")
-    prepared = np.stack([fit(plane.astype(np.float32), image) for plane in planes])
+            planes = _colour_levels(stored, dataset)
+    del stored
+    if image.orientation == "standard":
+        planes = upright(planes, dataset)
+    if image.spacing is not None and spacing is not None:
+        prepared = np.stack([resampled(plane, spacing, image.spacing, image) for plane in planes])
+    else:
+        prepared = np.stack([fit(plane, image, ratio) for plane in planes])
     return np.clip(prepared, 0.0, 1.0)
 
 
-def fit(plane: Plane, image: Image) -> Plane:
+def fit(plane: Plane, image: Image, ratio: float = 1.0) -> Plane:
     """Bring a plane to the study's rows and columns.
 
     *Pad* keeps the whole plane and fills with 0, *crop* cuts the centre to the study's aspect, *stretch*
-    changes the aspect; pixels are taken as square. Where a margin is odd, its larger part lies at the bottom or right.
+    changes the aspect. Where a margin is odd, its larger part lies at the bottom or right.
 
     Pillow resizes: its antialiasing triangle filter runs in plain C in double precision on one thread and gives
     the same bits wherever it runs; torch's picks its kernel by processor and number of threads. The triangle
@@ -59,24 +76,60 @@ def fit(plane: Plane, image: Image) -> Plane:
     Args:
         plane: float32 of any shape (height, width).
         image: rows, columns and aspect.
+        ratio: height of a pixel over its width; pixels of the result are square.
 
     Returns:
         float32 (rows, columns).
     """
     height, width = plane.shape
+    tall = height * ratio  # in widths of a pixel
     if image.aspect == "stretch":
         return _resized(plane, image.rows, image.columns)
-    wider = width * image.rows > height * image.columns
+    wider = width * image.rows > tall * image.columns
     if image.aspect == "crop":
-        cut_rows = height if wider else max(1, round(width * image.rows / image.columns))
-        cut_columns = max(1, round(height * image.columns / image.rows)) if wider else width
+        cut_rows = height if wider else max(1, min(height, round(width * image.rows / image.columns / ratio)))
+        cut_columns = max(1, min(width, round(tall * image.columns / image.rows))) if wider else width
         top, left = (height - cut_rows) // 2, (width - cut_columns) // 2
         return _resized(plane[top : top + cut_rows, left : left + cut_columns], image.rows, image.columns)
-    rows = max(1, round(height * image.columns / width)) if wider else image.rows
-    columns = image.columns if wider else max(1, round(width * image.rows / height))
-    padded = np.zeros((image.rows, image.columns), dtype=np.float32)
+    rows = max(1, round(tall * image.columns / width)) if wider else image.rows
+    columns = image.columns if wider else max(1, round(width * image.rows / tall))
+    return _padded(_resized(plane, rows, columns), image)
+
+
+def resampled(plane: Plane, spacing: tuple[float, float], wanted: float, image: Image) -> Plane:
+    """Bring a plane to the study's size of pixels, then its middle to the study's rows and columns.
+
+    What is larger is cut, what is smaller is padded with 0; nothing is scaled. Nothing larger than the study's size
+    is ever made, whatever the spacing claims.
+
+    Args:
+        plane: float32 of any shape (height, width).
+        spacing: mm between its rows and between its columns.
+        wanted: mm between rows and columns of the result.
+        image: rows and columns.
+
+    Returns:
+        float32 (rows, columns).
+    """
+    sizes, margins = [], []
+    for number, own, most in zip(plane.shape, spacing, (image.rows, image.columns), strict=True):
+        extent = most * wanted / own  # of the whole result, in pixels of the plane
+        margins.append(max(0.0, (number - extent) / 2))
+        sizes.append(most if extent <= number else max(1, min(most, round(number * own / wanted))))
+    (height, width), (top, left) = plane.shape, margins
+    if plane.shape == tuple(sizes) and not any(margins):
+        return _padded(plane, image)
+    made = Pillow.fromarray(np.ascontiguousarray(plane)).resize(
+        (sizes[1], sizes[0]), Pillow.Resampling.BILINEAR, box=(left, top, width - left, height - top)
+    )
+    return _padded(np.asarray(made, dtype=np.float32), image)
+
+
+def _padded(plane: Plane, image: Image) -> Plane:
+    """The plane in the middle of the study's size, with 0 around it."""
+    (rows, columns), padded = plane.shape, np.zeros((image.rows, image.columns), dtype=np.float32)
     top, left = (image.rows - rows) // 2, (image.columns - columns) // 2
-    padded[top : top + rows, left : left + columns] = _resized(plane, rows, columns)
+    padded[top : top + rows, left : left + columns] = plane
     return padded
 
 
@@ -89,19 +142,17 @@ def _resized(plane: Plane, rows: int, columns: int) -> Plane:
     return np.asarray(resized, dtype=np.float32)
 
 
-def _colour_levels(stored: npt.NDArray[np.generic], dataset: FileDataset) -> Levels:
-    """(rows, columns, 3) in [0, 1] of an RGB or palette image."""
-    if text_of(dataset, "PhotometricInterpretation") != PALETTE:
-        bits = integer_of(dataset, "BitsStored", low=1, high=32)
-        return np.clip(stored.astype(np.float64) / (2.0**bits - 1), 0.0, 1.0)
-    with guarded(Reason.BAD_ATTRIBUTE):
-        little_endian = bool(dataset.original_encoding[1])
-        tables = [
-            read_table(
-                dataset[f"{colour}PaletteColorLookupTableDescriptor"].value,
-                dataset[f"{colour}PaletteColorLookupTableData"].value,
-                little_endian=little_endian,
-            )
-            for colour in ("Red", "Green", "Blue")
-        ]
-    return np.stack([table.apply(stored) / table.highest for table in tables], axis=-1)
+def _single(levels: npt.NDArray[np.float64]) -> Plane:
+    """As float32. Raises Unusable where a level is not finite."""
+    if not np.isfinite(levels).all():
+        raise Unusable(Reason.BAD_ATTRIBUTE, "Rescaling or window gives values that are not finite.")
+    return levels.astype(np.float32)
+
+
+def _colour_levels(stored: npt.NDArray[np.generic], dataset: FileDataset) -> Plane:
+    """(3, rows, columns) in [0, 1] of an RGB or palette image."""
+    if text_of(dataset, "PhotometricInterpretation") == PALETTE:
+        return np.stack([_single(table.apply(stored) / table.highest) for table in palette_of(dataset)])
+    highest = 2.0 ** integer_of(dataset, "BitsStored", low=1, high=32) - 1
+    samples = (stored[..., colour].astype(np.float64) for colour in range(3))
+    return np.stack([_single(np.clip(sample / highest, 0.0, 1.0)) for sample in samples])

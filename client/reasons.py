@@ -72,8 +72,8 @@ class Reason(Enum):
     )
     MULTI_FRAME = (
         "multi-frame",
-        "It holds several frames, which are not supported yet.",
-        "Export the frames that matter as single images.",
+        "It holds several frames, and the study takes images of one frame.",
+        'Export the frame that matters as an image of its own, or agree on image.frames = "middle" in the study.',
     )
     CHANNEL_MISMATCH = (
         "channel-mismatch",
@@ -82,7 +82,7 @@ class Reason(Enum):
     )
     UNSUPPORTED_PIXELS = (
         "unsupported-pixels",
-        "Its kind of pixel data is not supported (such as float, 1-bit or an unusual colour space).",
+        "Its kind of pixel data is not supported (such as 64-bit integers or an unusual colour space).",
         "Convert it to integers of 8, 16 or 32 bits in grey, RGB, YBR_FULL or palette colour.",
     )
     UNSUPPORTED_TRANSFER_SYNTAX = (
@@ -94,6 +94,36 @@ class Reason(Enum):
         "undecodable",
         "Its pixel data cannot be decoded.",
         "Export the file again; open it in a viewer to see whether it is damaged.",
+    )
+    DECODER_CRASHED = (
+        "decoder-crashed",
+        "The process that decodes ended while it worked on it; the other files are not concerned.",
+        "Do not trust the file; export it again from its source, without compression if it happens again.",
+    )
+    TOO_SLOW = (
+        "too-slow",
+        "It takes longer to decode than a file may.",
+        "Do not trust the file; export it again from its source, without compression if it happens again.",
+    )
+    TOO_MUCH_MEMORY = (
+        "too-much-memory",
+        "It takes more memory to decode than a file may.",
+        "Export it in fewer pixels or frames; where it claims to be a usual image, do not trust it.",
+    )
+    NOT_HOUNSFIELD = (
+        "not-hounsfield",
+        "The study wants CT in Hounsfield units, and its header does not say that its values can be brought to them.",
+        "Keep localizers and derived images out of the folder; export the original images with their rescaling.",
+    )
+    NO_SPACING = (
+        "no-spacing",
+        "The study wants a certain size of pixels, and its header does not say how large its own are.",
+        "Export the image with Pixel Spacing (0028,0030) or Imager Pixel Spacing (0018,1164).",
+    )
+    ORIENTATION = (
+        "orientation",
+        "Its header says that it does not lie as the study wants, and not clearly enough how to turn it.",
+        "Correct Patient Orientation (0020,0020) at the source, or export the image upright.",
     )
     DUPLICATE = (
         "duplicate",

@@ -130,12 +130,26 @@ def _preparation(image: Image) -> tuple[Sentence, ...]:
             "percentiles": f"from the image's percentile {image.low_percentile:g} (black) to {image.high_percentile:g} "
             "(white)",
             "full-range": "over the full range that its bits allow",
+            "hounsfield": f"by the study's own window over CT numbers, center {image.window_center or 0:g} and width "
+            f"{image.window_width or 0:g} Hounsfield units",
         }[image.intensity]
         levels = f"Grey images are used, colour ones left out; grey values are scaled {how}"
+    shape = _ASPECT[image.aspect]
+    if image.spacing is not None:
+        shape = (
+            f"of {image.spacing:g} mm each; what is larger is cut, what is smaller is filled up with black, and images "
+            "that do not tell the size of their pixels are left out"
+        )
+    turned = (
+        " An image whose header says that it lies on its side or is mirrored is turned upright, or left out."
+        if image.orientation == "standard"
+        else ""
+    )
+    frames = " Of an image of several frames the middle one is used." if image.frames == "middle" else ""
     return (
         plain(
             f"Each image is prepared by itself: brought to {image.rows} × {image.columns} pixels "
-            f"({_ASPECT[image.aspect]}). {levels}."
+            f"({shape}). {levels}.{turned}{frames}"
         ),
     )
 

@@ -60,16 +60,51 @@ class Patients(Frozen):
 
 
 class Image(Frozen):
-    """How an image becomes a tensor of shape (channels, rows, columns) in [0, 1]."""
+    """How an image becomes a tensor of shape (channels, rows, columns) in [0, 1].
+
+    ``window_center`` and ``window_width`` are in Hounsfield units and belong to ``intensity = "hounsfield"``.
+    ``spacing`` is in mm: with it a pixel of the tensor has this size, and ``aspect`` has nothing to say.
+    """
 
     modalities: tuple[str, ...] = Field(min_length=1, strict=False)
     channels: Literal[1, 3]
     rows: int = Field(ge=8, le=1024)
     columns: int = Field(ge=8, le=1024)
     aspect: Literal["pad", "crop", "stretch"] = "pad"
-    intensity: Literal["window", "percentiles", "full-range"] = "window"
+    intensity: Literal["window", "percentiles", "full-range", "hounsfield"] = "window"
     low_percentile: float = Field(default=0.5, ge=0.0, lt=50.0)
     high_percentile: float = Field(default=99.5, gt=50.0, le=100.0)
+    window_center: float | None = Field(default=None, ge=-10_000.0, le=10_000.0)
+    window_width: float | None = Field(default=None, gt=1.0, le=20_000.0)
+    frames: Literal["refuse", "middle"] = "refuse"
+    orientation: Literal["as-stored", "standard"] = "as-stored"
+    spacing: float | None = Field(default=None, ge=0.001, le=100.0)
+
+    @model_validator(mode="after")
+    def _hounsfield(self) -> Self:
+        given = [name for name in ("window_center", "window_width") if getattr(self, name) is not None]
+        if self.intensity != "hounsfield":
+            if given:
+                raise ValueError(
+                    f'{" and ".join(given)} would change nothing: only intensity = "hounsfield" has that; leave it out'
+                )
+            return self
+        if len(given) < 2:
+            raise ValueError(
+                'intensity = "hounsfield" needs window_center and window_width, in Hounsfield units'
+            )
+        if self.channels != 1 or set(self.modalities) != {"CT"}:
+            raise ValueError('intensity = "hounsfield" needs channels = 1 and modalities = ["CT"]')
+        return self
+
+    @model_validator(mode="after")
+    def _own_size(self) -> Self:
+        if self.spacing is not None and self.aspect != "pad":
+            raise ValueError(
+                f'aspect = "{self.aspect}" would change nothing: with spacing the middle of each image is cut out or '
+                "padded to the size; leave it out"
+            )
+        return self
 
 
 class Model(Frozen):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import struct
 import time
 import tracemalloc
 import zlib
@@ -26,15 +27,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
-    JPEGLSLossless,
     MediaStorageDirectoryStorage,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
 
-from client.dicom_file import Identifiers, Unusable, identifiers_of, opened, read_header
-from client.dicom_image import MAX_PIXEL_BYTES, read_image
+from client.dicom_file import (
+    MAX_HEADER_BYTES,
+    MAX_INFLATED_BYTES,
+    Identifiers,
+    Unusable,
+    identifiers_of,
+    opened,
+    read_header,
+)
+from client.dicom_image import MAX_PIXEL_BYTES, check_image, read_image
 from client.preparation import prepare
 from client.reasons import LabelProblem, Reason
 
@@ -73,7 +82,7 @@ def with_file_meta(made: Dataset, **attributes: object) -> Dataset:
         (lambda: dataset(gradient(), BitsStored=9), Reason.BAD_ATTRIBUTE),
         (lambda: dataset(gradient(), PixelRepresentation=None), Reason.BAD_ATTRIBUTE),
         (lambda: dataset(gradient(), SamplesPerPixel=3), Reason.BAD_ATTRIBUTE),
-        (lambda: dataset(gradient(), BitsAllocated=1, BitsStored=1), Reason.UNSUPPORTED_PIXELS),
+        (lambda: dataset(gradient(), BitsAllocated=64, BitsStored=64), Reason.UNSUPPORTED_PIXELS),
         (lambda: dataset(gradient(), photometric="HSV"), Reason.UNSUPPORTED_PIXELS),
         (lambda: dataset(gradient(), photometric=""), Reason.UNSUPPORTED_PIXELS),
         (lambda: dataset(np.zeros((4, 4, 3), "uint8"), photometric="RGB"), Reason.CHANNEL_MISMATCH),
@@ -173,19 +182,85 @@ def test_a_value_that_claims_gigabytes_is_read_only_as_far_as_the_file_goes(tmp_
     tracemalloc.stop()
 
 
-def test_a_deflated_file_is_not_inflated(tmp_path: Path) -> None:
-    """A deflated data set can be a thousand times its size."""
+def deflated(path: Path, made: Dataset, more: bytes = b"") -> Path:
+    """The data set deflated, with *more* behind it."""
+    plain = write(path, made).read_bytes()
+    body = plain.index(b"\x08\x00\x16\x00")  # SOPClassUID
+    write(path, with_file_meta(made, TransferSyntaxUID=DeflatedExplicitVRLittleEndian))
+    start = path.read_bytes()
+    start = start[: start.index(DeflatedExplicitVRLittleEndian.encode())]
+    meta = plain[len(start) : body].replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99", 1)
+    squeeze = zlib.compressobj(9, wbits=-15)
+    path.write_bytes(start + meta + squeeze.compress(plain[body:]) + squeeze.compress(more) + squeeze.flush())
+    return path
+
+
+def test_a_deflated_file_gives_the_image_of_the_plain_one(tmp_path: Path) -> None:
+    made = dataset(gradient(64, 64, dtype="uint16", high=4095), bits_stored=12)
+    expected = prepare(read_image(write(tmp_path / "plain.dcm", made), GREY), GREY)
+    path = deflated(tmp_path / "one.dcm", made)
+    assert path.stat().st_size < (tmp_path / "plain.dcm").stat().st_size
+    np.testing.assert_array_equal(prepare(read_image(path, GREY), GREY), expected)
+
+
+def test_a_deflated_file_that_is_damaged_has_a_reason_wherever_it_is(tmp_path: Path) -> None:
+    whole = deflated(tmp_path / "whole.dcm", dataset(gradient())).read_bytes()
+    path, found = tmp_path / "one.dcm", set()
+    for length in range(380, len(whole) - 8, 3):
+        path.write_bytes(whole[:length])
+        found.add(reason(path))
+    assert found <= {Reason.TRUNCATED, Reason.BROKEN_HEADER, Reason.OTHER_MODALITY, Reason.NOT_AN_IMAGE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("behind", ["header", "pixels"])
+def test_what_is_deflated_a_thousand_times_is_inflated_only_as_far_as_it_may_be(
+    tmp_path: Path, behind: str
+) -> None:
+    """A gigabyte of zeros behind the header is skipped or refused; behind the pixels it is never looked at."""
+    made, zeros = dataset(gradient()), bytes(2**30)
+    if behind == "pixels":
+        path = deflated(tmp_path / "one.dcm", made, b"\xfc\xff\xfc\xffOB\0\0\0\0\0\x40" + zeros)
+        read = lambda: prepare(read_image(path, GREY), GREY)  # noqa: E731
+    else:
+        plain = write(tmp_path / "plain.dcm", made).read_bytes()
+        pixels = plain.index(b"\xe0\x7f\x10\x00")
+        bomb = b"\x29\x00\x10\x10OB\0\0\0\0\0\x40" + zeros
+        body = plain.index(b"\x08\x00\x16\x00")
+        path = deflated(tmp_path / "one.dcm", made)
+        squeeze = zlib.compressobj(9, wbits=-15)
+        packed = (
+            squeeze.compress(plain[body:pixels]) + squeeze.compress(bomb) + squeeze.compress(plain[pixels:])
+        )
+        path.write_bytes(path.read_bytes()[: meta_end(path)] + packed + squeeze.flush())
+        read = lambda: reason(path)  # noqa: E731
+    assert path.stat().st_size < 2**21
+    tracemalloc.start()
+    with opened(path) as file:
+        try:
+            check_image(read_header(file), file, GREY)
+        except Unusable as finding:
+            assert finding.reason is Reason.TRUNCATED
+    assert tracemalloc.get_traced_memory()[1] < 1.5 * MAX_HEADER_BYTES
+    read()
+    assert tracemalloc.get_traced_memory()[1] < 1.5 * MAX_INFLATED_BYTES
+    tracemalloc.stop()
+
+
+def meta_end(path: Path) -> int:
+    """Where the data set begins: behind the file meta information, whose length is at byte 140."""
+    return 144 + int.from_bytes(path.read_bytes()[140:144], "little")
+
+
+@pytest.mark.slow
+def test_a_header_of_endless_small_items_is_refused_soon(tmp_path: Path) -> None:
+    """Eight bytes make an item, and a parsed one takes a thousand: these 40 MB would take 5 GB."""
     path = write(tmp_path / "one.dcm", dataset(gradient()))
     whole = path.read_bytes()
-    made = with_file_meta(dataset(gradient()), TransferSyntaxUID=DeflatedExplicitVRLittleEndian)
-    deflated = write(tmp_path / "two.dcm", made)
-    start = deflated.read_bytes()[: whole.index(b"\x08\x00\x16\x00")]
-    squeeze = zlib.compressobj(9, wbits=-15)
-    deflated.write_bytes(start + squeeze.compress(bytes(2**27)) + squeeze.flush())
-    tracemalloc.start()
-    assert reason(deflated) is Reason.UNSUPPORTED_TRANSFER_SYNTAX
-    assert tracemalloc.get_traced_memory()[1] < 2**22
-    tracemalloc.stop()
+    at = whole.index(b"\xe0\x7f\x10\x00")
+    sequence = struct.pack("<HH2sHI", 0x0040, 0x0275, b"SQ", 0, 0xFFFFFFFF)
+    path.write_bytes(whole[:at] + sequence + b"\xfe\xff\x00\xe0\0\0\0\0" * 5_000_000)
+    assert reason(path) is Reason.TOO_LARGE
 
 
 def test_a_jpeg_stream_that_is_larger_than_its_header_says_is_refused(tmp_path: Path) -> None:
@@ -201,10 +276,10 @@ def test_sequences_nested_without_end_do_not_end_the_program(tmp_path: Path) -> 
 
 def test_a_compression_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     made = jpeg_dataset(np.zeros((8, 8, 3), "uint8"))
-    path = write(tmp_path / "one.dcm", with_file_meta(made, TransferSyntaxUID=JPEGLSLossless))
+    path = write(tmp_path / "one.dcm", with_file_meta(made, TransferSyntaxUID=MPEG2MPML))
     image = make_image(modalities=("XC",), channels=3)
     assert reason(path, image) is Reason.UNSUPPORTED_TRANSFER_SYNTAX
-    path.write_bytes(path.read_bytes().replace(JPEGLSLossless.encode(), b"OFTERING^WALBURGA.1.22"))
+    path.write_bytes(path.read_bytes().replace(MPEG2MPML.encode(), b"OFTERING^WALBURGA.1.223"))
     assert reason(path, image) is Reason.UNSUPPORTED_TRANSFER_SYNTAX
 
 

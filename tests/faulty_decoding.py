@@ -1,0 +1,67 @@
+"""The process that decodes, with a decoder that does what the name of the file says."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from client.decoding_process import main, prepare_file
+from client.dicom_file import Unusable
+from client.reasons import Reason
+
+
+def misbehave(path: Path, image):
+    kind = path.stem
+    if kind == "segfault":
+        ctypes.string_at(0)
+    elif kind == "abort":
+        os.abort()
+    elif kind == "exit":
+        os._exit(3)
+    elif kind == "sleep":
+        time.sleep(600)
+    elif kind == "spin":
+        while True:
+            pass
+    elif kind == "spin-in-c":
+        sum(range(10**12))
+    elif kind == "eat":
+        kept = []
+        while True:
+            kept.append(np.ones(2**24))
+    elif kind == "eat-in-c":
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        libc.malloc.argtypes = [ctypes.c_size_t]
+        while block := libc.malloc(2**27):
+            ctypes.memset(block, 1, 2**27)
+        raise MemoryError
+    elif kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "nan":
+        return np.full((image.channels, image.rows, image.columns), np.nan, dtype=np.float32), True
+    elif kind == "large":
+        return np.zeros((9, 9, 9), dtype=np.float32), True
+    elif kind == "talk":
+        raise Unusable(Reason.UNDECODABLE, "\x1b[2J" + "x" * 10_000)
+    elif kind == "core":
+        (path.parent / "written").write_bytes(b"stolen")
+    elif kind == "environment":
+        raise Unusable(Reason.UNDECODABLE, json.dumps(sorted(os.environ)))
+    elif kind == "modules":
+        raise Unusable(
+            Reason.UNDECODABLE,
+            json.dumps([name for name in ("torch", "cryptography", "flwr") if name in sys.modules]),
+        )
+    elif kind == "pid":
+        raise Unusable(Reason.UNDECODABLE, str(os.getpid()))
+    return prepare_file(path, image)
+
+
+if __name__ == "__main__":
+    main(misbehave)
