@@ -42,9 +42,9 @@ def finding(worker: DecodingWorker, path: Path) -> Unusable:
 def goes_on(worker: DecodingWorker, folder: Path) -> None:
     """The next file is prepared as if nothing had been."""
     path = write(folder / "good.dcm", dataset(gradient()))
-    found, with_window = worker.prepare(path, GREY)
-    np.testing.assert_array_equal(found, prepare(read_image(path, GREY), GREY))
-    assert not with_window
+    found = worker.prepare(path, GREY)
+    np.testing.assert_array_equal(found.plane, prepare(read_image(path, GREY), GREY))
+    assert not found.has_window
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_several_workers_run_side_by_side(tmp_path: Path) -> None:
 
     def work() -> None:
         with DecodingWorker() as worker:
-            found.extend(bool((worker.prepare(path, GREY)[0] == expected).all()) for _ in range(20))
+            found.extend(bool((worker.prepare(path, GREY).plane == expected).all()) for _ in range(20))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
