@@ -75,7 +75,10 @@ def _image(text: str) -> Image:
 
 
 def _header(header: Header) -> bytes:
-    told = {"identifiers": header.identifiers, "facts": header.facts.model_dump(mode="json")}
+    told: dict[str, object] = {
+        "identifiers": header.identifiers,
+        "facts": header.facts.model_dump(mode="json"),
+    }
     if header.finding is not None:
         told["reason"], told["detail"] = header.finding.reason.code, header.finding.detail
     return json.dumps(told).encode()

@@ -50,7 +50,13 @@ _GEOMETRY_KEYWORDS = (
 )
 # fmt: on
 FRAME_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_FACT_KEYWORDS = ("Manufacturer", "ManufacturerModelName", "ViewPosition", "BodyPartExamined", "BurnedInAnnotation")
+_FACT_KEYWORDS = (
+    "Manufacturer",
+    "ManufacturerModelName",
+    "ViewPosition",
+    "BodyPartExamined",
+    "BurnedInAnnotation",
+)
 HEADER_KEYWORDS = (
     *IDENTIFIER_KEYWORDS,
     "SOPClassUID",
