@@ -4,7 +4,6 @@
 can write no file, dumps no core, and ends by the kernel's hand when one file takes more than its limits.
 """
 
-import hashlib
 import json
 import os
 import resource
@@ -20,7 +19,7 @@ import numpy as np
 
 from client.decoding_limits import Limits
 from client.dicom_file import Unusable
-from client.file_reading import Header, OpenFile, Prepared
+from client.file_reading import Header, OpenFile, Prepared, digest_of
 from client.reasons import Reason
 from shared_models.study import Image
 
@@ -58,7 +57,7 @@ def serve(connection: socket.socket, limits: Limits, prepare: Prepare | None = N
                 if wanted["ask"] == "header":
                     reply = HEADER + _header(file.header(path, image))
                 elif wanted["ask"] == "digest":
-                    reply = DIGEST + _digest(path)
+                    reply = DIGEST + digest_of(path)
                 else:
                     reply = IMAGE + _array((prepare or file.prepared)(path, image))
             except Unusable as finding:
@@ -82,15 +81,6 @@ def _header(header: Header) -> bytes:
     if header.finding is not None:
         told["reason"], told["detail"] = header.finding.reason.code, header.finding.detail
     return json.dumps(told).encode()
-
-
-def _digest(path: Path) -> bytes:
-    """SHA-256 of the file's bytes. Raises Unusable."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise Unusable(Reason.NOT_READABLE, f"({error.strerror})") from None
 
 
 def _array(prepared: Prepared) -> bytes:

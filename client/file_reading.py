@@ -1,5 +1,6 @@
 """One file, step by step: what its header says, then its pixels, so that nobody decodes what is not wanted."""
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -133,6 +134,15 @@ class OpenFile:
         if self._current is None:
             raise RuntimeError("a file against which nothing was found is not open")
         return self._current
+
+
+def digest_of(path: Path) -> bytes:
+    """SHA-256 of the file's bytes. Raises Unusable."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise Unusable(Reason.NOT_READABLE, f"({error.strerror})") from None
 
 
 def _status(path: Path) -> tuple[int, int, int] | None:

@@ -2,17 +2,19 @@
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.cache_folder import Tell, opened_cache, preparation_hash
+from client.decoding import DecodingWorker
 from client.dicom_index import Index, IndexBuilder
 from client.file_tree import FoundFile, files_below
 from client.identifiers import PSEUDONYM_KINDS
 from client.index_report import INDEX_NAME, write_index
 from client.labels import read_labels
 from client.patients import PatientSet, gather_patients
+from client.reading_pool import Reader
 from client.roles import Role
 from client.scan import CHECKPOINT_SECONDS, Progress, Scan
 from client.scan_memory import ScanMemory
@@ -48,6 +50,7 @@ def ingest(
     tell: Tell = log.warning,
     recheck: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    make_reader: Callable[[], Reader] = DecodingWorker,
 ) -> Ingested:
     """Read the hospital's images and labels and write the index to the state folder.
 
@@ -66,6 +69,7 @@ def ingest(
         tell: gets sentences for the site's operator: what was damaged, what there is no room for.
         recheck: read every file, even where its size and time of change are as they were.
         checkpoint_seconds: what is lost at most where the process is ended.
+        make_reader: makes what reads files; a process of its own, unless a benchmark says otherwise.
 
     Returns:
         The index, and one `PatientSet` for each role, possibly of no patients.
@@ -104,6 +108,7 @@ def ingest(
                 num_readers=site.compute.num_readers or len(os.sched_getaffinity(0)),
                 recheck=recheck,
                 checkpoint_seconds=checkpoint_seconds,
+                make_reader=make_reader,
             )
             scan.read(files, progress)
         finally:

@@ -1,30 +1,56 @@
 """Several processes that read files, and their results in the order of the files."""
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar
 
-from client.decoding import DecodingWorker
+from client.file_reading import Header, Prepared
+from shared_models.study import Image
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class ReadingPool:
-    """So many threads, each with a process that reads for it and starts with its first file."""
+class Reader(Protocol):
+    """What reads one file after the other: `client.decoding.DecodingWorker`, whose methods these are."""
 
-    def __init__(self, num_readers: int, *, ahead: int) -> None:
+    def header(self, path: Path, image: Image) -> Header:
+        """Read the header of one file."""
+        ...
+
+    def digest(self, path: Path, image: Image) -> bytes:
+        """Return SHA-256 of the file's bytes."""
+        ...
+
+    def prepare(self, path: Path, image: Image) -> Prepared:
+        """Read, decode and prepare one file."""
+        ...
+
+    def interrupt(self) -> None:
+        """Stop what it does, from another thread."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class ReadingPool:
+    """So many threads, each with a reader of its own, which it makes for its first file."""
+
+    def __init__(self, make_reader: Callable[[], Reader], num_readers: int, *, ahead: int) -> None:
+        self._make_reader = make_reader
         self._ahead = max(ahead, num_readers)
         self._threads = ThreadPoolExecutor(num_readers, thread_name_prefix="reader")
         self._own = threading.local()
-        self._workers: list[DecodingWorker] = []
+        self._readers: list[Reader] = []
         self._stopped = False
 
-    def submit(self, work: Callable[[DecodingWorker, Job], Result], job: Job) -> Future[Result]:
+    def submit(self, work: Callable[[Reader, Job], Result], job: Job) -> Future[Result]:
         """Do *work* in some thread, with its process."""
         return self._threads.submit(self._do, work, job)
 
@@ -51,31 +77,32 @@ class ReadingPool:
         """End all processes, whatever they do."""
         self._stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in self._workers:
-            worker.interrupt()
+        for reader in self._readers:
+            reader.interrupt()
         self._threads.shutdown(wait=True)
-        for worker in self._workers:
-            worker.close()
+        for reader in self._readers:
+            reader.close()
 
-    def _do(self, work: Callable[[DecodingWorker, Job], Result], job: Job) -> Result:
+    def _do(self, work: Callable[[Reader, Job], Result], job: Job) -> Result:
         if self._stopped:
             raise RuntimeError("the pool was closed")
-        worker: DecodingWorker | None = getattr(self._own, "worker", None)
-        if worker is None:
-            worker = self._own.worker = DecodingWorker()
-            self._workers.append(worker)
-        return work(worker, job)
+        reader: Reader | None = getattr(self._own, "reader", None)
+        if reader is None:
+            reader = self._own.reader = self._make_reader()
+            self._readers.append(reader)
+        return work(reader, job)
 
 
 @contextmanager
-def reading_pool(num_readers: int, *, ahead: int) -> Iterator[ReadingPool]:
+def reading_pool(make_reader: Callable[[], Reader], num_readers: int, *, ahead: int) -> Iterator[ReadingPool]:
     """A pool that is closed at the end.
 
     Args:
-        num_readers: processes; 0: as many as this process may use cores.
+        make_reader: called in each thread.
+        num_readers: how many.
         ahead: how many files may be read before the first of them is asked for.
     """
-    pool = ReadingPool(num_readers or len(os.sched_getaffinity(0)), ahead=ahead)
+    pool = ReadingPool(make_reader, num_readers, ahead=ahead)
     try:
         yield pool
     finally:

@@ -17,7 +17,7 @@ from client.file_reading import Header, Prepared
 from client.file_tree import FoundFile
 from client.identifiers import PSEUDONYM_KINDS
 from client.preparation import Plane
-from client.reading_pool import ReadingPool, reading_pool
+from client.reading_pool import Reader, ReadingPool, reading_pool
 from client.reasons import Reason
 from client.roles import role_draw
 from client.scan_memory import Finding, Record, ScanMemory
@@ -57,7 +57,9 @@ class Scan:
         memory: what is known of the files; it is brought up to date.
         images: prepared images; it is brought up to date.
         recheck: read every file again and compare the digest of its bytes, whatever its size and time of change.
-        num_readers: processes that read.
+        num_readers: how many read at a time.
+        checkpoint_seconds: between two moments at which what was read is safe.
+        make_reader: makes what reads; a process of its own.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class Scan:
         num_readers: int,
         recheck: bool = False,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        make_reader: Callable[[], Reader] = DecodingWorker,
     ) -> None:
         self._folder, self._builder, self._secret = folder, builder, secret
         self._memory, self._images, self._recheck = memory, images, recheck
         self._num_readers, self._checkpoint_seconds = num_readers, checkpoint_seconds
+        self._make_reader = make_reader
         self._image = builder.study.image
         self._by_content = {record.content: record for record in memory.records.values() if record.content}
         self._on_the_way: Counter[str] = Counter()
@@ -96,7 +100,7 @@ class Scan:
         ahead = min(max(_AHEAD_BYTES // self._images.cache.record_bytes, 2 * readers), 64 * readers)
         kept: set[bytes] = set()
         saved = time.monotonic()
-        with reading_pool(readers, ahead=ahead) as pool:
+        with reading_pool(self._make_reader, readers, ahead=ahead) as pool:
             started = (self._started(each, pool) for each in seen)
             for before, read in zip(seen, pool.in_order(started), strict=True):
                 each = self._completed(before, read, pool)
@@ -158,16 +162,16 @@ class Scan:
             return False
         return record.finding is None and self._images.find(record.content) is None
 
-    def _examined(self, worker: DecodingWorker, each: _Seen) -> _Seen:
+    def _examined(self, reader: Reader, each: _Seen) -> _Seen:
         """Read one file, as far as it is wanted. For any thread."""
-        record, plane = self._read(worker, each.file)
+        record, plane = self._read(reader, each.file)
         return replace(each, record=record, plane=plane)
 
-    def _read(self, worker: DecodingWorker, file: FoundFile) -> tuple[Record, Plane | None]:
+    def _read(self, reader: Reader, file: FoundFile) -> tuple[Record, Plane | None]:
         path = self._folder / file.name
         record = Record(size=file.size or 0, mtime_ns=file.mtime_ns)
         try:
-            record = self._with_header(record, worker.header(path, self._image))
+            record = self._with_header(record, reader.header(path, self._image))
         except Unusable as found:
             return _with_finding(record, "file", found), None
         try:
@@ -175,13 +179,13 @@ class Scan:
         except Unusable:
             return record, None
         try:
-            digest = worker.digest(path, self._image)
+            digest = reader.digest(path, self._image)
             record = replace(record, content=self._secret.pseudonym("content", digest.hex()))
             if (known := self._known(record.content)) is not None:
                 return replace(
                     record, finding=known.finding, has_window=known.has_window, pixel_facts=known.pixel_facts
                 ), None
-            prepared = worker.prepare(path, self._image)
+            prepared = reader.prepare(path, self._image)
         except Unusable as found:
             return _with_finding(record, "pixels", found), None
         return _with_pixels(record, prepared), prepared.plane
