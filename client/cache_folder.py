@@ -27,6 +27,9 @@ _LIBRARIES = (
     "numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm",
 )
 # fmt: on
+RESERVE_BYTES = 2**30
+"""So much of the disk stays free: the site has to write its journal, whatever the cache wants."""
+
 _FOLDER = re.compile(r"[0-9a-f]{32}")
 
 Tell = Callable[[str], None]
@@ -50,18 +53,21 @@ class PreparedImages:
         cache: open.
         make_room: asked for so many bytes, returns the limit of the cache from now on.
         tell: gets a sentence for the site's operator.
+        wanted: whether images are to be kept on disk at all.
 
     Attributes:
         folder: of the preparation; other files that belong to it lie there too.
         in_memory: images for which the disk has no room, in the order in which they came.
     """
 
-    def __init__(self, folder: Path, cache: ImageCache, make_room: Callable[[int], int], tell: Tell) -> None:
+    def __init__(
+        self, folder: Path, cache: ImageCache, make_room: Callable[[int], int], tell: Tell, *, wanted: bool
+    ) -> None:
         self.folder, self.cache = folder, cache
         self.in_memory: list[Plane] = []
         self._memory: dict[str, int] = {}
         self._make_room, self._tell = make_room, tell
-        self._full = False
+        self._full = not wanted
 
     def find(self, content: str) -> int | None:
         """Return the number of the image with this content, None where it is not here. For any thread."""
@@ -98,10 +104,10 @@ class PreparedImages:
             self._say_full()
 
     def _say_full(self) -> None:
-        if not self._full and self.cache.limit > 0:
+        if not self._full:
             self._tell(
-                f"The cache is full at {self.cache.num_bytes / 2**30:.3g} GiB (images.cache_gib in site.toml, or the "
-                "disk); the other images are held in memory and prepared again each time."
+                f"The cache is full at {self.cache.num_bytes / 2**30:.3g} GiB (images.cache_gib in site.toml, or "
+                "the disk); the other images are held in memory and prepared again each time."
             )
         self._full = True
 
@@ -145,7 +151,7 @@ def opened_cache(
                 return _make_room(root, preparation, needed, limit)
 
             cache.limit = make_room(cache.num_bytes)
-            yield PreparedImages(root / preparation, cache, make_room, tell)
+            yield PreparedImages(root / preparation, cache, make_room, tell, wanted=limit > 0)
         finally:
             cache.close()
 
@@ -188,6 +194,8 @@ def _others(root: Path, preparation: str) -> list[Path]:
 def _make_room(root: Path, preparation: str, needed: int, limit: int) -> int:
     """Remove other preparations until *needed* bytes fit beside those that are left; return what may be used."""
     others = {path: _num_bytes(path) for path in _others(root, preparation)}
+    own = _num_bytes(root / preparation)
+    limit = min(limit, own + sum(others.values()) + max(0, shutil.disk_usage(root).free - RESERVE_BYTES))
     for path in list(others):
         if sum(others.values()) + needed <= limit or needed > limit:
             break

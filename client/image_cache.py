@@ -10,6 +10,7 @@ does not shrink under them, since it is only cut behind the catalogue and rewrit
 """
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -130,6 +131,9 @@ class ImageCache:
     def erase(self, *, keep: Collection[str], withdrawn: Collection[str] = ()) -> int:
         """Overwrite with zeros the records that are not to be kept, and rewrite the file where half of it is gone.
 
+        Records of patients who withdrew are erased at once. The others wait while somebody uses what `images` gave,
+        who would see zeros.
+
         Args:
             keep: contents; those of files that are there.
             withdrawn: pseudonyms of patients of whom nothing is kept.
@@ -137,10 +141,12 @@ class ImageCache:
         Returns:
             How many records were erased.
         """
+        in_use = not self._is_unused()
         gone = [
             row
             for row, entry in enumerate(self._entries)
-            if entry is not None and (entry.content not in keep or entry.patient in withdrawn)
+            if entry is not None
+            and (entry.patient in withdrawn or (entry.content not in keep and not in_use))
         ]
         if self._erase_rows([*gone, *self._damaged.values()]):
             self.checkpoint()
@@ -152,7 +158,9 @@ class ImageCache:
         """All records, memory-mapped and read-only, shape (num_records, channels, rows, columns)."""
         if not self._entries:
             return np.zeros((0, *self.shape), dtype=np.float32)
-        return np.memmap(self._path, dtype="<f4", mode="r", shape=(len(self._entries), *self.shape))
+        with self._path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # the mapping holds it, since it keeps a copy of the descriptor
+            return np.memmap(file, dtype="<f4", mode="r", shape=(len(self._entries), *self.shape))
 
     def close(self) -> None:
         """Close the file; what `images` returned stays usable."""
@@ -161,6 +169,15 @@ class ImageCache:
     @property
     def _path(self) -> Path:
         return self._folder / _NAME.format(generation=self._generation)
+
+    def _is_unused(self) -> bool:
+        """Whether nobody, in this process or another, holds what `images` gave."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        return True
 
     def _write(self, row: int, data: bytes) -> None:
         begin = row * self.record_bytes
