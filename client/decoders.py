@@ -1,6 +1,8 @@
 """Which decoder reads which transfer syntax: one each, chosen by measurement (docs/decisions/0024-decoders.md)."""
 
+import copy
 import importlib
+import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -11,6 +13,7 @@ from pydicom.uid import (
     HTJ2K,
     JPEG2000,
     UID,
+    ExplicitVRLittleEndian,
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
     JPEG2000Lossless,
@@ -26,6 +29,9 @@ from pydicom.uid import (
 from client.codestream import stream_size
 from client.dicom_file import Unusable, name_of
 from client.reasons import Reason
+
+DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
+"""Deflated Image Frame Compression, younger than pydicom 3.0. Source: DICOM PS3.5 section A.4.13."""
 
 DECODER_DEPENDENCIES = {JPEGExtended12Bit: ("python-gdcm>=3.2",)}
 """The form in which pydicom asks a plugin what it decodes: this module is one, for 12-bit JPEG."""
@@ -49,18 +55,23 @@ PLUGINS: Mapping[UID, str] = MappingProxyType(
 """Names of pydicom's plugins. Syntaxes that compress no pixels need none."""
 
 
+def is_native(transfer_syntax: UID) -> bool:
+    """Whether pixel data lie there as they are, all frames together. Raises ValueError where it is no such syntax."""
+    return transfer_syntax != DEFLATED_FRAMES and not transfer_syntax.is_encapsulated
+
+
 def plugin_for(transfer_syntax: UID, bits_stored: int) -> str:
     """Return the name of pydicom's plugin for this syntax, empty where it compresses no pixels.
 
     Raises:
         Unusable: none of our decoders reads it.
     """
-    if not transfer_syntax.is_encapsulated:
+    if transfer_syntax == DEFLATED_FRAMES or is_native(transfer_syntax):
         return ""
     if transfer_syntax not in PLUGINS:
         raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX, name_of(transfer_syntax))
     if transfer_syntax == JPEGExtended12Bit:
-        if bits_stored == 8:  # GDCM 3.2 reads either; Pillow refuses what GDCM's old IJG code aborts on
+        if bits_stored == 8:
             return "pillow"
         decoder = get_decoder(transfer_syntax)
         if "gdcm-12-bit" not in decoder.available_plugins:
@@ -71,25 +82,49 @@ def plugin_for(transfer_syntax: UID, bits_stored: int) -> str:
 def check_stream(dataset: FileDataset, frame: int) -> None:
     """Refuse a compressed frame that says of itself that it has another size than the header says.
 
-    A decoder reserves what the stream claims, and some work for minutes on a claim that is false.
+    A decoder reserves what the stream claims.
 
     Raises:
         Unusable: undecodable.
     """
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:  # it does not tell its size
+        return
+    found = stream_size(_stream_of(dataset, frame))
+    if found is None:
+        raise Unusable(Reason.UNDECODABLE, "Its compressed data have no header.")
+    if found != (int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel)):
+        raise Unusable(Reason.UNDECODABLE, "Its compressed data have another size than its header says.")
+
+
+def inflated_frame(dataset: FileDataset, frame: int) -> FileDataset:
+    """The same with one frame that is not deflated any more; never more than the header says is inflated.
+
+    Raises:
+        Unusable: the frame is too short.
+        zlib.error: it is damaged.
+    """
+    pixels = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel)
+    needed = (pixels * int(dataset.BitsAllocated) + 7) // 8
+    plain = zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(_stream_of(dataset, frame), needed)
+    if len(plain) < needed:
+        raise Unusable(Reason.TRUNCATED, f"{needed} bytes of pixel data expected.")
+    single = copy.copy(dataset)
+    single.file_meta = copy.copy(dataset.file_meta)
+    single.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    single.NumberOfFrames = 1
+    single.PixelData = plain + b"\0" * (needed % 2)
+    return single
+
+
+def _stream_of(dataset: FileDataset, frame: int) -> bytes:
+    """One frame as it is compressed, its fragments put together. Source: DICOM PS3.5 section A.4."""
     offsets = (dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths"))
-    stream = get_frame(
+    return get_frame(
         dataset.PixelData,
         frame,
         number_of_frames=int(dataset.get("NumberOfFrames") or 1),
         extended_offsets=(offsets[0], offsets[1]) if all(offsets) else None,
     )
-    if dataset.file_meta.TransferSyntaxUID == RLELossless:  # it does not tell its size
-        return
-    found = stream_size(stream)
-    if found is None:
-        raise Unusable(Reason.UNDECODABLE, "Its compressed data have no header.")
-    if found != (int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel)):
-        raise Unusable(Reason.UNDECODABLE, "Its compressed data have another size than its header says.")
 
 
 def is_available(uid: str) -> bool:

@@ -32,6 +32,10 @@ _REASONS = {reason.code: reason for reason in Reason}
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "TZ", "PYTHONPATH")
 
 
+class DecoderDoesNotStart(Exception):
+    """The process that decodes does not start, which is no file's fault."""
+
+
 class DecodingWorker:
     """One process that prepares one file after the other.
 
@@ -64,7 +68,7 @@ class DecodingWorker:
 
         Raises:
             Unusable: it has no header that could be read; or the process ended while it read it.
-            RuntimeError: the process does not start.
+            DecoderDoesNotStart: no file can be read.
         """
         kind, content = self._asked("header", path, image)
         try:
@@ -93,7 +97,7 @@ class DecodingWorker:
 
         Raises:
             Unusable: with the reason; decoder-crashed, too-slow and too-much-memory are those of the process.
-            RuntimeError: the process does not start.
+            DecoderDoesNotStart: no file can be read.
         """
         kind, content = self._asked("pixels", path, image)
         try:
@@ -155,32 +159,42 @@ class DecodingWorker:
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
-        limits = self.limits
-        numbers = (theirs.fileno(), limits.memory_bytes, limits.processor_seconds, limits.clock_seconds)
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        with theirs:
-            self._process = subprocess.Popen(
-                [*self._program, *(str(number) for number in numbers)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # decoders complain there by quoting
-                env={**environment, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-                pass_fds=(theirs.fileno(),),
-                process_group=0,  # Ctrl-C is for us
-            )
-        self.num_starts += 1
-        ours.settimeout(_START_SECONDS)
         try:
+            with theirs:
+                self._process = self._launched(theirs.fileno())
+            self.num_starts += 1
+            ours.settimeout(_START_SECONDS)
             greeting = received(ours)
         except OSError:
             greeting = None
         if greeting != READY:
             ours.close()
             self._end()
-            raise RuntimeError(
-                f"the process that decodes images did not start; try: {' '.join(self._program)} 0 0 0 0"
+            raise DecoderDoesNotStart(
+                "the process that decodes images did not start: a limit of memory or of processes on the site's user "
+                f"may be too low; {' '.join(self._program)} 0 {2**31} 10 120 shows what is wrong"
             )
         return ours
+
+    def _launched(self, descriptor: int) -> subprocess.Popen[bytes]:
+        """Start the program with nothing of ours but one end of the connection."""
+        limits = self.limits
+        numbers = (descriptor, limits.memory_bytes, limits.processor_seconds, limits.clock_seconds)
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        return subprocess.Popen(
+            [*self._program, *(str(number) for number in numbers)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # decoders complain there by quoting
+            env={
+                **environment,
+                "OPENBLAS_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "1",
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+            pass_fds=(descriptor,),
+            process_group=0,  # Ctrl-C is for us
+        )
 
     def _end(self) -> int | None:
         """End the process, whatever it does; return its exit status."""

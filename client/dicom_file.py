@@ -101,12 +101,23 @@ def guarded(reason: Reason) -> Iterator[None]:
         except MemoryError:
             raise Unusable(Reason.TOO_MUCH_MEMORY) from None
         except OSError as error:  # the parsers raise it too, but without a number
+            if _came_from_recursion(error):
+                raise Unusable(Reason.TOO_DEEP) from None
             found = reason if error.errno is None else Reason.NOT_READABLE
             raise Unusable(found, f"({error.strerror or type(error).__name__})") from None
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - hostile bytes make parsers raise anything, Rust's panic too
             raise Unusable(reason, f"({type(error).__name__})") from None
+
+
+def _came_from_recursion(error: BaseException | None) -> bool:
+    """Whether a parser met the end of the stack and then raised something else."""
+    while error is not None:
+        if isinstance(error, RecursionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class BoundedReader(io.BufferedReader):

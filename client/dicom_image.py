@@ -8,9 +8,9 @@ import numpy.typing as npt
 from pydicom.dataset import FileDataset
 from pydicom.filereader import read_dataset
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID
+from pydicom.uid import UID, RLELossless
 
-from client.decoders import check_stream, plugin_for
+from client.decoders import DEFLATED_FRAMES, check_stream, inflated_frame, is_native, plugin_for
 from client.dicom_file import (
     MAX_INFLATED_BYTES,
     BoundedReader,
@@ -83,8 +83,10 @@ def check_image(header: FileDataset, file: BoundedReader, image: Image) -> None:
     if (photometric in GREY) != (image.channels == 1):
         raise Unusable(Reason.CHANNEL_MISMATCH, f"Photometric Interpretation is {photometric}.")
     transfer_syntax = _check_transfer_syntax(header)
+    if transfer_syntax == RLELossless and header.BitsAllocated == 1:
+        raise Unusable(Reason.UNSUPPORTED_PIXELS, "One bit with RLE.")
     needed = _native_bytes(header, photometric)
-    if not transfer_syntax.is_compressed and file.num_bytes - file.tell() < needed:
+    if is_native(transfer_syntax) and file.num_bytes - file.tell() < needed:
         raise Unusable(Reason.TRUNCATED, f"{needed} bytes of pixel data expected.")
 
 
@@ -95,9 +97,9 @@ def with_pixels(header: FileDataset, file: BoundedReader) -> FileDataset:
         rest = read_dataset(file, bool(implicit), bool(little_endian), stop_when=_after_pixel_data)
         element = next(tag for tag in (_PIXEL_DATA, *_FLOAT_BITS) if tag in rest)
         header[element] = rest[element]
-    compressed = uid_of(str(header.file_meta.TransferSyntaxUID)).is_compressed
+    native = is_native(uid_of(str(header.file_meta.TransferSyntaxUID)))
     needed = _native_bytes(header, text_of(header, "PhotometricInterpretation"))
-    if not compressed and len(header[element].value or b"") < needed:
+    if native and len(header[element].value or b"") < needed:
         raise Unusable(Reason.TRUNCATED, f"{needed} bytes of pixel data expected.")
     return header
 
@@ -120,6 +122,8 @@ def decode(dataset: FileDataset, frame: int = 0) -> npt.NDArray[np.generic]:
         DICOM PS3.5 section 8 (encoding of pixel data); PS3.3 section C.7.6.3.1.2 (YBR to RGB).
     """
     with guarded(Reason.UNDECODABLE):
+        if dataset.file_meta.TransferSyntaxUID == DEFLATED_FRAMES:
+            dataset, frame = inflated_frame(dataset, frame), 0
         plugin = plugin_for(dataset.file_meta.TransferSyntaxUID, int(dataset.get("BitsStored") or 0))
         if plugin:
             check_stream(dataset, frame)
@@ -206,7 +210,7 @@ def _check_transfer_syntax(header: FileDataset) -> UID:
     """Return the transfer syntax if it can be decoded here."""
     with guarded(Reason.UNSUPPORTED_TRANSFER_SYNTAX):
         transfer_syntax = uid_of(str(header.file_meta.TransferSyntaxUID))
-        if not transfer_syntax.is_transfer_syntax:
+        if transfer_syntax != DEFLATED_FRAMES and not transfer_syntax.is_transfer_syntax:
             raise Unusable(Reason.UNSUPPORTED_TRANSFER_SYNTAX, name_of(transfer_syntax))
         plugin_for(transfer_syntax, integer_of(header, "BitsStored", low=1, high=64, default=64))
     return transfer_syntax

@@ -2,8 +2,10 @@
 
 import io
 import zlib
+from typing import TYPE_CHECKING
 
-from typing_extensions import Buffer
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MAX_RATIO = 1032
 """DEFLATE makes nothing more than this many times smaller."""
@@ -50,7 +52,7 @@ class InflatedFile(io.RawIOBase):
         self._at = max(0, offset + (self._at if whence == io.SEEK_CUR else 0))
         return self._at
 
-    def readinto(self, buffer: Buffer, /) -> int:
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
         """Read into *buffer*. Raises zlib.error where the data are damaged."""
         view = memoryview(buffer).cast("B")
         if self._at < self._begins:  # what is not deflated can be read even where the rest is damaged

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.cache_folder import Tell, opened_cache, preparation_hash
-from client.decoding import DecodingWorker
+from client.decoding import DecoderDoesNotStart, DecodingWorker
 from client.dicom_index import Index, IndexBuilder
 from client.file_tree import FoundFile, files_below
 from client.identifiers import PSEUDONYM_KINDS
@@ -76,8 +76,7 @@ def ingest(
 
     Raises:
         LabelsError: the labels file as a whole cannot be used.
-        DataRefused: the images folder cannot be listed.
-        RuntimeError: the process that decodes does not start.
+        DataRefused: the images folder cannot be listed, or the process that decodes does not start.
     """
     labels = read_labels(site.labels, study)
     key = site.labels.key
@@ -111,6 +110,8 @@ def ingest(
                 make_reader=make_reader,
             )
             scan.read(files, progress)
+        except DecoderDoesNotStart as error:
+            raise DataRefused(str(error)) from error
         finally:
             memory.close()
         index = builder.finished()

@@ -68,8 +68,8 @@ def expanded(words: npt.NDArray[np.unsignedinteger]) -> list[int]:
         offset = sum(
             part << (bits * place) for place, part in enumerate(parts)
         )  # least significant part first
-        source = offset // (2 if wide else 1)
-        if source not in starts[:-1]:
+        source, rest = divmod(offset, 2 if wide else 1)
+        if rest or source not in starts[:-1]:
             raise ValueError("an indirect segment names no segment before it")
         for _ in range(values[at + 1]):
             if values[source] == 2:

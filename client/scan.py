@@ -92,7 +92,7 @@ class Scan:
             progress: called with files done and files in all.
 
         Raises:
-            RuntimeError: a process that reads does not start.
+            DecoderDoesNotStart: no file can be read.
         """
         seen = [self._seen(file) for file in files]
         num_unknown = sum(each.record is None for each in seen)

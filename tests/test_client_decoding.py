@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import dataset, gradient, make_image, write
+from dicom_files import SECRET, Hospital, dataset, gradient, make_image, make_study, write
 
-from client.decoding import DecodingWorker
+from client.decoding import DecoderDoesNotStart, DecodingWorker
 from client.decoding_limits import Limits
 from client.dicom_file import Unusable
 from client.dicom_image import read_image
+from client.ingestion import ingest
 from client.preparation import prepare
 from client.reasons import Reason
 
@@ -91,6 +92,7 @@ def test_the_process_is_used_again_for_files_that_are_merely_unusable(tmp_path: 
         assert worker.num_starts == 1
 
 
+@pytest.mark.slow
 def test_processor_time_counts_for_each_file_and_not_for_all_together(
     tmp_path: Path,
 ) -> None:
@@ -139,6 +141,34 @@ def test_a_process_that_died_between_two_files_costs_no_file(tmp_path: Path) -> 
         assert worker.num_starts == 2
 
 
+def test_files_that_end_the_decoder_are_lines_of_the_index_like_others(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path / "hospital")
+    rows = hospital.add_patients(range(4))
+    for number, kind in enumerate(("abort", "eat", "good"), start=100):
+        hospital.add(f"{kind[0]}/{kind}.dcm", dataset(gradient(), patient=f"PAT-{number:04d}"))
+        rows.append((f"PAT-{number:04d}", "yes"))
+    hospital.label(rows)
+    workers: list[DecodingWorker] = []
+
+    def made() -> DecodingWorker:
+        workers.append(DecodingWorker(TIGHT, FAULTY))
+        return workers[-1]
+
+    found = ingest(hospital.site(), make_study(), SECRET, make_reader=made)
+    index = found.index
+    assert [worker.num_starts for worker in workers] == [2]  # the one that only ran out of memory goes on
+    assert [image.path for image in index.images] == [*(f"{n:04d}.dcm" for n in range(4)), "g/good.dcm"]
+    assert index.left_out_counts == {"decoder-crashed": 1, "too-much-memory": 1}
+    assert sum(len(part.images) for part in found.patients.values()) == len(index.images)
+
+    workers.clear()
+    again = ingest(hospital.site(), make_study(), SECRET, make_reader=made)
+    assert again.index == index
+    assert [worker.num_starts for worker in workers] == [1], (
+        "what crashed is remembered, what lacked memory is not"
+    )
+
+
 def test_several_workers_run_side_by_side(tmp_path: Path) -> None:
     path = write(tmp_path / "one.dcm", dataset(gradient()))
     expected = prepare(read_image(path, GREY), GREY)
@@ -166,9 +196,10 @@ def test_closing_ends_the_process_even_in_the_middle_of_a_file(tmp_path: Path) -
 
 
 def test_a_program_that_does_not_start_is_no_reason_against_a_file(tmp_path: Path) -> None:
-    worker = DecodingWorker(program=(sys.executable, "-c", "raise SystemExit(1)"))
-    with pytest.raises(RuntimeError, match="did not start"):
-        worker.prepare(tmp_path / "one.dcm", GREY)
+    for program in ((sys.executable, "-c", "raise SystemExit(1)"), (str(tmp_path / "nothing"),)):
+        worker = DecodingWorker(program=program)
+        with pytest.raises(DecoderDoesNotStart, match="did not start"):
+            worker.prepare(tmp_path / "one.dcm", GREY)
 
 
 def test_the_process_ends_when_its_parent_is_killed(tmp_path: Path) -> None:

@@ -77,6 +77,32 @@ def figure(section: Section, pattern: str) -> float:
     return float(found.group(1).replace(",", ""))
 
 
+def with_image(study: Study, **image: object) -> Study:
+    return study.model_copy(update={"image": study.image.model_copy(update=image)})
+
+
+def test_what_the_study_asks_of_an_image_is_said_in_words(file, ledger) -> None:
+    plain = text(reviewed(make_study(), file, ledger)["training"])
+    assert "turned upright" not in plain
+    assert "several frames" not in plain
+    asked = with_image(
+        make_study(),
+        modalities=("CT",),
+        intensity="hounsfield",
+        window_center=40.0,
+        window_width=400.0,
+        frames="middle",
+        orientation="standard",
+        spacing=0.5,
+    )
+    said = text(reviewed(asked, file, ledger)["training"])
+    assert "center 40 and width 400 Hounsfield units" in said
+    assert "of 0.5 mm each" in said
+    assert "images that do not tell the size of their pixels are left out" in said
+    assert "turned upright, or left out" in said
+    assert "the middle one is used" in said
+
+
 def test_the_sections_stand_in_the_order_in_which_they_are_read(file, ledger) -> None:
     titles = [
         section.title
