@@ -89,7 +89,7 @@ def measure(quick: bool) -> tuple[Row, ...]:
                 "again": lambda: _ingest(site, len(files)),
                 "alone": lambda: _first(site, len(files), one_core=True),
             },
-            repetitions,
+            1,
         )
         all_files = _seconds(
             {
