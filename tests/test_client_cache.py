@@ -19,10 +19,15 @@ from dicom_files import NAME, OTHER_SECRET, SECRET, Hospital, dataset, gradient,
 from ingest_runs import STUDY, folder_of, images_of, kept, killed_at, mixed_hospital, run
 
 from client.cache_folder import CACHE_NAME, preparation_hash
+from client.file_facts import HeaderFacts, PixelFacts
+from client.file_reading import Header, Prepared
 from client.image_cache import CATALOGUE_NAME, CacheFull, ImageCache
 from client.ingestion import ingest
 from client.scan_memory import SCAN_NAME, Record, ScanMemory
+from client.site_data import ProgressLines
 from client.stored_images import StoredImages, joined
+from shared_models.study import Image
+from simulations.benchmarks.ingest import ReaderInThisProcess
 
 RECORD = 4 * 16 * 16
 
@@ -640,6 +645,66 @@ def test_images_in_use_stay_what_they_are_while_others_are_erased_and_the_file_i
     assert (folder_of(hospital) / "images-1.bin").exists()
     assert len(stored_bytes(hospital)) == RECORD * len(fourth.index.images)
     assert images_of(fourth) == expected
+
+
+class InventingReader(ReaderInThisProcess):
+    """Says of each file what follows from its name; decodes nothing."""
+
+    def header(self, path: Path, image: Image) -> Header:
+        number = int(path.stem)
+        names = {"PatientID": number // 10, "StudyInstanceUID": number // 2, "AccessionNumber": number // 2}
+        identifiers = {key: str(value) for key, value in {**names, "SOPInstanceUID": number}.items()}
+        facts = HeaderFacts(
+            modality="CR", scanner="Maker Model-7", rows=2048, columns=2048, spacing=(0.1, 0.1)
+        )
+        return Header(identifiers=identifiers, facts=facts, finding=None)
+
+    def digest(self, path: Path, image: Image) -> bytes:
+        return int(path.stem).to_bytes(32, "big")
+
+    def prepare(self, path: Path, image: Image) -> Prepared:
+        facts = PixelFacts(digest=f"{int(path.stem):064x}", lowest_share=0.1, highest_share=0.1, blank=False)
+        plane = np.full((1, 16, 16), int(path.stem) % 256 / 255, dtype=np.float32)
+        return Prepared(plane=plane, has_window=True, facts=facts)
+
+
+@pytest.mark.thorough
+def test_100_000_files_that_did_not_change_are_checked_in_seconds(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path / "large")
+    for number in range(100_000):
+        folder = hospital.images / f"{number // 500:03d}"
+        if number % 500 == 0:
+            folder.mkdir()
+        (folder / f"{number}").write_bytes(b"x")
+    hospital.label([(str(patient), "yes" if patient % 2 else "no") for patient in range(10_000)])
+    begun = time.perf_counter()
+    first = ingest(hospital.site(), STUDY, SECRET, make_reader=InventingReader).index
+    again = time.perf_counter()
+    second = ingest(hospital.site(), STUDY, SECRET).index
+    ended = time.perf_counter()
+    print(f"first run {again - begun:.1f} s, without any decoding; second run {ended - again:.1f} s")
+    assert len(first.images) == 100_000
+    assert second == first
+    assert ended - again < 60.0
+
+
+# What is told meanwhile
+
+
+def test_the_agent_says_every_half_minute_how_far_it_is() -> None:
+    said: list[str] = []
+    now = 0.0
+    lines = ProgressLines(said.append, lambda: now)
+    for done in range(1, 101):
+        now = done * 1.5
+        lines(done, 400)
+    assert said == [
+        "reading images: 20 of 400 files, 1 a second, 10 min left",
+        "reading images: 40 of 400 files, 1 a second, 9 min left",
+        "reading images: 60 of 400 files, 1 a second, 8 min left",
+        "reading images: 80 of 400 files, 1 a second, 8 min left",
+        "reading images: 100 of 400 files, 1 a second, 8 min left",
+    ]
 
 
 # Images that are gathered
