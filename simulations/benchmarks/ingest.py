@@ -286,7 +286,7 @@ BENCHMARK = Benchmark(
     method="client.ingestion.ingest (header, checks, digest, decoding, percentiles, resizing, cache and index written) "
     "in as many processes as there are cores, and without processes of its own pinned to one core; again: nothing "
     "changed; plain loops decode and prepare nothing, on one core too; MONAI where it is installed; files in the page "
-    "cache; processor time, of all processes, says what the processes cost where the machine has other work too; higher "
-    "is better",
+    "cache; processor time, of all processes, says what several of them cost where a machine has other work too; "
+    "higher is better",
     measure=measure,
 )
