@@ -680,12 +680,15 @@ def test_100_000_files_that_did_not_change_are_checked_in_seconds(tmp_path: Path
     begun = time.perf_counter()
     first = ingest(hospital.site(), STUDY, SECRET, make_reader=InventingReader).index
     again = time.perf_counter()
+    used = time.process_time()
     second = ingest(hospital.site(), STUDY, SECRET).index
-    ended = time.perf_counter()
-    print(f"first run {again - begun:.1f} s, without any decoding; second run {ended - again:.1f} s")
+    used, ended = time.process_time() - used, time.perf_counter()
+    print(
+        f"first run {again - begun:.1f} s, without any decoding; second run {ended - again:.1f} s, {used:.1f} s of work"
+    )
     assert len(first.images) == 100_000
     assert second == first
-    assert ended - again < 60.0
+    assert used < 30.0, "processor time, which a busy machine does not stretch"
 
 
 # What is told meanwhile
