@@ -1,9 +1,11 @@
 """Decoding in a process of its own: a file that crashes, hangs or floods a decoder costs that file only."""
 
+import functools
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,9 +15,10 @@ from typing import Self
 import numpy as np
 
 from client.decoding_limits import Limits
-from client.decoding_process import IMAGE, LENGTH, READY, UNUSABLE, received
-from client.dicom_file import Unusable
-from client.preparation import Plane
+from client.decoding_process import DIGEST, HEADER, IMAGE, LENGTH, READY, UNUSABLE, received
+from client.dicom_file import IDENTIFIER_KEYWORDS, Unusable
+from client.file_facts import HeaderFacts, PixelFacts
+from client.file_reading import Header, Prepared
 from client.reasons import Reason
 from shared_models.processes import python_module
 from shared_models.study import Image
@@ -24,6 +27,7 @@ from shared_models.visible_text import visible
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 10.0
 _MAX_DETAIL = 200
+_MAX_IDENTIFIER = 10_000
 _REASONS = {reason.code: reason for reason in Reason}
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "TZ", "PYTHONPATH")
 
@@ -59,22 +63,60 @@ class DecodingWorker:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def prepare(self, path: Path, image: Image) -> tuple[Plane, bool]:
+    def header(self, path: Path, image: Image) -> Header:
+        """Read the header of one file, and check all that can be known before pixels are read.
+
+        Raises:
+            Unusable: it has no header that could be read; or the process ended while it read it.
+            DecoderDoesNotStart: no file can be read.
+        """
+        kind, content = self._asked("header", path, image)
+        try:
+            if kind == HEADER and (told := _header(content)) is not None:
+                return told
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            pass
+        raise self._impossible()
+
+    def digest(self, path: Path, image: Image) -> bytes:
+        """Return SHA-256 of the file's bytes. Raises as `header`."""
+        kind, content = self._asked("digest", path, image)
+        if kind == DIGEST and len(content) == 32:
+            return content
+        raise self._impossible()
+
+    def prepare(self, path: Path, image: Image) -> Prepared:
         """Read, decode and prepare one file.
 
         Args:
-            path: the file.
+            path: the file; quickest where its header was asked for last.
             image: what the study wants.
 
         Returns:
-            What `client.preparation.prepare` makes of it, and whether the file says how it is to be shown.
+            What `client.preparation.prepare` makes of it, and what is known of it.
 
         Raises:
             Unusable: with the reason; decoder-crashed, too-slow and too-much-memory are those of the process.
             DecoderDoesNotStart: no file can be read.
         """
+        kind, content = self._asked("pixels", path, image)
+        try:
+            if kind == IMAGE and (prepared := _prepared(content, image)) is not None:
+                return prepared
+        except (ValueError, LookupError, TypeError, struct.error, RecursionError):
+            pass
+        raise self._impossible()
+
+    def interrupt(self) -> None:
+        """Kill the process, from another thread: whoever waits for it gets an answer at once."""
+        if (process := self._process) is not None:
+            process.kill()
+
+    def _asked(self, ask: str, path: Path, image: Image) -> tuple[bytes, bytes]:
+        """Kind and content of the answer. Raises Unusable where it is a reason, or there is none."""
         connection = self._ready()
-        request = json.dumps({"path": str(path.absolute()), "image": image.model_dump_json()}).encode()
+        wanted = {"ask": ask, "path": os.fsencode(path.absolute()).hex(), "image": _json(image)}
+        request = json.dumps(wanted).encode()
         connection.settimeout(self.limits.clock_seconds + _GRACE_SECONDS)
         try:
             connection.sendall(LENGTH.pack(len(request)) + request)
@@ -91,7 +133,17 @@ class DecodingWorker:
             raise
         if reply is None:
             raise Unusable(*self._why_it_ended())
-        return self._taken(reply, image)
+        if reply[:1] == UNUSABLE:
+            try:
+                finding = _finding(json.loads(reply[1:]))
+            except (ValueError, LookupError, TypeError, RecursionError):
+                raise self._impossible() from None
+            raise finding
+        return reply[:1], reply[1:]
+
+    def _impossible(self) -> Unusable:
+        self._end()
+        return Unusable(Reason.DECODER_CRASHED, "(an answer that cannot be)")
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -176,21 +228,40 @@ class DecodingWorker:
             return Reason.TOO_MUCH_MEMORY, f"({name})"
         return Reason.DECODER_CRASHED, f"({name})"
 
-    def _taken(self, reply: bytes, image: Image) -> tuple[Plane, bool]:
-        """Check what the process sent. Raises Unusable."""
-        kind, content = reply[:1], reply[1:]
-        shape = (image.channels, image.rows, image.columns)
-        if kind == IMAGE and len(content) == 1 + 4 * int(np.prod(shape)):
-            array = np.frombuffer(content, dtype="<f4", offset=1).reshape(shape).astype(np.float32)
-            if np.isfinite(array).all() and array.min() >= 0.0 and array.max() <= 1.0:
-                return array, content[:1] != b"\0"
-        elif kind == UNUSABLE:
-            try:
-                told = json.loads(content)
-                reason, detail = _REASONS[told["reason"]], str(told["detail"])
-            except (ValueError, LookupError, TypeError):
-                pass
-            else:
-                raise Unusable(reason, visible(detail[:_MAX_DETAIL]))
-        self._end()
-        raise Unusable(Reason.DECODER_CRASHED, "(an answer that cannot be)")
+
+@functools.lru_cache(maxsize=4)
+def _json(image: Image) -> str:
+    return image.model_dump_json()
+
+
+def _finding(told: dict[str, object]) -> Unusable:
+    """What the process says against a file. Raises LookupError where it is no reason."""
+    return Unusable(_REASONS[str(told["reason"])], visible(str(told["detail"])[:_MAX_DETAIL]))
+
+
+def _header(content: bytes) -> Header | None:
+    """What the process says of a header; None, or an error, where it cannot be."""
+    told = json.loads(content)
+    identifiers = {keyword: told["identifiers"][keyword] for keyword in IDENTIFIER_KEYWORDS}
+    if not all(isinstance(value, str) and len(value) <= _MAX_IDENTIFIER for value in identifiers.values()):
+        return None
+    return Header(
+        identifiers=identifiers,
+        facts=HeaderFacts.model_validate(told["facts"], strict=False),
+        finding=_finding(told) if "reason" in told else None,
+    )
+
+
+def _prepared(content: bytes, image: Image) -> Prepared | None:
+    """What the process says of an image; None, or an error, where it cannot be."""
+    shape, start = (image.channels, image.rows, image.columns), LENGTH.size
+    end = start + LENGTH.unpack(content[:start])[0]
+    if len(content) != end + 4 * int(np.prod(shape)):
+        return None
+    told = json.loads(content[start:end])
+    array = np.frombuffer(content, dtype="<f4", offset=end).reshape(shape).astype(np.float32)
+    if not (array.min() >= 0.0 and array.max() <= 1.0):  # false where a value is NaN
+        return None
+    return Prepared(
+        plane=array, has_window=told["has_window"] is True, facts=PixelFacts.model_validate(told["facts"])
+    )

@@ -5,62 +5,92 @@ can write no file, dumps no core, and ends by the kernel's hand when one file ta
 """
 
 import json
+import os
 import resource
 import signal
 import socket
 import struct
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from client.decoding_limits import Limits
 from client.dicom_file import Unusable
-from client.dicom_image import read_image
-from client.intensity import has_window
-from client.preparation import Plane, prepare
+from client.file_reading import Header, OpenFile, Prepared, digest_of
 from client.reasons import Reason
 from shared_models.study import Image
 
 LENGTH = struct.Struct(">I")
 READY = b"R"
+HEADER = b"H"
+DIGEST = b"D"
 IMAGE = b"I"
 UNUSABLE = b"U"
 
-Prepare = Callable[[Path, Image], tuple[Plane, bool]]
+Prepare = Callable[[Path, Image], Prepared]
 
 
-def prepare_file(path: Path, image: Image) -> tuple[Plane, bool]:
-    """Return the prepared image, and whether the file says how it is to be shown. Raises Unusable."""
-    dataset = read_image(path, image)
-    prepared = prepare(dataset, image)
-    return prepared, image.channels == 3 or has_window(dataset)
+def prepare_file(path: Path, image: Image) -> Prepared:
+    """Read, decode and prepare one file. Raises Unusable."""
+    with OpenFile() as file:
+        return file.prepared(path, image)
 
 
-def serve(connection: socket.socket, limits: Limits, prepare: Prepare = prepare_file) -> None:
+def serve(connection: socket.socket, limits: Limits, prepare: Prepare | None = None) -> None:
     """Answer requests until the parent closes the connection.
 
-    A request is a length and JSON: path and image. A reply is a length and one byte of kind, and then: a byte that
-    tells whether there is a window and the array's bytes, or JSON of a reason's code and detail.
+    A request is a length and JSON: what is asked for, path and image. A reply is a length and one byte of kind, and
+    then, as the kind says: JSON of what the header says; the digest of the file's bytes; the length of JSON, JSON of
+    what is known of the image, and the array's bytes; or JSON of a reason's code and detail.
     """
     _confine(limits)
     connection.sendall(LENGTH.pack(1) + READY)
-    while (request := received(connection)) is not None:
-        wanted = json.loads(request)
-        path, image = Path(wanted["path"]), Image.model_validate_json(wanted["image"])
-        _start_clocks(limits)
-        try:
-            array, with_window = prepare(path, image)
-        except Unusable as finding:
-            told = {"reason": finding.reason.code, "detail": finding.detail}
-            reply = UNUSABLE + json.dumps(told).encode()
-        except MemoryError:
-            reply = UNUSABLE + json.dumps({"reason": Reason.TOO_MUCH_MEMORY.code, "detail": ""}).encode()
-        else:
-            reply = IMAGE + bytes([with_window]) + np.ascontiguousarray(array, dtype="<f4").tobytes()
-        signal.alarm(0)
-        connection.sendall(LENGTH.pack(len(reply)) + reply)
+    with OpenFile() as file:
+        while (request := received(connection)) is not None:
+            wanted = json.loads(request)
+            path, image = Path(os.fsdecode(bytes.fromhex(wanted["path"]))), _image(wanted["image"])
+            _start_clocks(limits)
+            try:
+                if wanted["ask"] == "header":
+                    reply = HEADER + _header(file.header(path, image))
+                elif wanted["ask"] == "digest":
+                    reply = DIGEST + digest_of(path)
+                else:
+                    reply = IMAGE + _array((prepare or file.prepared)(path, image))
+            except Unusable as finding:
+                reply = UNUSABLE + _reason(finding.reason, finding.detail)
+            except MemoryError:
+                reply = UNUSABLE + _reason(Reason.TOO_MUCH_MEMORY)
+            signal.alarm(0)
+            connection.sendall(LENGTH.pack(len(reply)) + reply)
+
+
+@lru_cache(maxsize=4)
+def _image(text: str) -> Image:
+    return Image.model_validate_json(text)
+
+
+def _header(header: Header) -> bytes:
+    told: dict[str, object] = {
+        "identifiers": header.identifiers,
+        "facts": header.facts.model_dump(mode="json"),
+    }
+    if header.finding is not None:
+        told["reason"], told["detail"] = header.finding.reason.code, header.finding.detail
+    return json.dumps(told).encode()
+
+
+def _array(prepared: Prepared) -> bytes:
+    told = json.dumps({"has_window": prepared.has_window, "facts": prepared.facts.model_dump()}).encode()
+    array = np.ascontiguousarray(prepared.plane, dtype="<f4").tobytes()
+    return LENGTH.pack(len(told)) + told + array
+
+
+def _reason(reason: Reason, detail: str = "") -> bytes:
+    return json.dumps({"reason": reason.code, "detail": detail}).encode()
 
 
 def received(connection: socket.socket) -> bytes | None:
@@ -101,7 +131,7 @@ def _start_clocks(limits: Limits) -> None:
     signal.alarm(limits.clock_seconds)
 
 
-def main(prepare: Prepare = prepare_file) -> None:
+def main(prepare: Prepare | None = None) -> None:
     """Serve on the socket whose number is the first argument, with the limits in the others."""
     descriptor, *numbers = (int(argument) for argument in sys.argv[1:])
     memory_bytes, processor_seconds, clock_seconds = numbers

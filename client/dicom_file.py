@@ -50,10 +50,18 @@ _GEOMETRY_KEYWORDS = (
 )
 # fmt: on
 FRAME_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_FACT_KEYWORDS = (
+    "Manufacturer",
+    "ManufacturerModelName",
+    "ViewPosition",
+    "BodyPartExamined",
+    "BurnedInAnnotation",
+)
 HEADER_KEYWORDS = (
     *IDENTIFIER_KEYWORDS,
     "SOPClassUID",
     "Modality",
+    *_FACT_KEYWORDS,
     *_PIXEL_KEYWORDS,
     *_PALETTE_KEYWORDS,
     *_GEOMETRY_KEYWORDS,

@@ -1,24 +1,18 @@
 """The index of a hospital's images folder: each file gives one usable image or one reason why not."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.dicom_file import Unusable, identifiers_of, opened, read_header
-from client.dicom_image import check_image
+from client.dicom_file import Unusable
 from client.dicomdir import is_dicomdir, missing_files
 from client.labels import LabelTable
-from client.preparation import Plane
 from client.reasons import LabelProblem, Reason
-from client.roles import Role, role_of, stated_role
-from client.secret import SiteSecret
+from client.roles import Role, role_at, stated_role
+from client.scan_memory import Record
 from client.site_file import LabelKey
-from shared_models.study import Image, Study
-
-Progress = Callable[[int, int], None]
-Keep = Callable[[str, Plane], None]
-Prepare = Callable[[Path, Image], tuple[Plane, bool]]
+from shared_models.study import Study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,181 +105,144 @@ class Index:
         return len({entry.study for entry in self.images})
 
 
-def build_index(
-    folder: Path,
-    labels: LabelTable,
-    study: Study,
-    secret: SiteSecret,
-    *,
-    key: LabelKey,
-    prepare: Prepare,
-    exclude: Path | None = None,
-    withdrawn: Collection[str] = (),
-    keep: Keep = lambda path, array: None,
-    progress: Progress = lambda done, total: None,
-) -> Index:
-    """Read every file below *folder* once and say of each what it gives.
-
-    Guarantees: the same folder, labels, study and secret give the same index; each file is in it exactly once;
-    no file, however broken, ends the walk. Of several files with one SOPInstanceUID the first usable one, by path,
-    is used.
-
-    Args:
-        folder: the hospital's images folder.
-        labels: the labels file.
-        study: what images and values are wanted.
-        secret: makes pseudonyms and roles.
-        key: the DICOM attribute that the labels file is keyed by.
-        prepare: reads and decodes one file, and tells whether it has a window, as
-            `client.decoding.DecodingWorker.prepare` does.
-        exclude: a file that is not counted if it lies in the folder: the labels file.
-        withdrawn: pseudonyms of patients whose images are left out.
-        keep: gets each prepared image by its path in the index. An image that is left out at the end, because its
-            patient's role is unclear, was given to it too.
-        progress: called with files done and files in all.
-
-    Raises:
-        OSError: the folder itself cannot be listed.
-    """
-    paths = [path for path in _files(folder) if exclude is None or path.resolve() != exclude.resolve()]
-    walk = _Walk(labels=labels, study=study, secret=secret, key=key, prepare=prepare, withdrawn=withdrawn)
-    left_out: list[LeftOut] = []
-    for number, path in enumerate(paths, start=1):
-        name = path.relative_to(folder).as_posix()
-        try:
-            keep(name, walk.visit(path, name))
-        except Unusable as finding:
-            left_out.append(LeftOut(path=name, reason=finding.reason, detail=finding.detail))
-        progress(number, len(paths))
-    left_out = _with_dicomdirs(left_out, folder, paths)
-    images, without_role = walk.with_roles()
-    problems = dict(labels.problems)
-    if unmatched := len(labels.keys - walk.keys):
-        problems[LabelProblem.NO_FILE] = unmatched
-    return Index(
-        images=tuple(images),
-        left_out=tuple(sorted([*left_out, *without_role], key=lambda file: file.path)),
-        label_problems=problems,
-        num_label_rows=labels.num_rows,
-        num_patients_found=len(walk.patients),
-    )
-
-
-def _with_dicomdirs(left_out: list[LeftOut], folder: Path, paths: list[Path]) -> list[LeftOut]:
-    """Tell DICOMDIRs from other files without pixels, and add the files that they name and that are not there."""
-    there: list[str] | None = None
-    settled: dict[str, LeftOut] = {file.path: file for file in left_out}
-    for path in filter(is_dicomdir, paths):
-        name = path.relative_to(folder).as_posix()
-        if name not in settled:
-            continue
-        there = there or [other.relative_to(folder).as_posix() for other in paths]
-        try:
-            missing = missing_files(path, folder, there)
-        except Unusable as finding:
-            settled[name] = LeftOut(path=name, reason=finding.reason, detail=finding.detail)
-            continue
-        settled[name] = LeftOut(path=name, reason=Reason.DICOMDIR)
-        for other in missing:
-            settled.setdefault(other, LeftOut(path=other, reason=Reason.MISSING_FILE))
-    return list(settled.values())
-
-
-def _files(folder: Path) -> list[Path]:
-    """Everything below *folder* that is not a folder, in a fixed order; folders that are links or cannot be listed."""
-    files: list[Path] = []
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir() or path.is_symlink():
-            files.append(path)
-            continue
-        try:
-            files += _files(path)
-        except OSError:
-            files.append(path)  # reading it will say why
-    return files
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
     """An image that is usable as far as it itself goes; its patient's role is still to be settled."""
 
     path: str
-    patient: str
-    study: str
+    record: Record
     label: int
-    has_window: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Walk:
-    """One walk through the folder. What it has seen grows; identifiers stay in here."""
+class IndexBuilder:
+    """Takes the records of all files, one after the other in their order, and makes the index of them.
+
+    Guarantees: the same records, labels and study give the same index; each file is in it exactly once. Of several
+    files with one SOPInstanceUID the first usable one is used.
+
+    Args:
+        labels: the labels file, by pseudonym (`client.labels.LabelTable.keyed`).
+        study: what is wanted.
+        key: the DICOM attribute that the labels file is keyed by.
+        withdrawn: pseudonyms of patients whose images are left out.
+    """
 
     labels: LabelTable
     study: Study
-    secret: SiteSecret
     key: LabelKey
-    prepare: Prepare
     withdrawn: Collection[str]
     found: list[_Found] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     patients: set[str] = field(default_factory=set)
     instances: set[str] = field(default_factory=set)
     stated_roles: dict[str, set[Role]] = field(default_factory=dict)
 
-    def visit(self, path: Path, name: str) -> Plane:
-        """Read one file, cheap checks first, and return the prepared image. Raises Unusable."""
-        image = self.study.image
-        with opened(path) as file:
-            header = read_header(file)
-            identifiers = identifiers_of(header)
-            key = identifiers.value(self.key)
-            self.keys.add(key)
-            if identifiers.PatientID:
-                self.patients.add(identifiers.PatientID)
-                if self.secret.pseudonym("patient", identifiers.PatientID) in self.withdrawn:
-                    raise Unusable(Reason.WITHDRAWN)
-            check_image(header, file, image)
-            identifiers.require("PatientID", "StudyInstanceUID", "SOPInstanceUID", self.key)
-            label = self.labels.label_of(key)
-            if identifiers.SOPInstanceUID in self.instances:
-                raise Unusable(Reason.DUPLICATE)
-        prepared, with_window = self.prepare(path, image)
-        self.instances.add(identifiers.SOPInstanceUID)
-        self.stated_roles.setdefault(identifiers.PatientID, set()).update(self.labels.roles.get(key, ()))
-        self.found.append(
-            _Found(
-                path=name,
-                patient=identifiers.PatientID,
-                study=identifiers.StudyInstanceUID,
-                label=label,
-                has_window=with_window,
-            )
-        )
-        return prepared
+    def __len__(self) -> int:
+        """Number of files that were added."""
+        return len(self.found) + len(self.left_out)
 
-    def with_roles(self) -> tuple[list[IndexedImage], list[LeftOut]]:
-        """Settle roles, once all images of each patient are known, and put pseudonyms for identifiers."""
+    def check_wanted(self, record: Record) -> int:
+        """Return the label of a file whose pixels are wanted, as far as is known by now.
+
+        Args:
+            record: of the file; its pixels need not have been read.
+
+        Raises:
+            Unusable: why the file is left out, whatever its pixels are.
+        """
+        if record.pseudonyms.get("PatientID") in self.withdrawn:
+            raise Unusable(Reason.WITHDRAWN)
+        if record.finding is not None and record.finding.stage != "pixels":
+            raise record.finding.raised()
+        required = ("PatientID", "StudyInstanceUID", "SOPInstanceUID", self.key)
+        if missing := [keyword for keyword in required if not record.pseudonyms[keyword]]:
+            raise Unusable(Reason.MISSING_IDENTIFIER, f"{', '.join(missing)} is empty.")
+        label = self.labels.label_of(record.pseudonyms[self.key])
+        if record.pseudonyms["SOPInstanceUID"] in self.instances:
+            raise Unusable(Reason.DUPLICATE)
+        return label
+
+    def add(self, path: str, record: Record) -> LeftOut | None:
+        """Take the next file; return why it is left out, None where it is used as far as it itself goes."""
+        self.keys.add(record.pseudonyms.get(self.key, ""))
+        if patient := record.pseudonyms.get("PatientID"):
+            self.patients.add(patient)
+        try:
+            label = self.check_wanted(record)
+            if record.finding is not None:
+                raise record.finding.raised()
+        except Unusable as finding:
+            left_out = LeftOut(path=path, reason=finding.reason, detail=finding.detail)
+            self.left_out.append(left_out)
+            return left_out
+        self.instances.add(record.pseudonyms["SOPInstanceUID"])
+        roles = self.labels.roles.get(record.pseudonyms[self.key], ())
+        self.stated_roles.setdefault(record.pseudonyms["PatientID"], set()).update(roles)
+        self.found.append(_Found(path=path, record=record, label=label))
+        return None
+
+    def settle_dicomdirs(self, folder: Path, names: Sequence[str]) -> None:
+        """Tell DICOMDIRs from other files without pixels, and add the files that they name and that are not there.
+
+        Args:
+            folder: the images folder.
+            names: of all files below it, all of which were added.
+        """
+        settled = {file.path: file for file in self.left_out}
+        for name in names:
+            path = folder / name
+            if name not in settled or not is_dicomdir(path):
+                continue
+            try:
+                missing = missing_files(path, folder, names)
+            except Unusable as finding:
+                settled[name] = LeftOut(path=name, reason=finding.reason, detail=finding.detail)
+                continue
+            settled[name] = LeftOut(path=name, reason=Reason.DICOMDIR)
+            for other in missing:
+                settled.setdefault(other, LeftOut(path=other, reason=Reason.MISSING_FILE))
+        self.left_out[:] = settled.values()
+
+    def finished(self) -> Index:
+        """Return the index of all files that were added."""
+        images, without_role = self._with_roles()
+        problems = dict(self.labels.problems)
+        if unmatched := len(self.labels.keys - self.keys):
+            problems[LabelProblem.NO_FILE] = unmatched
+        return Index(
+            images=tuple(images),
+            left_out=tuple(sorted([*self.left_out, *without_role], key=lambda file: file.path)),
+            label_problems=problems,
+            num_label_rows=self.labels.num_rows,
+            num_patients_found=len(self.patients),
+        )
+
+    def _with_roles(self) -> tuple[list[IndexedImage], list[LeftOut]]:
+        """Settle roles, once all images of each patient are known."""
         images: list[IndexedImage] = []
         left_out: list[LeftOut] = []
         for image in self.found:
+            pseudonyms = image.record.pseudonyms
             try:
-                role = self._role(image.patient)
+                role = self._role(pseudonyms["PatientID"], image.record.role_draw)
             except Unusable as finding:
                 left_out.append(LeftOut(path=image.path, reason=finding.reason, detail=finding.detail))
                 continue
             images.append(
                 IndexedImage(
                     path=image.path,
-                    patient=self.secret.pseudonym("patient", image.patient),
-                    study=self.secret.pseudonym("study", image.study),
+                    patient=pseudonyms["PatientID"],
+                    study=pseudonyms["StudyInstanceUID"],
                     label=image.label,
                     role=role,
-                    has_window=image.has_window,
+                    has_window=image.record.has_window,
                 )
             )
         return images, left_out
 
-    def _role(self, patient: str) -> Role:
+    def _role(self, patient: str, draw: float) -> Role:
         if self.study.patients.roles == "column":
             return stated_role(self.stated_roles[patient])
-        return role_of(patient, self.secret, self.study.patients)
+        return role_at(draw, self.study.patients)

@@ -39,8 +39,8 @@ def image_scores(
     model.eval()
     scores = [np.zeros(0)]
     with torch.no_grad():
-        for images in torch.split(patients.images, 256) if len(patients.images) else ():
-            batch = images.to(machine.device, non_blocking=True)
+        for first in range(0, len(patients.images), 256):
+            batch = patients.images[first : first + 256].to(machine.device, non_blocking=True)
             with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=machine.mixed_precision):
                 logits = model(batch)
             scores.append(task.scores(logits.double()).cpu().numpy())

@@ -34,7 +34,10 @@ def with_features(
     images = patients.images
     if _features(model, images[:1], machine).numel() * len(images) * 4 > MOST_BYTES:
         return patients
-    parts = [_features(model, part, machine) for part in torch.split(images, _AT_A_TIME)]
+    parts = [
+        _features(model, images[first : first + _AT_A_TIME], machine)
+        for first in range(0, len(images), _AT_A_TIME)
+    ]
     return patients.seen_as(torch.cat(parts))
 
 

@@ -1,6 +1,18 @@
 """One form for an identifier, wherever it comes from: a DICOM file, the labels file, or a person at the keyboard."""
 
 import unicodedata
+from collections.abc import Mapping
+from types import MappingProxyType
+
+PSEUDONYM_KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "PatientID": "patient",
+        "StudyInstanceUID": "study",
+        "AccessionNumber": "accession",
+        "SOPInstanceUID": "instance",
+    }
+)
+"""The kind of pseudonym (`client.secret.SiteSecret.pseudonym`) that stands for each identifying attribute."""
 
 
 def normalised(identifier: str) -> str:

@@ -4,7 +4,7 @@ Both stay at the site. The file names images by path and patients by pseudonym; 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,29 +61,40 @@ def read_counts(state: Path, study_hash: str) -> Counts | None:
 
 def write_index(index: Index, state: Path, *, study_hash: str) -> Path:
     """Write the index to the site's state folder: whole or not at all, mode 0600. Returns its path."""
-    values = {
+    head = {
         "schema": 1,
         "study_hash": study_hash,
         "summary": summary_of(index),
         "label_problems": {problem.code: number for problem, number in index.label_problems.items()},
-        "images": [
-            {
-                "path": entry.path,
-                "patient": entry.patient,
-                "study": entry.study,
-                "label": entry.label,
-                "role": entry.role.value,
-                "has_window": entry.has_window,
-            }
-            for entry in index.images
-        ],
-        "left_out": [
-            {"path": file.path, "reason": file.reason.code, "detail": file.detail} for file in index.left_out
-        ],
     }
+    images = (
+        {
+            "path": entry.path,
+            "patient": entry.patient,
+            "study": entry.study,
+            "label": entry.label,
+            "role": entry.role.value,
+            "has_window": entry.has_window,
+        }
+        for entry in index.images
+    )
+    left_out = (
+        {"path": file.path, "reason": file.reason.code, "detail": file.detail} for file in index.left_out
+    )
+    parts = [
+        json.dumps(head, indent=1).removesuffix("\n}"),
+        _listed("images", images),
+        _listed("left_out", left_out),
+    ]
     path = state / INDEX_NAME
-    replace_private_file(path, json.dumps(values, indent=1).encode("ascii"))
+    replace_private_file(path, (",\n".join(parts) + "\n}\n").encode("ascii"))
     return path
+
+
+def _listed(name: str, entries: Iterable[Mapping[str, object]]) -> str:
+    """A list with a line for each entry: many times as fast as indented JSON, and as readable."""
+    lines = ",\n  ".join(json.dumps(entry) for entry in entries)
+    return f' "{name}": [\n  {lines}\n ]' if lines else f' "{name}": []'
 
 
 def summary_of(index: Index) -> dict[str, object]:

@@ -1,18 +1,28 @@
 """From a hospital's folder to tensors in one pass: index, decode, prepare, and put together by patient."""
 
-from collections.abc import Collection
+import logging
+import os
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
+from client.cache_folder import Tell, opened_cache, preparation_hash
 from client.decoding import DecoderDoesNotStart, DecodingWorker
-from client.dicom_index import Index, Progress, build_index
+from client.dicom_index import Index, IndexBuilder
+from client.file_tree import FoundFile, files_below
+from client.identifiers import PSEUDONYM_KINDS
 from client.index_report import INDEX_NAME, write_index
 from client.labels import read_labels
 from client.patients import PatientSet, gather_patients
-from client.preparation import Plane
+from client.reading_pool import Reader
 from client.roles import Role
+from client.scan import CHECKPOINT_SECONDS, Progress, Scan
+from client.scan_memory import ScanMemory
 from client.secret import SiteSecret
 from client.site_file import Policy, SiteFile
 from shared_models.study import Study
+
+log = logging.getLogger("collegium.site")
 
 
 class DataRefused(Exception):
@@ -37,18 +47,29 @@ def ingest(
     *,
     withdrawn: Collection[str] = (),
     progress: Progress = lambda done, total: None,
+    tell: Tell = log.warning,
+    recheck: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    make_reader: Callable[[], Reader] = DecodingWorker,
 ) -> Ingested:
     """Read the hospital's images and labels and write the index to the state folder.
 
-    Files are decoded in a process of its own. The index tells of all of them, those whose pixel data cannot be
-    decoded included.
+    Files are read in processes of their own, several at a time. Files that did not change since they were read for
+    the same preparation are not read again. The index tells of all files, those that cannot be decoded included.
+
+    Guarantees: the same files, labels, study and secret give the same index and the same images, whatever was
+    remembered before and wherever an earlier call was ended.
 
     Args:
         site: where images, labels and state are.
         study: what is wanted of them.
         secret: makes pseudonyms and roles.
-        withdrawn: pseudonyms of patients who are left out.
+        withdrawn: pseudonyms of patients who are left out, and whose prepared images are erased.
         progress: called with files done and files in all.
+        tell: gets sentences for the site's operator: what was damaged, what there is no room for.
+        recheck: read every file, even where its size and time of change are as they were.
+        checkpoint_seconds: what is lost at most where the process is ended.
+        make_reader: makes what reads files; a process of its own, unless a benchmark says otherwise.
 
     Returns:
         The index, and one `PatientSet` for each role, possibly of no patients.
@@ -58,29 +79,57 @@ def ingest(
         DataRefused: the images folder cannot be listed, or the process that decodes does not start.
     """
     labels = read_labels(site.labels, study)
-    prepared: dict[str, Plane] = {}
-    try:
-        with DecodingWorker() as worker:
-            index = build_index(
+    key = site.labels.key
+    builder = IndexBuilder(
+        labels=labels.keyed(lambda value: secret.pseudonym(PSEUDONYM_KINDS[key], value)),
+        study=study,
+        key=key,
+        withdrawn=withdrawn,
+    )
+    image = study.image
+    files = _files(site.images.folder, exclude=site.labels.file)
+    with opened_cache(
+        site.state,
+        preparation_hash(image, secret),
+        (image.channels, image.rows, image.columns),
+        limit=int(site.images.cache_gib * 2**30),
+        withdrawn=withdrawn,
+        tell=tell,
+    ) as images:
+        memory = ScanMemory(images.folder, tell)
+        try:
+            scan = Scan(
                 site.images.folder,
-                labels,
-                study,
+                builder,
                 secret,
-                key=site.labels.key,
-                prepare=worker.prepare,
-                exclude=site.labels.file,
-                withdrawn=withdrawn,
-                keep=prepared.__setitem__,
-                progress=progress,
+                memory,
+                images,
+                num_readers=site.compute.num_readers or len(os.sched_getaffinity(0)),
+                recheck=recheck,
+                checkpoint_seconds=checkpoint_seconds,
+                make_reader=make_reader,
             )
-    except DecoderDoesNotStart as error:
-        raise DataRefused(str(error)) from error
+            scan.read(files, progress)
+        except DecoderDoesNotStart as error:
+            raise DataRefused(str(error)) from error
+        finally:
+            memory.close()
+        builder.settle_dicomdirs(site.images.folder, [file.name for file in files])
+        index = builder.finished()
+        write_index(index, site.state, study_hash=study.hash)
+        return Ingested(index=index, patients=gather_patients(index, scan.stored))
+
+
+def _files(folder: Path, *, exclude: Path) -> list[FoundFile]:
+    """All files below the images folder but the labels file. Raises DataRefused."""
+    try:
+        status = exclude.stat()
+        files = files_below(folder)
     except OSError as error:
         raise DataRefused(
-            f"{site.images.folder}: cannot be listed ({error.strerror}); check images.folder in site.toml"
+            f"{folder}: cannot be listed ({error.strerror}); check images.folder in site.toml"
         ) from error
-    write_index(index, site.state, study_hash=study.hash)
-    return Ingested(index=index, patients=gather_patients(index, prepared, study.image))
+    return [file for file in files if file.identity != (status.st_dev, status.st_ino)]
 
 
 def check_policy(index: Index, policy: Policy) -> None:

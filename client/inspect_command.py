@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from client.approvals import Approvals
 from client.chosen_study import chosen_study
@@ -25,6 +34,14 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+class RateColumn(ProgressColumn):
+    """Files a second, of late."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate; nothing before there is one."""
+        return Text("" if task.speed is None else f"{task.speed:,.0f} files/s")
+
+
 def index(
     config: ConfigOption = SITE_FILE,
     strict: Annotated[
@@ -33,6 +50,12 @@ def index(
     study: Annotated[
         Path | None, typer.Option(help="A study or proposal; without it the approved one.", dir_okay=False)
     ] = None,
+    recheck: Annotated[
+        bool,
+        typer.Option(
+            "--recheck", help="Read every file, even where its size and time of change are the same."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Read all images and labels as a run would, and say what can be used and why the rest cannot."""
@@ -45,7 +68,13 @@ def index(
     site = read_site(config)
     journal = read_journal(site)
     agreed = chosen_study(site, Approvals(journal, site.state), study)
-    columns = (TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("reading images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+    )
     try:
         with Progress(*columns, console=err, transient=True) as bar:
             task = bar.add_task("files", total=None)
@@ -55,6 +84,8 @@ def index(
                 SiteSecret.load(site.state),
                 withdrawn=withdrawn(journal),
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
+                tell=lambda line: bar.console.print(line, style="yellow", markup=False),
+                recheck=recheck,
             )
     except (DataRefused, LabelsError, SecretError) as error:
         raise ConfigurationError(str(error)) from error

@@ -3,8 +3,8 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from client.dicom_file import IDENTIFIER_KEYWORDS, Unusable
@@ -46,6 +46,15 @@ class LabelTable:
     def keys(self) -> frozenset[str]:
         """Every key that some row has."""
         return frozenset(self.labels) | frozenset(self.unusable)
+
+    def keyed(self, pseudonym: Callable[[str], str]) -> "LabelTable":
+        """The same with *pseudonym* of each key in its place."""
+        return replace(
+            self,
+            labels={pseudonym(key): label for key, label in self.labels.items()},
+            unusable={pseudonym(key): reason for key, reason in self.unusable.items()},
+            roles={pseudonym(key): roles for key, roles in self.roles.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The patients of one role as tensors, ready to be sampled and trained on."""
 
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.dicom_index import Index, IndexedImage
-from client.preparation import Plane
 from client.roles import Role
-from shared_models.study import Image
+from client.stored_images import Images, StoredImages, selected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -21,7 +20,8 @@ class PatientSet:
 
     Args:
         pseudonyms: of each patient, increasing.
-        images: float32, shape (num_images, channels, rows, columns), in [0, 1].
+        images: float32, shape (num_images, channels, rows, columns), in [0, 1]: a tensor, or where they are stored.
+            Both give a tensor for a slice or for positions.
         labels: int64, shape (num_images,), 0 or 1.
         first_image: int64, shape (num_patients + 1,); the images of patient p are first_image[p] to
             first_image[p + 1] - 1, at least one.
@@ -29,7 +29,7 @@ class PatientSet:
     """
 
     pseudonyms: tuple[str, ...] = field(repr=False)
-    images: Tensor = field(repr=False)
+    images: Images = field(repr=False)
     labels: Tensor = field(repr=False)
     first_image: NDArray[np.int64] = field(repr=False)
     features: Tensor | None = field(default=None, repr=False)
@@ -47,7 +47,7 @@ class PatientSet:
         sizes = [len(self.images_of(number)) for number in stay]
         return PatientSet(
             pseudonyms=tuple(self.pseudonyms[number] for number in stay),
-            images=self.images[images],
+            images=selected(self.images, images),
             labels=self.labels[images],
             first_image=np.cumsum([0, *sizes], dtype=np.int64),
             features=None if self.features is None else self.features[images],
@@ -58,7 +58,7 @@ class PatientSet:
         return replace(self, features=features)
 
     @property
-    def inputs(self) -> Tensor:
+    def inputs(self) -> Images:
         """What training sees of each image: its features, or itself."""
         return self.images if self.features is None else self.features
 
@@ -69,16 +69,12 @@ class PatientSet:
         return range(int(self.first_image[patient]), int(self.first_image[patient + 1]))
 
 
-def gather_patients(
-    index: Index, prepared: MutableMapping[str, Plane], image: Image
-) -> dict[Role, PatientSet]:
-    """Put prepared images together by role and patient.
+def gather_patients(index: Index, stored: Callable[[Sequence[str]], StoredImages]) -> dict[Role, PatientSet]:
+    """Put images together by role and patient; they stay where they are.
 
     Args:
         index: the finished index.
-        prepared: the array of each image by its path in the index; emptied on the way, so that images are in
-            memory about once.
-        image: the study's shape.
+        stored: gives the images with these paths in the index, in their order.
 
     Returns:
         One `PatientSet` for each role, possibly of no patients.
@@ -86,21 +82,16 @@ def gather_patients(
     by_role: dict[Role, list[IndexedImage]] = {role: [] for role in Role}
     for entry in sorted(index.images, key=lambda entry: (entry.patient, entry.path)):
         by_role[entry.role].append(entry)
-    return {role: _gather(entries, prepared, image) for role, entries in by_role.items()}
+    return {role: _gather(entries, stored) for role, entries in by_role.items()}
 
 
-def _gather(
-    entries: Sequence[IndexedImage], prepared: MutableMapping[str, Plane], image: Image
-) -> PatientSet:
-    images = torch.empty((len(entries), image.channels, image.rows, image.columns), dtype=torch.float32)
-    for position, entry in enumerate(entries):
-        images[position] = torch.from_numpy(prepared.pop(entry.path))
+def _gather(entries: Sequence[IndexedImage], stored: Callable[[Sequence[str]], StoredImages]) -> PatientSet:
     sizes: Mapping[str, int] = {
         patient: len(list(group)) for patient, group in groupby(entries, key=lambda entry: entry.patient)
     }
     return PatientSet(
         pseudonyms=tuple(sizes),
-        images=images,
+        images=stored([entry.path for entry in entries]),
         labels=torch.tensor([entry.label for entry in entries], dtype=torch.int64),
         first_image=np.cumsum([0, *sizes.values()], dtype=np.int64),
     )

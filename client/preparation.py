@@ -1,5 +1,7 @@
 """One image as the model sees it: levels, then colour, aspect and size as the study says."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
@@ -17,8 +19,15 @@ from shared_models.study import Image
 
 Plane = npt.NDArray[np.float32]
 
+PREPARATION = 1
+"""Raised with every change that gives an image other values, so that none prepared before is used."""
 
-def prepare(dataset: FileDataset, image: Image) -> Plane:
+
+def prepare(
+    dataset: FileDataset,
+    image: Image,
+    seen: Callable[[npt.NDArray[np.generic]], None] = lambda stored: None,
+) -> Plane:
     """Turn one image into the array that enters the model.
 
     Guarantees: depends on this image and the study alone; the same bits on every run and for every number of
@@ -27,6 +36,7 @@ def prepare(dataset: FileDataset, image: Image) -> Plane:
     Args:
         dataset: what `client.dicom_image.read_image` returned.
         image: what the study wants.
+        seen: gets the stored values, as they were decoded.
 
     Returns:
         float32 of shape (channels, rows, columns) in [0, 1]; what is padded is 0. `intensity` concerns grey
@@ -48,6 +58,7 @@ def prepare(dataset: FileDataset, image: Image) -> Plane:
     stored = decode(dataset, chosen_frame(dataset, image))
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         raise Unusable(Reason.UNSUPPORTED_PIXELS, "It holds values that are no numbers.")
+    seen(stored)
     with np.errstate(all="ignore"):  # absurd attributes may overflow; the result is checked below
         if text_of(dataset, "PhotometricInterpretation") in GREY:
             planes = _single(grey_levels(stored, dataset, image))[np.newaxis]

@@ -28,7 +28,16 @@ def role_of(patient_identifier: str, secret: SiteSecret, patients: Patients) -> 
         secret: the site's secret.
         patients: the study's fractions.
     """
-    draw = secret.uniform("role", patient_identifier)
+    return role_at(role_draw(patient_identifier, secret), patients)
+
+
+def role_draw(patient_identifier: str, secret: SiteSecret) -> float:
+    """Return a patient's number in [0, 1), by keyed hash; it fixes the role in every study."""
+    return secret.uniform("role", patient_identifier)
+
+
+def role_at(draw: float, patients: Patients) -> Role:
+    """Return the role of a patient with this number."""
     if draw < patients.test_fraction:
         return Role.TEST
     if draw < patients.test_fraction + patients.validation_fraction:

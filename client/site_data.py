@@ -1,6 +1,8 @@
 """A site's images as its studies want them, read once for each study and set of withdrawn patients."""
 
-from collections.abc import Collection, Mapping
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
 
 from client.dicom_index import Index
 from client.ingestion import DataRefused, Ingested, check_policy, ingest
@@ -9,6 +11,35 @@ from client.roles import Role
 from client.secret import SiteSecret
 from client.site_file import SiteFile
 from shared_models.study import Study
+
+log = logging.getLogger("collegium.site")
+
+_LINE_SECONDS = 30.0
+
+
+class ProgressLines:
+    """Says every half minute how far the reading of images has come: files done, rate and remaining time.
+
+    Args:
+        say: gets a line.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None] = log.info, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._say, self._clock = say, clock
+        self._begun = self._said = clock()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take in how many files are done."""
+        now = self._clock()
+        if now - self._said < _LINE_SECONDS or done == 0:
+            return
+        self._said = now
+        rate = done / (now - self._begun)
+        minutes = (total - done) / rate / 60
+        self._say(f"reading images: {done} of {total} files, {rate:.0f} a second, {minutes:.0f} min left")
 
 
 class SiteData:
@@ -33,7 +64,8 @@ class SiteData:
         gone = frozenset(withdrawn)
         kept, self._kept = self._kept, None
         if kept is None or kept[:2] != (study.hash, gone):
-            kept = (study.hash, gone, ingest(self._file, study, self._secret, withdrawn=gone))
+            ingested = ingest(self._file, study, self._secret, withdrawn=gone, progress=ProgressLines())
+            kept = (study.hash, gone, ingested)
         index, patients = kept[2].index, kept[2].patients
         check_policy(index, self._file.policy)
         num, needed = len(patients[Role.TRAIN]), study.patients.min_training

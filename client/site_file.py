@@ -16,9 +16,10 @@ LabelKey = Literal["PatientID", "StudyInstanceUID", "AccessionNumber", "SOPInsta
 
 
 class Images(Frozen):
-    """Where the hospital's DICOM files are."""
+    """Where the hospital's DICOM files are, and how much of the disk prepared images may take, in GiB."""
 
     folder: FilePath
+    cache_gib: float = Field(default=20.0, ge=0.0)
 
 
 class Labels(Frozen):
@@ -92,12 +93,16 @@ class Consortium(Frozen):
 
 
 class Compute(Frozen):
-    """What trains. ``auto`` takes a CUDA device where there is one."""
+    """What trains. ``auto`` takes a CUDA device where there is one.
+
+    ``num_readers``: processes that read and prepare files; 0: as many as there are cores.
+    """
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     mixed_precision: bool = False
     physical_batch: int = Field(default=64, ge=1)
     num_threads: int = Field(default=0, ge=0)
+    num_readers: int = Field(default=0, ge=0, le=256)
 
 
 class Policy(Frozen):

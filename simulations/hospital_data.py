@@ -16,6 +16,7 @@ from client.patients import PatientSet
 from client.roles import Role
 from client.secret import SiteSecret
 from client.site_file import read_site
+from client.stored_images import joined
 from client.training import Machine
 from shared_models.architectures import build_model
 from shared_models.manifest import FloatVector, unflatten
@@ -49,7 +50,7 @@ def pooled(parts: Sequence[PatientSet]) -> PatientSet:
     lengths = np.concatenate([np.diff(part.first_image) for part in parts])
     return PatientSet(
         pseudonyms=tuple(f"{number}:{name}" for number, part in enumerate(parts) for name in part.pseudonyms),
-        images=torch.cat([part.images for part in parts]),
+        images=joined([part.images for part in parts]),
         labels=torch.cat([part.labels for part in parts]),
         first_image=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )

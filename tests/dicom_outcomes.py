@@ -84,7 +84,7 @@ def outcome(path: Path, worker: DecodingWorker) -> Outcome:
     name = path.relative_to(folder()).as_posix()
     for channels in (1, 3):
         try:
-            prepared, _ = worker.prepare(path, wanted(channels))
+            prepared = worker.prepare(path, wanted(channels)).plane
         except Unusable as finding:
             reason = finding.reason
             if reason is Reason.CHANNEL_MISMATCH and channels == 1:

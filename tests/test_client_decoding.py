@@ -18,8 +18,7 @@ from client.decoding import DecoderDoesNotStart, DecodingWorker
 from client.decoding_limits import Limits
 from client.dicom_file import Unusable
 from client.dicom_image import read_image
-from client.dicom_index import build_index
-from client.labels import read_labels
+from client.ingestion import ingest
 from client.preparation import prepare
 from client.reasons import Reason
 
@@ -44,9 +43,9 @@ def finding(worker: DecodingWorker, path: Path) -> Unusable:
 def goes_on(worker: DecodingWorker, folder: Path) -> None:
     """The next file is prepared as if nothing had been."""
     path = write(folder / "good.dcm", dataset(gradient()))
-    found, with_window = worker.prepare(path, GREY)
-    np.testing.assert_array_equal(found, prepare(read_image(path, GREY), GREY))
-    assert not with_window
+    found = worker.prepare(path, GREY)
+    np.testing.assert_array_equal(found.plane, prepare(read_image(path, GREY), GREY))
+    assert not found.has_window
 
 
 @pytest.mark.parametrize(
@@ -149,21 +148,25 @@ def test_files_that_end_the_decoder_are_lines_of_the_index_like_others(tmp_path:
         hospital.add(f"{kind[0]}/{kind}.dcm", dataset(gradient(), patient=f"PAT-{number:04d}"))
         rows.append((f"PAT-{number:04d}", "yes"))
     hospital.label(rows)
-    study, kept = make_study(), {}
-    with DecodingWorker(TIGHT, FAULTY) as worker:
-        index = build_index(
-            hospital.images,
-            read_labels(hospital.site().labels, study),
-            study,
-            SECRET,
-            key="PatientID",
-            prepare=worker.prepare,
-            keep=kept.__setitem__,
-        )
-        assert worker.num_starts == 2  # the one that only ran out of memory goes on
+    workers: list[DecodingWorker] = []
+
+    def made() -> DecodingWorker:
+        workers.append(DecodingWorker(TIGHT, FAULTY))
+        return workers[-1]
+
+    found = ingest(hospital.site(), make_study(), SECRET, make_reader=made)
+    index = found.index
+    assert [worker.num_starts for worker in workers] == [2]  # the one that only ran out of memory goes on
     assert [image.path for image in index.images] == [*(f"{n:04d}.dcm" for n in range(4)), "g/good.dcm"]
     assert index.left_out_counts == {"decoder-crashed": 1, "too-much-memory": 1}
-    assert kept.keys() == {image.path for image in index.images}
+    assert sum(len(part.images) for part in found.patients.values()) == len(index.images)
+
+    workers.clear()
+    again = ingest(hospital.site(), make_study(), SECRET, make_reader=made)
+    assert again.index == index
+    assert [worker.num_starts for worker in workers] == [1], (
+        "what crashed is remembered, what lacked memory is not"
+    )
 
 
 def test_several_workers_run_side_by_side(tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_several_workers_run_side_by_side(tmp_path: Path) -> None:
 
     def work() -> None:
         with DecodingWorker() as worker:
-            found.extend(bool((worker.prepare(path, GREY)[0] == expected).all()) for _ in range(20))
+            found.extend(bool((worker.prepare(path, GREY).plane == expected).all()) for _ in range(20))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:

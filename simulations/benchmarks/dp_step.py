@@ -267,7 +267,7 @@ def opacus_ghost_step(case: Case, batch: int, device: torch.device) -> Step:
 
 
 def _moved(patients: PatientSet, device: torch.device) -> tuple[Tensor, Tensor]:
-    return patients.images.to(device), patients.labels.float().to(device)
+    return patients.images[:].to(device), patients.labels.float().to(device)
 
 
 def _backward(loss: Tensor | DPTensorFastGradientClipping) -> None:

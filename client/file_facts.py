@@ -1,0 +1,122 @@
+"""What is remembered of an image beside its pixels: coded attributes and simple statistics, nothing that names anybody.
+
+`HeaderFacts` are codes, numbers and the scanner's name; `PixelFacts` are computed from the stored values. Both are
+validated where they are made and where they arrive, because the process that reads a file may have been taken over.
+"""
+
+import hashlib
+import re
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+from pydicom.dataset import FileDataset
+
+from client.dicom_file import Unusable, code_of, number_of, text_of
+from client.pixel_size import spacing_of
+from shared_models.configuration import Frozen
+
+Code = Annotated[str, Field(pattern=r"^([A-Z0-9_]{0,16}|\?)$")]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Number = Annotated[int, Field(ge=0, le=2**31)]
+
+_SCANNER = re.compile(r"[A-Za-z0-9 ._/()+-]{0,64}")
+
+
+class HeaderFacts(Frozen):
+    """What the header says of an image in codes and numbers; empty or None where it says nothing or no code.
+
+    ``scanner`` is Manufacturer (0008,0070) and Manufacturer's Model Name (0008,1090), and ``?`` where they hold any
+    character but letters, digits and ``._/()+-``. ``spacing`` is in mm, between rows and between columns.
+    """
+
+    modality: Code = ""
+    scanner: Annotated[str, Field(pattern=r"^([A-Za-z0-9 ._/()+-]{0,64}|\?)$")] = ""
+    view: Code = ""
+    body_part: Code = ""
+    photometric: Code = ""
+    rows: Number | None = None
+    columns: Number | None = None
+    bits_stored: Number | None = None
+    spacing: Annotated[tuple[float, float] | None, Field(strict=False)] = None
+    burned_in: Code = ""
+
+
+class PixelFacts(Frozen):
+    """What the stored values of an image say.
+
+    ``digest`` is SHA-256 over shape, type and values: equal for equal pixels, however they are compressed.
+    ``lowest_share`` and ``highest_share``: of all samples, those that have the image's own lowest and highest value.
+    ``blank``: there is one value only.
+    """
+
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    lowest_share: Share
+    highest_share: Share
+    blank: bool
+
+
+def header_facts(header: FileDataset) -> HeaderFacts:
+    """Return what a header says, whatever else is wrong with it."""
+    return HeaderFacts(
+        modality=_code(header, "Modality"),
+        scanner=_scanner(header),
+        view=_code(header, "ViewPosition"),
+        body_part=_code(header, "BodyPartExamined"),
+        photometric=_code(header, "PhotometricInterpretation"),
+        rows=_number(header, "Rows"),
+        columns=_number(header, "Columns"),
+        bits_stored=_number(header, "BitsStored"),
+        spacing=_spacing(header),
+        burned_in=_code(header, "BurnedInAnnotation"),
+    )
+
+
+def pixel_facts(stored: npt.NDArray[np.generic]) -> PixelFacts:
+    """Return what stored values say.
+
+    Args:
+        stored: at least one value, none of them NaN.
+    """
+    values = np.ascontiguousarray(stored)
+    digest = hashlib.sha256(f"{values.shape}{values.dtype.newbyteorder('<').str}".encode())
+    digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+    lowest, highest = values.min(), values.max()
+    return PixelFacts(
+        digest=digest.hexdigest(),
+        lowest_share=np.count_nonzero(values == lowest) / values.size,
+        highest_share=np.count_nonzero(values == highest) / values.size,
+        blank=bool(lowest == highest),
+    )
+
+
+def _code(header: FileDataset, keyword: str) -> str:
+    try:
+        return code_of(header, keyword)
+    except Unusable:
+        return "?"
+
+
+def _number(header: FileDataset, keyword: str) -> int | None:
+    try:
+        value = number_of(header, keyword)
+    except Unusable:
+        return None
+    return int(value) if value is not None and value == int(value) and 0 <= value <= 2**31 else None
+
+
+def _spacing(header: FileDataset) -> tuple[float, float] | None:
+    try:
+        return spacing_of(header)
+    except Unusable:
+        return None
+
+
+def _scanner(header: FileDataset) -> str:
+    try:
+        maker, model = (text_of(header, word) for word in ("Manufacturer", "ManufacturerModelName"))
+    except Unusable:
+        return "?"
+    name = " ".join(f"{maker} {model}".split())
+    return name if _SCANNER.fullmatch(name) else "?"
