@@ -438,7 +438,7 @@ class StorageReceiver:
     def _store(self, event: evt.Event) -> int:
         """Take one object. What nobody asked for is not parsed, and is no trouble: anybody may have sent it."""
         with self._lock:
-            pending = self._pending.get(str(event.request.AffectedSOPInstanceUID))
+            pending = self._pending.get(str(getattr(event.request, "AffectedSOPInstanceUID", "")))
         if pending is None:
             return CANNOT_STORE
         receive, troubles = pending
@@ -484,13 +484,13 @@ class _BoundedReceiving:
         self._exceeded = exceeded
         connection.recv = self.receive  # type: ignore[method-assign]
 
-    def receive(self, num_bytes: int) -> bytearray:
+    def receive(self, nr_bytes: int) -> bytearray:
         """Receive so many bytes. Raises OSError, which ends the connection."""
-        self._left -= num_bytes
-        if num_bytes > LONGEST_PDU or self._left < 0:
+        self._left -= nr_bytes
+        if nr_bytes > LONGEST_PDU or self._left < 0:
             self._exceeded()
             raise OSError(errno.EMSGSIZE, "more than allowed")
-        return self._receive(num_bytes)
+        return self._receive(nr_bytes)
 
     def message_came(self, event: evt.Event) -> None:
         """Begin to count anew."""
