@@ -172,7 +172,7 @@ def _inflated(file: BoundedReader, limit: int) -> Iterator[BoundedReader]:
     is_deflated = False
     with suppress(Unusable), guarded(Reason.BROKEN_HEADER):  # `read_header` says what is wrong
         if file.read(132)[128:] == b"DICM":
-            is_deflated = _file_meta(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+            is_deflated = file_meta(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
     if not is_deflated:
         file.seek(0)
         yield file
@@ -187,7 +187,7 @@ def _inflated(file: BoundedReader, limit: int) -> Iterator[BoundedReader]:
         yield plain
 
 
-def _file_meta(file: BoundedReader) -> Dataset:
+def file_meta(file: BoundedReader) -> Dataset:
     """The file meta information; leaves the file behind it."""
     file.seek(132)
     file.reading_header = True
@@ -218,7 +218,7 @@ def read_header(file: BoundedReader, *, with_frames: bool = False) -> FileDatase
     keywords = (*HEADER_KEYWORDS, *FRAME_KEYWORDS) if with_frames else HEADER_KEYWORDS
     tags = [tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None]
     with guarded(Reason.BROKEN_HEADER):
-        if not _file_meta(file).get("TransferSyntaxUID"):
+        if not file_meta(file).get("TransferSyntaxUID"):
             raise Unusable(Reason.BROKEN_HEADER, "Transfer Syntax UID (0002,0010) is missing.")
         file.seek(0)
         file.reading_header = True

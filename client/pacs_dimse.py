@@ -149,6 +149,7 @@ class DimseConnection:
         self._classes: tuple[str, ...] = ()
         self._answered = self._busy = self._closed = False
         self._receive: Receive | None = None
+        self._enough = threading.Event()
         self._trouble: NotFetched | None = None
 
     def close(self) -> None:
@@ -335,7 +336,7 @@ class DimseConnection:
             seconds
         )
         context, max_object_bytes = self._access.context, self._access.pacs.max_object_mib << 20
-        begun = time.monotonic()
+        begun, self._enough = time.monotonic(), threading.Event()
         association = entity.associate(
             service.host,
             service.port,
@@ -345,7 +346,7 @@ class DimseConnection:
             tls_args=None if context is None else (context, service.host),
             evt_handlers=[
                 (evt.EVT_C_STORE, self._store),
-                (evt.EVT_CONN_OPEN, _opened, [max_object_bytes, self._exceeded]),
+                (evt.EVT_CONN_OPEN, _opened, [max_object_bytes, self._enough, self._exceeded]),
             ],
         )
         if association.is_established:
@@ -408,7 +409,7 @@ class StorageReceiver:
                 ssl_context=_serving(service),
                 evt_handlers=[
                     (evt.EVT_C_STORE, self._store),
-                    (evt.EVT_CONN_OPEN, _opened, [max_object_bytes]),
+                    (evt.EVT_CONN_OPEN, _opened, [max_object_bytes, threading.Event()]),
                 ],
             )
         except (OSError, ssl.SSLError) as error:
@@ -461,7 +462,12 @@ def take(event: evt.Event, receive: Receive) -> tuple[int, NotFetched | None]:
     return STORED, None
 
 
-def _opened(event: evt.Event, max_object_bytes: int, exceeded: Callable[[], None] = lambda: None) -> None:
+def _opened(
+    event: evt.Event,
+    max_object_bytes: int,
+    enough: threading.Event,
+    exceeded: Callable[[], None] = lambda: None,
+) -> None:
     """Prepare a new connection: bound what its peer may send, and switch Nagle's algorithm off.
 
     A request is two small writes, and with it the second would wait for the first's answer.
@@ -470,25 +476,38 @@ def _opened(event: evt.Event, max_object_bytes: int, exceeded: Callable[[], None
     if connection is not None and connection.socket is not None:
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         longest = max_object_bytes + (max_object_bytes >> 4) + LONGEST_PDU
-        bounded = _BoundedReceiving(connection, longest, exceeded)
+        bounded = _BoundedReceiving(connection, longest, enough, exceeded)
         event.assoc.bind(evt.EVT_DIMSE_RECV, bounded.message_came)
 
 
 class _BoundedReceiving:
-    """Ends a connection on which a PDU, or a message of several, is too long: pynetdicom holds both in memory."""
+    """Ends a connection on which a PDU, or a message of several, is too long: pynetdicom holds both in memory.
+
+    Args:
+        connection: pynetdicom's.
+        longest_message: bytes.
+        enough: once it is set, nothing more is received.
+        exceeded: called where something is too long.
+    """
 
     def __init__(
-        self, connection: AssociationSocket, longest_message: int, exceeded: Callable[[], None]
+        self,
+        connection: AssociationSocket,
+        longest_message: int,
+        enough: threading.Event,
+        exceeded: Callable[[], None],
     ) -> None:
         self._receive, self._left, self._longest = connection.recv, longest_message, longest_message
-        self._exceeded = exceeded
+        self._enough, self._exceeded = enough, exceeded
         connection.recv = self.receive  # type: ignore[method-assign]
 
     def receive(self, nr_bytes: int) -> bytearray:
         """Receive so many bytes. Raises OSError, which ends the connection."""
         self._left -= nr_bytes
-        if nr_bytes > LONGEST_PDU or self._left < 0:
+        too_long = nr_bytes > LONGEST_PDU or self._left < 0
+        if too_long:
             self._exceeded()
+        if too_long or self._enough.is_set():
             raise OSError(errno.EMSGSIZE, "more than allowed")
         return self._receive(nr_bytes)
 
