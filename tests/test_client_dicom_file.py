@@ -380,11 +380,11 @@ def test_what_is_deflated_twice_behind_a_second_copy_of_the_syntax_is_not_inflat
 ) -> None:
     """Were the copy in the preamble replaced, pydicom would inflate what we inflated, without a limit."""
     made = dataset(gradient())
+    plain = write(tmp_path / "plain.dcm", made).read_bytes()
     path = deflated(tmp_path / "one.dcm", made)
     head = bytearray(path.read_bytes()[: meta_end(path)])
     syntax = DeflatedExplicitVRLittleEndian.encode()
     head[: len(syntax)] = syntax
-    plain = write(tmp_path / "plain.dcm", made).read_bytes()
     body = plain[plain.index(b"\x08\x00\x16\x00") : plain.index(b"\xe0\x7f\x10\x00")]
     bomb = squeezed(body + b"\x29\x00\x10\x10OB\0\0\0\0\0\x04" + bytes(2**26))
     path.write_bytes(bytes(head) + squeezed(bomb))
