@@ -127,13 +127,17 @@ def test_an_accession_number_of_the_pacs_steers_no_terminal_and_no_spreadsheet(
 # The folder
 
 
-def test_a_folder_that_another_user_put_there_gets_no_image(
-    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A link ``pacs`` to a folder that everybody may read and write; then one that belongs to somebody else."""
+@pytest.mark.parametrize("whose", ["everybody", "another"])
+def test_a_folder_that_another_user_put_there_gets_no_image(site: Site, tmp_path: Path, whose: str) -> None:
+    """A link ``pacs`` to a folder into which everybody may write, or which belongs to somebody else."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    theirs.chmod(0o777)
+    if whose == "everybody":
+        theirs.chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(theirs, 12345, -1)
+    else:
+        pytest.skip("only root gives folders away")
     victim = theirs / "folder" / ".notes.part"
     victim.parent.mkdir()
     victim.write_text("not ours")
