@@ -4,6 +4,7 @@ Only the attributes in `HEADER_KEYWORDS` are kept; the patient's name is never a
 wrong becomes one `Unusable` with a named reason, whose text never holds a value of an identifying attribute.
 """
 
+import codecs
 import io
 import logging
 import math
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from PIL.Image import DecompressionBombWarning
 from pydicom import dcmread
+from pydicom.charset import python_encoding
 from pydicom.config import IGNORE
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
@@ -66,6 +68,7 @@ HEADER_KEYWORDS = (
     *_PALETTE_KEYWORDS,
     *_GEOMETRY_KEYWORDS,
 )
+_CODECS = frozenset(codecs.lookup(name).name for name in python_encoding.values())
 MAX_HEADER_BYTES = 64 * 2**20
 MAX_INFLATED_BYTES = 512 * 2**20
 MAX_HEADER_READS = 200_000
@@ -177,7 +180,7 @@ def _inflated(file: BoundedReader, limit: int) -> Iterator[BoundedReader]:
     is_deflated = False
     with suppress(Unusable), guarded(Reason.BROKEN_HEADER):  # `read_header` says what is wrong
         if file.read(132)[128:] == b"DICM":
-            is_deflated = _file_meta(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+            is_deflated = file_meta(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
     if not is_deflated:
         file.seek(0)
         yield file
@@ -185,13 +188,14 @@ def _inflated(file: BoundedReader, limit: int) -> Iterator[BoundedReader]:
     end = file.tell()
     file.seek(0)
     deflated = DeflatedExplicitVRLittleEndian.encode()
-    before = file.read(end).replace(deflated, ExplicitVRLittleEndian.encode().ljust(len(deflated), b"\0"), 1)
+    # Everywhere: it may stand in the preamble too, and pydicom itself inflates without a limit where it is left.
+    before = file.read(end).replace(deflated, ExplicitVRLittleEndian.encode().ljust(len(deflated), b"\0"))
     most = min((file.num_bytes - end) * MAX_RATIO, MAX_INFLATED_BYTES - end)
     with BoundedReader(InflatedFile(file, before, limit), end + most) as plain:
         yield plain
 
 
-def _file_meta(file: BoundedReader) -> Dataset:
+def file_meta(file: BoundedReader) -> Dataset:
     """The file meta information; leaves the file behind it."""
     file.seek(132)
     file.reading_header = True
@@ -222,13 +226,35 @@ def read_header(file: BoundedReader, *, with_frames: bool = False) -> FileDatase
     keywords = (*HEADER_KEYWORDS, *FRAME_KEYWORDS) if with_frames else HEADER_KEYWORDS
     tags = [tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None]
     with guarded(Reason.BROKEN_HEADER):
-        if not _file_meta(file).get("TransferSyntaxUID"):
+        if not file_meta(file).get("TransferSyntaxUID"):
             raise Unusable(Reason.BROKEN_HEADER, "Transfer Syntax UID (0002,0010) is missing.")
         file.seek(0)
         file.reading_header = True
         header = dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
     file.reading_header = False
+    check_character_set(header)
     return header
+
+
+def check_character_set(dataset: Dataset) -> None:
+    """Refuse a data set whose text pydicom would decode by a codec of Python that is none of DICOM's.
+
+    Some of them make text that cannot be encoded again (``utf_7``), or take minutes (``punycode``).
+
+    Raises:
+        Unusable: Specific Character Set (0008,0005) names such a codec.
+
+    Source:
+        DICOM PS3.3 section C.12.1.1.2.
+    """
+    with guarded(Reason.BAD_ATTRIBUTE):
+        names = dataset.get("SpecificCharacterSet") or ()
+        for name in (names,) if isinstance(names, str) else names:
+            with suppress(LookupError):  # an unknown name is read as the default
+                if codecs.lookup(name).name not in _CODECS:
+                    raise Unusable(
+                        Reason.BAD_ATTRIBUTE, "Specific Character Set (0008,0005) is none of DICOM's."
+                    )
 
 
 def _after_file_meta(tag: int, vr: str | None, length: int) -> bool:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from client.fetch_reasons import NotFetched, Outcome
 from client.fetch_record import FOUND, FetchRecord, Line, line_of
 from client.fetch_store import ImageStore, StudyFolder
 from client.pacs_query import FoundInstance, FoundStudy, PacsConnection, StudyQuery, Wanted
+from shared_models.visible_text import visible
 
 MOST_BACKOFF_SECONDS = 300.0
 NOT_TRIED_AGAIN = (
@@ -172,7 +173,9 @@ class Fetch:
         if not found and query.day is None:
             unknown = Outcome.UNKNOWN_ACCESSION if query.accession else Outcome.UNKNOWN_STUDY
             self._note(NotFetched(unknown), accession=query.accession, study=query.study)
-        if query.accession and found:
+        if not query.accession:
+            found = [replace(study, accession=_shown(study.accession)) for study in found]
+        elif found:
             self._record.add(Line(accession=query.accession, outcome=FOUND, number=len(found)))
         for number, study in enumerate(found):
             if self._stop.is_set():
@@ -381,6 +384,12 @@ def _understood(step: Callable[[PacsConnection], T], connection: PacsConnection)
         raise
     except Exception as error:  # noqa: BLE001 - a PACS may send anything
         raise NotFetched(Outcome.PACS_ERROR, f"({type(error).__name__})") from None
+
+
+def _shown(accession: str) -> str:
+    """What the PACS says, for the record, which people read on terminals and in spreadsheets: no formula either."""
+    text = visible(accession)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _missing(folder: StudyFolder, instances: Sequence[FoundInstance]) -> list[FoundInstance]:

@@ -61,7 +61,8 @@ class ImageStore:
             if not self._images.is_dir():
                 raise NotFetched(Outcome.NOT_WRITABLE, "(images.folder is not there)")
             self.root.mkdir(mode=FOLDER_MODE, exist_ok=True)
-            left = list(self.root.glob("*/.*.part"))
+            self._check_owner()
+            left = [*self.root.glob(".*.part"), *self.root.glob("*/.*.part")]
             for path in left:
                 path.unlink()
             trial = self.root / f".{secrets.token_hex(8)}.part"
@@ -72,12 +73,21 @@ class ImageStore:
         self.check_room()
         return len(left)
 
-    def check_room(self) -> None:
-        """Raise NotFetched where too little is free."""
+    def _check_owner(self) -> None:
+        """Refuse a folder, or a link to one, that another user put there, to read the images or to change them."""
+        trusted = {0, os.geteuid(), self._images.stat().st_uid}
+        found = self.root.stat()
+        if not {self.root.lstat().st_uid, found.st_uid} <= trusted or found.st_mode & 0o002:
+            raise NotFetched(
+                Outcome.NOT_WRITABLE, f"({FOLDER_NAME} in images.folder is open to another user)"
+            )
+
+    def check_room(self, num_bytes: int = 0) -> None:
+        """Raise NotFetched where too little is free, or would be after so many bytes."""
         with _told():
             found = os.statvfs(self.root)
         free = found.f_bavail * found.f_frsize
-        if free < self._min_free:
+        if free - num_bytes < self._min_free:
             raise NotFetched(Outcome.DISK_FULL, f"({free // MIB} MiB free)")
 
     def study(self, study: str, expected: Collection[str] = ()) -> "StudyFolder":
@@ -97,6 +107,7 @@ class StudyFolder:
     def __init__(self, store: ImageStore, study: str, folder: Path, expected: frozenset[str]) -> None:
         self.store, self.study, self.folder, self.expected = store, study, folder, expected
         self._lock = threading.Lock()
+        self._num_left = 2 * len(expected) + 1  # some archives send an image twice
         self.num_new = self.num_new_bytes = 0
 
     def has(self, instance: str) -> bool:
@@ -112,7 +123,11 @@ class StudyFolder:
             return 0
 
     def incoming(self) -> Incoming:
-        """A new object on its way."""
+        """A new object on its way. Raises NotFetched where far more come than are expected."""
+        with self._lock:
+            self._num_left -= 1
+            if self._num_left < 0:
+                raise NotFetched(Outcome.PACS_ERROR, "(more objects than were asked for)")
         return _IncomingFile(self)
 
     def count(self, num_bytes: int) -> None:
@@ -145,6 +160,7 @@ class _IncomingFile:
         self._num_bytes += len(data)
         if self._num_bytes > self._study.store.max_object_bytes:
             raise NotFetched(Outcome.TOO_LARGE)
+        self._study.store.check_room(len(data))
         with _told():
             self._file.write(data)
         self._study.store.received(len(data))

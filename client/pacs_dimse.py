@@ -4,11 +4,12 @@ One association at a time for each connection. It offers every transfer syntax i
 so that the PACS can send each object as it has it: within one context it would choose one for all (PS3.8 section 9.3).
 """
 
+import errno
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -47,10 +48,21 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelMove,
     Verification,
 )
+from pynetdicom.transport import AssociationSocket
 
+from client.dicom_file import check_character_set
 from client.fetch_reasons import NotFetched, Outcome
 from client.pacs_file import Dimse, Pacs
-from client.pacs_query import FoundInstance, FoundSeries, FoundStudy, Receive, StudyQuery, checked_uid
+from client.pacs_query import (
+    MOST_ANSWERS,
+    FoundInstance,
+    FoundSeries,
+    FoundStudy,
+    Receive,
+    StudyQuery,
+    checked_text,
+    checked_uid,
+)
 from client.pacs_tls import tls_context
 from client.quiet_libraries import silence
 from shared_models.configuration import ConfigurationError
@@ -83,8 +95,9 @@ TRANSFER_SYNTAXES = (
 )
 MOST_CONTEXTS = 128  # PS3.8 table 9-11: identifiers are the odd numbers up to 255
 MOST_CLASSES = (MOST_CONTEXTS - 3) // len(TRANSFER_SYNTAXES)
+LONGEST_PDU = 1 << 20
+"""Bytes. We allow 16,382 for data (PS3.8 annex D.1); proposals and their answers may be longer."""
 INSTANCES_AT_ONCE = 50
-MOST_ANSWERS = 1_000_000
 PENDING = (0xFF00, 0xFF01)
 STORED, CANNOT_STORE, OUT_OF_RESOURCES = 0x0000, 0xC000, 0xA700
 _REFUSALS = {
@@ -118,7 +131,9 @@ def dimse_access(pacs: Pacs, service: Dimse) -> Iterator[DimseAccess]:
     if service.retrieve == "get":
         yield DimseAccess(service=service, pacs=pacs, context=context)
         return
-    receiver = StorageReceiver(service, timeout_seconds=pacs.timeout_seconds)
+    receiver = StorageReceiver(
+        service, timeout_seconds=pacs.timeout_seconds, max_object_bytes=pacs.max_object_mib << 20
+    )
     try:
         yield DimseAccess(service=service, pacs=pacs, context=context, receiver=receiver)
     finally:
@@ -134,6 +149,7 @@ class DimseConnection:
         self._classes: tuple[str, ...] = ()
         self._answered = self._busy = self._closed = False
         self._receive: Receive | None = None
+        self._enough = threading.Event()
         self._trouble: NotFetched | None = None
 
     def close(self) -> None:
@@ -214,22 +230,20 @@ class DimseConnection:
         """Have objects sent, by C-GET or C-MOVE."""
         keys = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
         if whole:
-            self._bring(_identifier("SERIES", keys), study, instances, receive)
+            self._bring(_identifier("SERIES", keys), instances, receive)
             return
         for start in range(0, len(instances), INSTANCES_AT_ONCE):
             some = instances[start : start + INSTANCES_AT_ONCE]
             identifier = _identifier("IMAGE", keys)
             identifier.SOPInstanceUID = [one.instance for one in some]
-            self._bring(identifier, study, some, receive)
+            self._bring(identifier, some, receive)
 
-    def _bring(
-        self, identifier: Dataset, study: str, instances: Sequence[FoundInstance], receive: Receive
-    ) -> None:
+    def _bring(self, identifier: Dataset, instances: Sequence[FoundInstance], receive: Receive) -> None:
         receiver = self._access.receiver
         if receiver is not None:
             association, begun = self._associated(), time.monotonic()
             _check_offered(association, MOVE, "C-MOVE")
-            with receiver.expecting(study, receive) as trouble:
+            with receiver.expecting([one.instance for one in instances], receive) as trouble:
                 self._busy = True
                 for status, _ in association.send_c_move(identifier, self._service.calling_ae_title, MOVE):
                     begun = self._checked_part(status, begun)
@@ -279,6 +293,8 @@ class DimseConnection:
         """Raise NotFetched unless the status is success (PS3.7 annex C, PS3.4 tables C.4-1 to C.4-3)."""
         code = status.get("Status")
         if code is None:
+            if self._trouble is not None:
+                raise self._trouble
             if time.monotonic() - begun >= 0.95 * self._access.pacs.timeout_seconds:
                 raise NotFetched(Outcome.TIMEOUT)
             if not self._answered:
@@ -319,8 +335,8 @@ class DimseConnection:
         entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = (
             seconds
         )
-        context = self._access.context
-        begun = time.monotonic()
+        context, max_object_bytes = self._access.context, self._access.pacs.max_object_mib << 20
+        begun, self._enough = time.monotonic(), threading.Event()
         association = entity.associate(
             service.host,
             service.port,
@@ -328,7 +344,10 @@ class DimseConnection:
             ae_title=service.called_ae_title,
             ext_neg=[build_role(UID(uid), scp_role=True) for uid in self._classes],
             tls_args=None if context is None else (context, service.host),
-            evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_CONN_OPEN, _send_at_once)],
+            evt_handlers=[
+                (evt.EVT_C_STORE, self._store),
+                (evt.EVT_CONN_OPEN, _opened, [max_object_bytes, self._enough, self._exceeded]),
+            ],
         )
         if association.is_established:
             return association
@@ -347,23 +366,32 @@ class DimseConnection:
         receive = self._receive
         if receive is None:
             return CANNOT_STORE
+        self._answered = True
         status, trouble = take(event, receive)
         self._trouble = self._trouble or trouble
+        if (
+            trouble is not None and trouble.outcome is Outcome.PACS_ERROR
+        ):  # more than was asked for, without end
+            event.assoc.abort(block=False)
         return status
+
+    def _exceeded(self) -> None:
+        self._trouble = self._trouble or NotFetched(Outcome.TOO_LARGE)
 
 
 class StorageReceiver:
-    """Takes the objects that a PACS sends for a C-MOVE: a storage SCP. It takes objects of pending studies only.
+    """Takes the objects that a PACS sends for a C-MOVE: a storage SCP. It takes only those that were just asked for.
 
     Args:
         service: where to listen, and under which AE title.
         timeout_seconds: without a word for so long, a connection of the PACS ends.
+        max_object_bytes: of one object.
 
     Raises:
         ConfigurationError: it cannot listen there.
     """
 
-    def __init__(self, service: Dimse, *, timeout_seconds: float) -> None:
+    def __init__(self, service: Dimse, *, timeout_seconds: float, max_object_bytes: int) -> None:
         self._lock = threading.Lock()
         self._pending: dict[str, tuple[Receive, list[NotFetched]]] = {}
         entity = AE(ae_title=service.calling_ae_title)
@@ -379,7 +407,10 @@ class StorageReceiver:
                 (service.listen_host, service.listen_port),
                 block=False,
                 ssl_context=_serving(service),
-                evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_CONN_OPEN, _send_at_once)],
+                evt_handlers=[
+                    (evt.EVT_C_STORE, self._store),
+                    (evt.EVT_CONN_OPEN, _opened, [max_object_bytes, threading.Event()]),
+                ],
             )
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(
@@ -393,25 +424,25 @@ class StorageReceiver:
             self._server.shutdown()
 
     @contextmanager
-    def expecting(self, study: str, receive: Receive) -> Iterator[list[NotFetched]]:
-        """Take objects of this study meanwhile. Yields what was wrong with them, which grows."""
+    def expecting(self, instances: Sequence[str], receive: Receive) -> Iterator[list[NotFetched]]:
+        """Take objects with these SOP Instance UIDs meanwhile. Yields what was wrong with them, which grows."""
         trouble: list[NotFetched] = []
         with self._lock:
-            self._pending[study] = (receive, trouble)
+            self._pending.update(dict.fromkeys(instances, (receive, trouble)))
         try:
             yield trouble
         finally:
             with self._lock:
-                self._pending.pop(study, None)
+                for instance in instances:
+                    self._pending.pop(instance, None)
 
     def _store(self, event: evt.Event) -> int:
+        """Take one object. What nobody asked for is not parsed, and is no trouble: anybody may have sent it."""
         with self._lock:
-            pending = dict(self._pending)
-        # Which study an object belongs to is known once its header is read: where only one is pending, that one.
-        study = next(iter(pending)) if len(pending) == 1 else _study_of(event)
-        if study not in pending:
+            pending = self._pending.get(str(getattr(event.request, "AffectedSOPInstanceUID", "")))
+        if pending is None:
             return CANNOT_STORE
-        receive, troubles = pending[study]
+        receive, troubles = pending
         status, trouble = take(event, receive)
         if trouble is not None:
             troubles.append(trouble)
@@ -431,11 +462,58 @@ def take(event: evt.Event, receive: Receive) -> tuple[int, NotFetched | None]:
     return STORED, None
 
 
-def _send_at_once(event: evt.Event) -> None:
-    """Switch Nagle's algorithm off: a request is two small writes, and the second would wait for the first's answer."""
+def _opened(
+    event: evt.Event,
+    max_object_bytes: int,
+    enough: threading.Event,
+    exceeded: Callable[[], None] = lambda: None,
+) -> None:
+    """Prepare a new connection: bound what its peer may send, and switch Nagle's algorithm off.
+
+    A request is two small writes, and with it the second would wait for the first's answer.
+    """
     connection = event.assoc.dul.socket
     if connection is not None and connection.socket is not None:
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        longest = max_object_bytes + (max_object_bytes >> 4) + LONGEST_PDU
+        bounded = _BoundedReceiving(connection, longest, enough, exceeded)
+        event.assoc.bind(evt.EVT_DIMSE_RECV, bounded.message_came)
+
+
+class _BoundedReceiving:
+    """Ends a connection on which a PDU, or a message of several, is too long: pynetdicom holds both in memory.
+
+    Args:
+        connection: pynetdicom's.
+        longest_message: bytes.
+        enough: once it is set, nothing more is received.
+        exceeded: called where something is too long.
+    """
+
+    def __init__(
+        self,
+        connection: AssociationSocket,
+        longest_message: int,
+        enough: threading.Event,
+        exceeded: Callable[[], None],
+    ) -> None:
+        self._receive, self._left, self._longest = connection.recv, longest_message, longest_message
+        self._enough, self._exceeded = enough, exceeded
+        connection.recv = self.receive  # type: ignore[method-assign]
+
+    def receive(self, nr_bytes: int) -> bytearray:
+        """Receive so many bytes. Raises OSError, which ends the connection."""
+        self._left -= nr_bytes
+        too_long = nr_bytes > LONGEST_PDU or self._left < 0
+        if too_long:
+            self._exceeded()
+        if too_long or self._enough.is_set():
+            raise OSError(errno.EMSGSIZE, "more than allowed")
+        return self._receive(nr_bytes)
+
+    def message_came(self, event: evt.Event) -> None:
+        """Begin to count anew."""
+        self._left = self._longest
 
 
 def _contexts(service: Dimse, classes: Sequence[str], *, verify: bool) -> list[PresentationContext]:
@@ -464,17 +542,12 @@ def _identifier(level: str, keys: dict[str, str]) -> Dataset:
 def _text(answer: Dataset, keyword: str) -> str:
     """A value of an answer as text; empty where there is none. Raises NotFetched where it cannot be read."""
     try:
+        check_character_set(answer)
         value = answer.get(keyword)
-        return "" if value is None else str(value).strip(" \0")
+        text = "" if value is None else str(value)
     except Exception:  # noqa: BLE001 - pydicom raises anything on values that are none
         raise NotFetched(Outcome.PACS_ERROR, "(an answer cannot be read)") from None
-
-
-def _study_of(event: evt.Event) -> str:
-    try:
-        return str(event.dataset.StudyInstanceUID)
-    except Exception:  # noqa: BLE001 - as above
-        return ""
+    return checked_text(text)
 
 
 def _serving(service: Dimse) -> ssl.SSLContext | None:
@@ -485,12 +558,31 @@ def _serving(service: Dimse) -> ssl.SSLContext | None:
         raise ConfigurationError(
             '[pacs.dimse]: retrieve = "move" with tls needs client_certificate and client_key, for the PACS to check'
         )
-    context = ssl.create_default_context(
-        ssl.Purpose.CLIENT_AUTH,
-        cafile=None if service.ca_certificate is None else str(service.ca_certificate),
-    )
+    context = _ServingContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(service.client_certificate, service.client_key)
-    if service.ca_certificate is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_REQUIRED
+    if service.ca_certificate is None:
+        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+    else:
+        context.load_verify_locations(service.ca_certificate)
     return context
+
+
+class _ServingContext(ssl.SSLContext):
+    """Shakes hands with the first read, in that connection's own thread.
+
+    pynetdicom would do it where it accepts connections: one that says nothing would keep all others out.
+    """
+
+    def wrap_socket(  # noqa: PLR0917 - as in ssl
+        self,
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = False,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLSocket:
+        """Wrap a socket without a word to its peer."""
+        return super().wrap_socket(sock, server_side, False, suppress_ragged_eofs, server_hostname, session)

@@ -14,6 +14,10 @@ from client.fetch_reasons import NotFetched, Outcome
 from shared_models.configuration import ConfigurationError
 
 LONGEST_LIST_BYTES = 64 << 20
+MOST_ANSWERS = 100_000
+"""To one question."""
+LONGEST_VALUE = 1024
+"""Of what a PACS says: identifiers have 64 characters at most (PS3.5 section 6.2, LO)."""
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _ACCESSION = re.compile(r"[^\\*?\x00-\x1f\x7f]{1,64}")
 
@@ -26,8 +30,15 @@ def is_uid(text: str) -> bool:
 def checked_uid(text: str) -> str:
     """Return a UID that a PACS sent. Raises NotFetched where it is none."""
     if not is_uid(text):
-        raise NotFetched(Outcome.PACS_ERROR, "an answer holds a UID that is none")
+        raise NotFetched(Outcome.PACS_ERROR, "(an answer holds a UID that is none)")
     return text
+
+
+def checked_text(text: str) -> str:
+    """Return a value that a PACS sent, without padding, so that it can be encoded. Raises NotFetched: too long."""
+    if len(text) > LONGEST_VALUE:
+        raise NotFetched(Outcome.PACS_ERROR, "(an answer holds a value that is too long)")
+    return text.encode("utf-8", "replace").decode("utf-8").strip(" \0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,12 +28,14 @@ from client.pacs_multipart import (
     boundary_of,
 )
 from client.pacs_query import (
+    MOST_ANSWERS,
     FoundInstance,
     FoundSeries,
     FoundStudy,
     Incoming,
     Receive,
     StudyQuery,
+    checked_text,
     checked_uid,
 )
 from client.pacs_tls import tls_context
@@ -82,7 +84,9 @@ class WebConnection:
     """One connection to a DICOMweb service; see `client.pacs_query.PacsConnection`."""
 
     def __init__(self, access: WebAccess) -> None:
-        headers = {} if access.authorization is None else {"Authorization": access.authorization}
+        headers = {"Accept-Encoding": "identity"}
+        if access.authorization is not None:
+            headers["Authorization"] = access.authorization
         self._root, self._max_object = access.service.url, access.pacs.max_object_mib << 20
         self._client = httpx.Client(
             verify=access.context if access.context is not None else False,  # http only, where there is none
@@ -154,6 +158,8 @@ class WebConnection:
             entries, more = self._query(path, [*keys, *paging])
             fresh = [entry for entry in entries if _text(entry, unique) not in seen]
             seen.update(_text(entry, unique) for entry in fresh)
+            if len(seen) > MOST_ANSWERS:
+                raise NotFetched(Outcome.PACS_ERROR, "(too many answers)")
             yield from fresh
             if not fresh or not (more or len(entries) >= PAGE_SIZE):
                 return
@@ -202,6 +208,9 @@ class WebConnection:
         try:
             with self._client.stream("GET", self._root + path, headers={"Accept": accept}) as answer:
                 _check_status(answer.status_code)
+                # httpx would inflate a piece as a whole, and what is packed twice without any bound.
+                if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+                    raise NotFetched(Outcome.PACS_ERROR, "(an answer is compressed, unasked)")
                 yield answer
         except httpx.ConnectTimeout:
             raise NotFetched(Outcome.UNREACHABLE, "(no answer)") from None
@@ -257,7 +266,7 @@ def _text(entry: dict[str, object], keyword: str) -> str:
     attribute = entry.get(_TAGS[keyword])
     values = attribute.get("Value") if isinstance(attribute, dict) else None
     value = values[0] if isinstance(values, list) and values else None
-    return str(value).strip(" \0") if isinstance(value, str | int) else ""
+    return checked_text(str(value)) if isinstance(value, str | int) else ""
 
 
 def _context(service: DicomWeb) -> ssl.SSLContext:

@@ -10,6 +10,7 @@ from pydicom.dataset import FileDataset
 from pydicom.tag import BaseTag
 
 from client.dicom_file import (
+    FRAME_KEYWORDS,
     MAX_INFLATED_BYTES,
     Unusable,
     guarded,
@@ -108,6 +109,9 @@ def _read(path: Path, image: Image) -> FileDataset:
 
 
 def _slices(dataset: FileDataset, image: Image) -> Iterator[Slice]:
+    with guarded(Reason.BAD_ATTRIBUTE):
+        for keyword in FRAME_KEYWORDS:
+            dataset.get(keyword)  # parsed here once; else anew for each frame
     for frame in range(num_frames(dataset)):
         own = _header_of(dataset, frame)
         stored = decode(dataset, frame)

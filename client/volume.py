@@ -22,6 +22,8 @@ _SAME_PLACE = 0.01
 """Of the usual distance between slices: two that are closer lie at one place."""
 _ROUNDING = 1e-6
 """Of a voxel."""
+_LEAST, _MOST = 0.01, 100.0
+"""mm between pixels, and between slices: beyond these a grid has no values, or takes hours."""
 _REGULAR = 0.05
 """Of the usual distance between slices: so much may one differ, or lie beside the line of the others."""
 
@@ -73,8 +75,8 @@ def stacked(slices: Sequence[Slice]) -> Volume:
     """Put the slices of a series together, in whatever order they come.
 
     Raises:
-        Unusable: fewer than two, of different sizes, spacings or orientations, two different ones at one place, or not
-            evenly apart, so that one is missing.
+        Unusable: fewer than two, of different sizes, spacings or orientations, two different ones at one place, not
+            evenly apart, so that one is missing, or closer or wider apart than any device makes them.
     """
     _check_alike(slices)
     first = slices[0]
@@ -87,6 +89,8 @@ def stacked(slices: Sequence[Slice]) -> Volume:
     if len(kept) < 2:
         raise Unusable(Reason.NO_VOLUME, "All slices lie at one place.")
     step = (positions[-1] - positions[0]) / (len(kept) - 1)
+    if not all(_LEAST <= distance <= _MOST for distance in (*first.spacing, np.linalg.norm(step))):
+        raise Unusable(Reason.NO_VOLUME, f"Pixels or slices are not {_LEAST:g} to {_MOST:g} mm apart.")
     _check_regular(positions, step, normal)
     rows, columns = first.spacing
     return Volume(

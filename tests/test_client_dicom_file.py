@@ -7,6 +7,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -372,3 +373,46 @@ def test_every_real_odd_file_gives_an_image_or_one_reason(channels: int) -> None
             assert found.min() >= 0.0
             assert found.max() <= 1.0
     assert usable >= 20
+
+
+def test_what_is_deflated_twice_behind_a_second_copy_of_the_syntax_is_not_inflated_twice(
+    tmp_path: Path,
+) -> None:
+    """Were the copy in the preamble replaced, pydicom would inflate what we inflated, without a limit."""
+    made = dataset(gradient())
+    plain = write(tmp_path / "plain.dcm", made).read_bytes()
+    path = deflated(tmp_path / "one.dcm", made)
+    head = bytearray(path.read_bytes()[: meta_end(path)])
+    syntax = DeflatedExplicitVRLittleEndian.encode()
+    head[: len(syntax)] = syntax
+    body = plain[plain.index(b"\x08\x00\x16\x00") : plain.index(b"\xe0\x7f\x10\x00")]
+    bomb = squeezed(body + b"\x29\x00\x10\x10OB\0\0\0\0\0\x04" + bytes(2**26))
+    path.write_bytes(bytes(head) + squeezed(bomb))
+    tracemalloc.start()
+    with opened(path) as file, suppress(Unusable):
+        read_header(file)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def squeezed(plain: bytes) -> bytes:
+    squeeze = zlib.compressobj(9, wbits=-15)
+    return squeeze.compress(plain) + squeeze.flush()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("codec", "value"), [("utf_7", "P\ud800"), ("punycode", "P"), ("idna", "P")])
+def test_a_character_set_that_is_a_codec_of_python_is_refused(tmp_path: Path, codec: str, value: str) -> None:
+    """UTF-7 makes halves of characters, of which no pseudonym can be made: the whole index would end."""
+    path = write(tmp_path / "one.dcm", dataset(gradient(), SpecificCharacterSet=codec, PatientID=value))
+    with opened(path) as file, pytest.raises(Unusable) as told:
+        read_header(file)
+    assert told.value.reason is Reason.BAD_ATTRIBUTE
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["ISO_IR 192", "ISO-IR 100", "utf8", "latin1", "nobody knows", "GB18030"])
+def test_a_character_set_of_dicom_misspelt_or_unknown_is_read(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "one.dcm", dataset(gradient(), SpecificCharacterSet=name))
+    with opened(path) as file:
+        assert identifiers_of(read_header(file)).PatientID == "PAT-0001"

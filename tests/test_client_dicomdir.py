@@ -2,15 +2,20 @@
 
 import gc
 import shutil
+import struct
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import pytest
 from dicom_files import SECRET, Hospital, dataset, gradient, make_study, write
 from pydicom import dcmread
+from pydicom.filebase import DicomBytesIO
 from pydicom.fileset import FileSet
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import MediaStorageDirectoryStorage
 
-from client.dicomdir import is_dicomdir
+from client.dicomdir import is_dicomdir, referenced_files
 from client.ingestion import ingest
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # pydicom's of its own FileSet
@@ -104,3 +109,42 @@ def test_a_file_that_is_only_called_so_is_none(export: Hospital, tmp_path: Path)
     other.write_bytes(b"junk")
     assert not is_dicomdir(other)
     assert is_dicomdir(export.images / "export" / "DICOMDIR")
+
+
+def dicomdir(path: Path, records: bytes) -> Path:
+    """A DICOMDIR of these items, in a sequence of undefined length."""
+    made = write(path.with_name("other"), dataset(gradient()))
+    made = dcmread(made)
+    made.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_file_meta_info(buffer, made.file_meta)
+    sequence = struct.pack("<HH2sHI", 0x0004, 0x1220, b"SQ", 0, 0xFFFFFFFF)
+    path.write_bytes(bytes(128) + b"DICM" + buffer.getvalue() + sequence + records)
+    return path
+
+
+def test_a_dicomdir_of_endless_empty_records_holds_nothing_of_them(tmp_path: Path) -> None:
+    """Eight bytes make a record, and a parsed one takes a hundred times as many."""
+    path = dicomdir(tmp_path / "DICOMDIR", struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 10_000)
+    assert is_dicomdir(path)
+    tracemalloc.start()
+    assert referenced_files(path) == ()
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_a_large_dicomdir_whose_records_have_no_lengths_is_one(tmp_path: Path) -> None:
+    """Each record takes more reads than an image's header may have for all its items together."""
+    delimiter = struct.pack("<HHI", 0xFFFE, 0xE00D, 0)
+    records = b"".join(
+        struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+        + struct.pack("<HH2sHI", 0x0004, 0x1400, b"UL", 4, 0) * 40
+        + struct.pack("<HH2sH", 0x0004, 0x1500, b"CS", 8)
+        + b"IM%06d" % number
+        + delimiter
+        for number in range(3000)
+    )
+    path = dicomdir(tmp_path / "DICOMDIR", records + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0))
+    assert is_dicomdir(path)
+    assert len(referenced_files(path)) == 3000

@@ -10,6 +10,7 @@ import SimpleITK
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.values import converters
 
 from client.dicom_file import Unusable
 from client.reasons import Reason
@@ -212,3 +213,19 @@ def test_a_slice_that_does_not_say_where_it_lies_or_what_it_shows_is_refused(
         setattr(dataset, keyword, value)
     dataset.save_as(paths[2])
     assert refusal(paths).reason is reason
+
+
+def test_the_groups_of_all_frames_are_parsed_once_and_not_for_each_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 2,000 frames they would be parsed 4,000,000 times."""
+    path, parse, num_parsed = write_enhanced(tmp_path / "one.dcm"), converters["SQ"], 0
+
+    def counted(*values: object, **options: object) -> object:
+        nonlocal num_parsed
+        num_parsed += 1
+        return parse(*values, **options)  # type: ignore[operator]
+
+    monkeypatch.setitem(converters, "SQ", counted)
+    read_series([path], HOUNSFIELD)
+    assert num_parsed <= 2 * 10

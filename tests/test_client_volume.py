@@ -209,3 +209,13 @@ def test_positions_rounded_as_scanners_round_them_are_taken() -> None:
     ]
     found: Volume = stacked(shuffled(rounded))
     assert np.abs(found.steps - stacked(slices).steps).max() < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")  # numpy's of sums beyond all numbers
+@pytest.mark.parametrize(
+    "spacing", [(1.0, 1e-6, 1e-6), (1e-9, 1.0, 1.0), (1e-320, 1.0, 1.0), (1e307, 1.0, 1.0)]
+)
+def test_slices_that_claim_impossible_distances_are_refused_before_they_are_smoothed_for_hours(
+    spacing: tuple[float, float, float],
+) -> None:
+    assert refusal(series(spacing=spacing)).reason is Reason.NO_VOLUME
