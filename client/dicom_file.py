@@ -68,7 +68,7 @@ HEADER_KEYWORDS = (
     *_PALETTE_KEYWORDS,
     *_GEOMETRY_KEYWORDS,
 )
-_CODECS = frozenset(codecs.lookup(name).name for name in python_encoding.values())
+_CODECS = frozenset(codecs.lookup(name).name for name in (*python_encoding.values(), "ascii"))
 MAX_HEADER_BYTES = 64 * 2**20
 MAX_INFLATED_BYTES = 512 * 2**20
 MAX_HEADER_READS = 200_000
@@ -103,9 +103,11 @@ def guarded(reason: Reason) -> Iterator[None]:
             raise Unusable(Reason.TOO_DEEP) from None
         except MemoryError:
             raise Unusable(Reason.TOO_MUCH_MEMORY) from None
-        except OSError as error:  # the parsers raise it too, but without a number
-            if _came_from_recursion(error):
-                raise Unusable(Reason.TOO_DEEP) from None
+        except (
+            OSError
+        ) as error:  # the parsers raise it too, but without a number, and in place of what came before
+            if first := _first(error):
+                raise first from None
             found = reason if error.errno is None else Reason.NOT_READABLE
             raise Unusable(found, f"({error.strerror or type(error).__name__})") from None
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -114,13 +116,15 @@ def guarded(reason: Reason) -> Iterator[None]:
             raise Unusable(reason, f"({type(error).__name__})") from None
 
 
-def _came_from_recursion(error: BaseException | None) -> bool:
-    """Whether a parser met the end of the stack and then raised something else."""
+def _first(error: BaseException | None) -> Unusable | None:
+    """What a parser met before it raised something else: the end of the stack, or of what a header may have."""
     while error is not None:
         if isinstance(error, RecursionError):
-            return True
+            return Unusable(Reason.TOO_DEEP)
+        if isinstance(error, Unusable):
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 class BoundedReader(io.BufferedReader):
