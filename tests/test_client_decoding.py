@@ -48,6 +48,7 @@ def goes_on(worker: DecodingWorker, folder: Path) -> None:
     assert not found.has_window
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "expected", "detail"),
     [
@@ -72,6 +73,7 @@ def test_a_file_that_ends_the_decoder_has_a_reason_and_the_next_one_is_read(
     goes_on(worker, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_waits_for_ever_is_ended_by_the_clock(tmp_path: Path) -> None:
     with DecodingWorker(Limits(clock_seconds=2), FAULTY) as worker:
         begun = time.perf_counter()
@@ -141,6 +143,7 @@ def test_a_process_that_died_between_two_files_costs_no_file(tmp_path: Path) -> 
         assert worker.num_starts == 2
 
 
+@pytest.mark.slow
 def test_files_that_end_the_decoder_are_lines_of_the_index_like_others(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path / "hospital")
     rows = hospital.add_patients(range(4))

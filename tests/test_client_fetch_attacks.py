@@ -302,6 +302,7 @@ def test_by_dimse_a_patient_id_in_a_codec_of_python_is_no_answer() -> None:
     assert (trouble.outcome, trouble.detail) == (Outcome.PACS_ERROR, "(an answer cannot be read)")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the library's server goes on sending after its connection ended
 def test_the_same_image_sent_without_end_by_dimse_is_stopped(site: Site) -> None:
     made = dataset(gradient(), patient="1", image="1", StudyInstanceUID="1")

@@ -293,6 +293,7 @@ time.sleep(1)
 """
 
 
+@pytest.mark.slow
 def test_our_variables_switch_telemetry_and_update_check_off(tmp_path: Path) -> None:
     shown = {}
     for name, variables in {"quiet": FLOWER_QUIET, "as shipped": {}}.items():

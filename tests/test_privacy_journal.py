@@ -373,6 +373,7 @@ def test_a_file_that_is_no_journal_is_noticed(folder: Path, content: bytes) -> N
         journal_in(folder)
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_of_the_file_changes_nothing_or_is_noticed(folder: Path) -> None:
     """A bit of an unused part of the file may change; nothing that is read from it may."""
     path = folder / JOURNAL_NAME

@@ -212,6 +212,7 @@ def walk_all(num_sites: int, most: int) -> None:
         assert walk.refusals > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_sites", "most"), [(2, 2), (2, 3), (2, 4), (3, 3), (3, 4), (4, 4)])
 def test_for_up_to_four_sites_every_pattern_of_vanished_sites_gives_the_exact_sum_or_a_named_refusal(
     num_sites: int, most: int

@@ -196,6 +196,7 @@ def test_hospitals_that_vanish_at_different_exchanges_burn_the_round_once_too_fe
     assert burned(result) == [None, "1 of 2 survivors confirmed; the threshold is 2", None, None]
 
 
+@pytest.mark.slow
 def test_a_hospital_stays_away_for_as_many_rounds_as_the_fault_says(tmp_path, hospitals) -> None:
     result, sites = run(tmp_path, hospitals, fault("train", rounds=3, number=1))
     assert survivors(result) == [(ONE, THREE)] * 3 + [EVERYBODY]
@@ -212,6 +213,7 @@ def test_a_final_test_that_loses_too_many_has_no_figures_and_the_run_ends(tmp_pa
     assert burned(result) == [None] * 4
 
 
+@pytest.mark.slow
 def test_a_setup_that_loses_too_many_stops_the_run_before_anybody_trains(tmp_path, hospitals) -> None:
     with pytest.raises(TooFewSitesError, match="the secrets of round 1 could not be prepared"):
         run(tmp_path, hospitals, fault("share", number=1), fault("share", number=1, site=THREE))

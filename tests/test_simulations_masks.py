@@ -234,6 +234,7 @@ def plain_sum(vectors: list[IntVector]) -> IntVector:
     return total.astype(np.int32).view(np.uint32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [None, 2, 4], ids=["all there", "one missing in round 2", "one untested"])
 def test_a_masked_run_ends_with_the_very_weights_and_figures_of_plain_integer_sums(
     tmp_path, consortium, missing: int | None
@@ -441,6 +442,7 @@ def test_the_look_finds_statistics_in_a_report() -> None:
 # What the server writes for people.
 
 
+@pytest.mark.slow
 def test_the_servers_result_has_no_metric_or_count_of_a_single_site(tmp_path, consortium) -> None:
     sites = consortium.start("result")
     seen = Seen(sites, tmp_path)

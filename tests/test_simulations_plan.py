@@ -106,6 +106,7 @@ def test_the_overshoot_of_each_possible_sum_is_the_designs(file: str) -> None:
     assert re.search(r"^10 +1\.29$", text, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_vectors_go_up_with_the_bytes_that_the_review_tells(file: str) -> None:
     """The review counts the vector itself; a header of the message is around it."""
     study = write_study_file(Path(file), TERMS, private=True)

@@ -229,6 +229,7 @@ def test_a_folder_with_something_else_in_it_is_not_touched(tmp_path, hospitals) 
     assert (out / "thesis.tex").read_text(encoding="utf-8") == "years of work"
 
 
+@pytest.mark.slow
 def test_a_wrong_scenario_is_told_with_line_and_key(tmp_path) -> None:
     path = tmp_path / "wrong.toml"
     text = scenario_text().replace("num_rounds = 3", "num_rounds = 0")
