@@ -304,6 +304,7 @@ def assert_back(progress: Progress, fault: Fault) -> None:
 KNOWN_FILES = re.compile(
     r"site\.secret|journal\.(sqlite(-journal)?|anchor(\.new)?)|studies/[0-9a-f]{64}\.json|index\.json|logs/agent\.log"
     r"|runs/[a-z0-9-]+/(site_result|patients)\.json"
+    r"|cache/[0-9a-f]{32}(\.lock|/(scan\.sqlite(-journal)?|catalogue\.json|images-[0-9]+\.bin))"
 )
 
 
