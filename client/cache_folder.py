@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -21,6 +22,8 @@ from client.secret import SiteSecret
 from shared_models.study import Image
 
 CACHE_NAME = "cache"
+_UNTOLD_SECONDS = 10.0
+"""A wait that is shorter is nothing to tell of."""
 
 # fmt: off
 _LIBRARIES = (
@@ -161,14 +164,25 @@ def _locked(root: Path, preparation: str, tell: Tell) -> Iterator[None]:
     """Hold the lock of a preparation; the operating system frees it when the process ends, however it ends."""
     descriptor = os.open(root / f"{preparation}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken_within(descriptor, _UNTOLD_SECONDS):
             tell("Another process of this site prepares the same images; waiting until it is done.")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _taken_within(descriptor: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 @contextmanager
