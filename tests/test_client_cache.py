@@ -262,7 +262,10 @@ def test_kill_9_of_an_indexer_with_its_processes(tmp_path: Path, num_files: int)
 
 
 @pytest.mark.slow
-def test_of_two_processes_at_once_the_second_waits_and_finds_all_done(tmp_path: Path) -> None:
+def test_of_two_processes_at_once_the_second_waits_and_finds_all_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.cache_folder._UNTOLD_SECONDS", 0.0)
     hospital = mixed_hospital(tmp_path / "two")
     children = []
     for _ in range(4):
