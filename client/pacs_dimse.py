@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
@@ -71,6 +71,35 @@ from shared_models.configuration import ConfigurationError
 silence("pynetdicom")
 _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
+
+
+def _end(self: AssociationSocket) -> None:
+    """Close the socket, also one that its peer reset or that never connected.
+
+    pynetdicom's own way stops at the shutdown, which fails on such a socket, and leaves it open.
+    """
+    ended = self.socket
+    if ended is not None:
+        with suppress(OSError):
+            ended.shutdown(socket.SHUT_RDWR)
+        ended.close()
+
+
+AssociationSocket._shutdown_socket = _end  # type: ignore[method-assign]
+
+
+def _leave(association: Association) -> None:
+    """Close the socket of an association that is over: pynetdicom's thread may have died before it did."""
+    connection = association.dul.socket
+    current = None if connection is None else connection.socket
+    if connection is None or current is None:
+        return
+    with suppress(OSError):
+        current.shutdown(socket.SHUT_RDWR)  # wakes the thread, where it is alive
+    if association.dul.is_alive():
+        association.dul.join(1.0)
+    _end(connection)
+
 
 FIND = StudyRootQueryRetrieveInformationModelFind
 GET = StudyRootQueryRetrieveInformationModelGet
@@ -164,6 +193,8 @@ class DimseConnection:
                 association.abort()
             else:
                 association.release()
+        if association is not None:
+            _leave(association)
         self._busy = False
 
     def ping(self) -> frozenset[str]:
@@ -351,6 +382,7 @@ class DimseConnection:
         )
         if association.is_established:
             return association
+        _leave(association)
         if association.is_rejected:
             answer = association.acceptor.primitive
             why = (0, 0) if answer is None else (answer.result_source or 0, answer.diagnostic or 0)

@@ -9,6 +9,7 @@ import ssl
 import struct
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,6 +281,25 @@ def test_an_object_without_end_by_dimse_is_cut_off_at_the_limit() -> None:
             )
         )
     assert trouble.outcome is Outcome.TOO_LARGE
+
+
+@pytest.mark.parametrize("how", ["refused", "reset"])
+def test_a_connection_that_fails_leaves_no_socket_open(how: str) -> None:
+    """The library would leave one open whose peer was faster, until it is collected."""
+
+    def reset(peer: socket.socket) -> None:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.recv(65536)
+
+    with silent_listener(reset) as port, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with connected(port if how == "reset" else free_port()) as connection:
+            refused(connection.ping)
+        del connection
+        gc.collect()
+        if how == "refused":
+            socket.create_connection(("127.0.0.1", port)).close()
+    assert [str(warning.message) for warning in caught if warning.category is ResourceWarning] == []
 
 
 def never() -> object:
