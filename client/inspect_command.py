@@ -59,8 +59,9 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Read all images and labels as a run would, and say what can be used and why the rest cannot."""
+    from client.data_floor import floor_refusals
     from client.index_report import INDEX_NAME, render_index, summary_of
-    from client.ingestion import DataRefused, check_policy, ingest
+    from client.ingestion import DataRefused, ingest
     from client.labels import LabelsError
     from client.secret import SecretError, SiteSecret
     from client.withdrawal import withdrawn
@@ -89,11 +90,7 @@ def index(
             )
     except (DataRefused, LabelsError, SecretError) as error:
         raise ConfigurationError(str(error)) from error
-    refusal = None
-    try:
-        check_policy(ingested.index, site.policy)
-    except DataRefused as error:
-        refusal = str(error)
+    refusal = " ".join(floor_refusals(ingested.index, agreed, site.policy)) or None
     if as_json:
         typer.echo(json.dumps({**summary_of(ingested.index), "refused": refusal}, indent=2))
     else:
