@@ -18,6 +18,9 @@ from client.scan_memory import Record
 from client.site_file import LabelKey
 from shared_models.study import Study
 
+CLASSES = ("negative", "positive")
+"""Names of the classes, by label."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexedImage:
@@ -106,9 +109,9 @@ class Index:
             }
         )
 
-    def num_patients_by_class(self, role: Role) -> dict[str, int]:
-        """Return how many patients of a role each class of the task has, by the class's name."""
-        return {name: self.num_patients(role, label) for label, name in enumerate(("negative", "positive"))}
+    def num_patients_by_class(self, role: Role | None = None) -> dict[str, int]:
+        """Return how many patients, of a role where given, each class of the task has, by the class's name."""
+        return {name: self.num_patients(role, label) for label, name in enumerate(CLASSES)}
 
     @property
     def num_studies(self) -> int:

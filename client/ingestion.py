@@ -117,7 +117,7 @@ def ingest(
             memory.close()
         builder.settle_dicomdirs(site.images.folder, [file.name for file in files])
         index = builder.finished()
-        write_index(index, site.state, study_hash=study.hash)
+        write_index(index, site.state, study=study)
         return Ingested(index=index, patients=gather_patients(index, scan.stored))
 
 
