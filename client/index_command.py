@@ -37,7 +37,7 @@ class RateColumn(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.0f} files/s")
 
 
-def index(  # noqa: PLR0917 - options
+def index(  # noqa: PLR0917 - the options of a command line
     config: ConfigOption = SITE_FILE,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 where the site would refuse to train.")
