@@ -6,6 +6,7 @@ validated where they are made and where they arrive, because the process that re
 
 import hashlib
 import re
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
@@ -48,15 +49,20 @@ class HeaderFacts(Frozen):
 class PixelFacts(Frozen):
     """What the stored values of an image say.
 
-    ``digest`` is SHA-256 over shape, type and values: equal for equal pixels, however they are compressed.
+    ``digest`` is SHA-256 over shape, type and values: equal for equal pixels, however they are compressed. What is
+    remembered is a keyed hash of that (`keyed`).
     ``lowest_share`` and ``highest_share``: of all samples, those that have the image's own lowest and highest value.
     ``blank``: there is one value only.
     """
 
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    digest: Annotated[str, Field(pattern=r"^([0-9a-f]{64}|[0-9a-f]{32})$")]
     lowest_share: Share
     highest_share: Share
     blank: bool
+
+    def keyed(self, pseudonym: Callable[[str], str]) -> "PixelFacts":
+        """The same with what *pseudonym* makes of the digest: whoever has the image cannot find it here."""
+        return self.model_copy(update={"digest": pseudonym(self.digest)})
 
 
 def header_facts(header: FileDataset, identifying: IdentifyingFacts) -> HeaderFacts:

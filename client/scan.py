@@ -13,7 +13,7 @@ from client.cache_folder import PreparedImages
 from client.decoding import DecodingWorker
 from client.dicom_file import Unusable
 from client.dicom_index import IndexBuilder
-from client.file_reading import Header, Prepared
+from client.file_reading import Header
 from client.file_tree import FoundFile
 from client.identifiers import PSEUDONYM_KINDS
 from client.person import Person
@@ -201,7 +201,9 @@ class Scan:
             prepared = reader.prepare(path, self._image)
         except Unusable as found:
             return _with_finding(record, "pixels", found), None
-        return _with_pixels(record, prepared), prepared.plane
+        facts = prepared.facts.keyed(lambda digest: self._secret.pseudonym("pixels", digest))
+        record = replace(record, has_window=prepared.has_window, pixel_facts=facts.model_dump_json())
+        return record, prepared.plane
 
     def _known(self, content: str) -> Record | None:
         """The record of another file, or an earlier one, of this content whose pixels need not be read."""
@@ -249,7 +251,3 @@ class Scan:
 
 def _with_finding(record: Record, stage: str, found: Unusable) -> Record:
     return replace(record, finding=Finding(stage=stage, reason=found.reason, detail=found.detail))
-
-
-def _with_pixels(record: Record, prepared: Prepared) -> Record:
-    return replace(record, has_window=prepared.has_window, pixel_facts=prepared.facts.model_dump_json())
