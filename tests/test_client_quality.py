@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import NAME, SECRET, Hospital, dataset, gradient, make_study, uid
-from ingest_runs import CountingReader, folder_of, images_of, run
+from ingest_runs import CountingReader, folder_of, images_of, kept, killed_at, run
 
 from client.data_floor import check_floors, floor_refusals
 from client.dicom_index import Index
@@ -344,6 +344,31 @@ def test_with_every_rule_at_work_a_second_run_and_another_number_of_readers_find
     assert found[0].index == found[1].index == found[2].index
     assert images_of(found[0]) == images_of(found[2])
     assert len(set(reasons(found[0].index).values())) >= 4, reasons(found[0].index)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_with_every_rule_at_work_the_next_run_ends_with_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    study = asking(views=["PA", "AP"], max_saturated_share=0.4)
+    whole = Hospital(tmp_path / "whole")
+    pictures = [picture(1), picture(1), np.full((16, 16), 3, np.uint8), picture(2), picture(2), picture(3)]
+    for number, pixels in enumerate(pictures):
+        patient, view = f"P{number // 2}", "LL" if number == 5 else "PA"
+        whole.add(f"{number}.dcm", dataset(pixels, patient=patient, image=str(number), ViewPosition=view))
+    shutil.copy(whole.images / "0.dcm", whole.images / "copy.dcm")
+    whole.label([(f"P{number}", "yes") for number in range(3)])
+    first, _, _ = run(whole, study, checkpoint_seconds=0.0)
+    assert set(reasons(first.index).values()) >= {"two-patients", "blank", "other-view", "duplicate-file"}
+    expected, event, hospital = kept(whole), 1, Hospital(tmp_path / "killed")
+    shutil.copytree(whole.images, hospital.images, dirs_exist_ok=True)
+    shutil.copy(whole.labels, hospital.labels)
+    while killed_at(event, lambda: run(hospital, study, checkpoint_seconds=0.0)):
+        run(hospital, study)
+        assert kept(hospital) == expected, f"killed at event {event}"
+        shutil.rmtree(hospital.site().state)
+        event += 1
+    assert event > 20
 
 
 def test_a_memory_of_an_older_version_is_thrown_away(hospital: Hospital) -> None:
