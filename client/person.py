@@ -63,11 +63,12 @@ def person_values(header: FileDataset) -> dict[str, str]:
 
 
 def _plain_name(text: str) -> str:
-    """Without case, order of groups and punctuation: ``MÜLLER^Hans=`` and ``Müller, Hans`` are one."""
+    """Without case, order of words and punctuation: ``MÜLLER^Hans``, ``Müller, Hans`` and ``Hans Müller`` are one."""
     alphabetic = text.partition("=")[0]
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", alphabetic).casefold())
-    plain = " ".join(words)
-    return "" if not words or _NO_NAME.fullmatch(plain) else plain
+    if not words or _NO_NAME.fullmatch(" ".join(words)):
+        return ""
+    return " ".join(sorted(words))
 
 
 def _plain_date(text: str) -> str:

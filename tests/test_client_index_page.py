@@ -3,6 +3,7 @@
 import base64
 import re
 import stat
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from io import BytesIO
@@ -15,9 +16,14 @@ from ingest_runs import CountingReader
 from PIL import Image as Pillow
 
 from client.data_floor import floor_refusals
+from client.dicom_index import Index
+from client.file_facts import HeaderFacts
+from client.image_conflicts import Identities
 from client.index_page import PAGE_NAME, write_page
+from client.index_tally import Counted, tally
 from client.ingestion import Ingested, ingest
 from client.reasons import Reason
+from client.scanner_rows import MOST_SCANNERS, scanner_rows
 from client.thumbnails import MAX_SIDE, Thumbnail, thumbnails
 from shared_models.quality import Quality
 from shared_models.study import Study
@@ -191,6 +197,34 @@ def test_the_page_can_be_read_aloud(hospital: Hospital) -> None:
     assert all(image["alt"] for image in elements.named("img"))
     assert all(head["scope"] in ("col", "row") for head in elements.named("th"))
     assert len(elements.named("table")) == len(elements.named("thead"))
+
+
+def test_an_empty_folder_has_a_page_too(hospital: Hospital) -> None:
+    hospital.label([("P1", "yes")])
+    found = found_in(hospital, asking())
+    text = Elements(page_of(hospital, asking(), found)).text
+    assert "0 of 0 files can be used" in text
+    assert "100.0% of the files are left out" in text
+    assert "the site does not train" in text
+
+
+def test_a_thousand_scanners_are_a_table_that_can_be_read(hospital: Hospital) -> None:
+    files = [
+        Counted(HeaderFacts(scanner=f"Maker {number}"), None if number % 2 else Reason.BLANK)
+        for number in range(1000)
+    ]
+    index = found_in_nothing(hospital)
+    index = replace(index, tally=tally(files, Identities(), []))
+    shown = scanner_rows(index)
+    assert len(shown) == MOST_SCANNERS + 1
+    assert shown[-1].name == "(970 others)"
+    assert sum(row.num_files for row in shown) == 1000
+    assert sum(row.num_used for row in shown) == 500
+
+
+def found_in_nothing(hospital: Hospital) -> Index:
+    hospital.label([("P1", "yes")])
+    return found_in(hospital, asking()).index
 
 
 # Thumbnails

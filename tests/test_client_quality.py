@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import NAME, SECRET, Hospital, dataset, gradient, make_study, uid
+from hypothesis import given
+from hypothesis import strategies as st
 from ingest_runs import CountingReader, folder_of, images_of, kept, killed_at, run
 
 from client.data_floor import check_floors, floor_refusals
 from client.dicom_index import Index
+from client.image_conflicts import Candidate, Identities, conflicts
 from client.ingestion import DataRefused, ingest
 from client.person import Person
 from client.quality_file import SiteQuality
@@ -233,7 +236,7 @@ def test_one_person_under_two_patient_ids_is_counted_and_left_out_where_the_site
     hospital: Hospital,
 ) -> None:
     hospital.add("a.dcm", dataset(picture(1), patient="A", **somebody()))
-    hospital.add("b.dcm", dataset(picture(2), patient="B", **somebody("OFTERING, walburga")))
+    hospital.add("b.dcm", dataset(picture(2), patient="B", **somebody("WALBURGA, oftering")))
     hospital.add("c.dcm", dataset(picture(3), patient="C", **somebody(birth="19510204")))
     hospital.label([(patient, "yes") for patient in "ABC"])
     index = indexed(hospital)
@@ -312,6 +315,54 @@ def test_a_name_that_is_no_text_costs_nothing_but_the_comparison(hospital: Hospi
     hospital.label([("PAT-0001", "yes")])
     index = ingest(hospital.site(), asking(), SECRET, make_reader=BrokenNames).index
     assert len(index.images) == 1
+
+
+# Laws of what only all files together show
+
+WHO = st.sampled_from("ABC")
+CANDIDATES = st.lists(
+    st.tuples(WHO, st.integers(0, 1), st.sampled_from(("", "x", "y", "z")), st.booleans()), max_size=12
+).map(
+    lambda found: [
+        Candidate(path=f"{number:02d}", patient=who, label=label, pixels=pixels, shared=shared)
+        for number, (who, label, pixels, shared) in enumerate(found)
+    ]
+)
+CAREFUL = st.sampled_from((SiteQuality(), SiteQuality(patient_conflicts="refuse")))
+SHARED = st.sampled_from((Quality(), Quality(shared_pixels="use")))
+
+
+@given(CANDIDATES, st.randoms(), CAREFUL, SHARED)
+def test_the_order_in_which_files_come_decides_nothing(candidates, random, site, study) -> None:
+    identities = Identities()
+    identities.add({"PatientID": "A", "person": "p"})
+    identities.add({"PatientID": "B", "person": "p", "birth": "b"})
+    identities.add({"PatientID": "B", "birth": "c"})
+    shuffled = list(candidates)
+    random.shuffle(shuffled)
+    found = conflicts(candidates, identities, study, site)
+    assert conflicts(shuffled, identities, study, site) == found
+    if site.patient_conflicts == "refuse":
+        assert {image.path for image in candidates if image.patient in "AB"} <= set(found)
+
+
+@given(CANDIDATES, SHARED)
+def test_of_the_images_that_are_used_no_two_of_a_patient_and_none_of_two_patients_have_the_same_pixels(
+    candidates, study
+) -> None:
+    found = conflicts(candidates, Identities(), study, SiteQuality())
+    used = [image for image in candidates if image.path not in found]
+    seen = [(image.patient, image.pixels) for image in used if image.pixels]
+    assert len(seen) == len(set(seen))
+    if study.shared_pixels == "refuse":
+        assert not [image for image in used if image.shared]
+        pixels = [image.pixels for image in used if image.pixels]
+        assert len(pixels) == len(set(pixels))
+    for image in candidates:  # nothing is left out without another one that says why
+        if image.path in found and not image.shared:
+            twins = [one for one in candidates if one.pixels == image.pixels and one.path != image.path]
+            assert image.pixels
+            assert twins
 
 
 # Whatever is remembered
