@@ -142,6 +142,13 @@ def render_index(index: Index, study: Study) -> RenderableType:
     if index.tally.scanners:
         parts.append(_scanner_table(index))
     parts.append(_patient_table(index))
+    if index.tally.num_headers:
+        parts.append(
+            Text(
+                f"{index.tally.num_removed} of {index.tally.num_headers} headers say that the patient's identity was "
+                f"removed; {index.tally.num_to_remove} hold values that the Basic Profile of DICOM PS3.15 removes."
+            )
+        )
     parts += [Text(note, style="yellow") for note in quality_notes(index, study)]
     return Group(*parts)
 

@@ -6,6 +6,8 @@ from client.dicom_index import Index
 from client.roles import Role
 from shared_models.study import Study
 
+_ROLES = {Role.TRAIN: "training", Role.VALIDATION: "validation", Role.TEST: "test"}
+
 
 def quality_notes(index: Index, study: Study) -> tuple[str, ...]:
     """Every note; none where there is nothing to say."""
@@ -19,7 +21,7 @@ def _notes(index: Index, study: Study) -> Iterator[str]:
             continue
         missing = [name for name, number in index.num_patients_by_class(role).items() if not number]
         if missing:
-            yield f"No {role.value} patient is {' or '.join(missing)}: look whether labels or images are missing."
+            yield f"No {_ROLES[role]} patient is {' or '.join(missing)}: look whether labels or images are missing."
     if number := tally.num_several_ids:
         yield (
             f"{number} {_is_or_are(number, 'person seems', 'persons seem')} to have several Patient IDs: name, birth "

@@ -164,8 +164,11 @@ def _higher(old: Value, new: Value) -> bool:
 
 
 _PROTECTION: Sequence[Value] = ("none", "distributed", "local")
+_LEFT_OUT: Sequence[Value] = ("use", "refuse", "require-no")
 _WEAKER: Mapping[str, Callable[[Value, Value], bool]] = {
     "privacy.mode": lambda old, new: _PROTECTION.index(new) < _PROTECTION.index(old),
+    "quality.burned_in": lambda old, new: _LEFT_OUT.index(new) < _LEFT_OUT.index(old),
+    "quality.shared_pixels": lambda old, new: _LEFT_OUT.index(new) < _LEFT_OUT.index(old),
     "privacy.epsilon": _higher,
     "privacy.delta": _higher,
     "evaluation.epsilon": _higher,
