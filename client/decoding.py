@@ -19,6 +19,7 @@ from client.decoding_process import DIGEST, HEADER, IMAGE, LENGTH, READY, UNUSAB
 from client.dicom_file import IDENTIFIER_KEYWORDS, Unusable
 from client.file_facts import HeaderFacts, PixelFacts
 from client.file_reading import Header, Prepared
+from client.person import PERSON_KEYWORDS
 from client.reasons import Reason
 from shared_models.processes import python_module
 from shared_models.study import Image
@@ -243,12 +244,15 @@ def _header(content: bytes) -> Header | None:
     """What the process says of a header; None, or an error, where it cannot be."""
     told = json.loads(content)
     identifiers = {keyword: told["identifiers"][keyword] for keyword in IDENTIFIER_KEYWORDS}
-    if not all(isinstance(value, str) and len(value) <= _MAX_IDENTIFIER for value in identifiers.values()):
+    person = {keyword: told["person"][keyword] for keyword in PERSON_KEYWORDS}
+    values = (*identifiers.values(), *person.values())
+    if not all(isinstance(value, str) and len(value) <= _MAX_IDENTIFIER for value in values):
         return None
     return Header(
         identifiers=identifiers,
         facts=HeaderFacts.model_validate(told["facts"], strict=False),
         finding=_finding(told) if "reason" in told else None,
+        person=person,
     )
 
 

@@ -77,6 +77,7 @@ def _header(header: Header) -> bytes:
     told: dict[str, object] = {
         "identifiers": header.identifiers,
         "facts": header.facts.model_dump(mode="json"),
+        "person": dict(header.person),
     }
     if header.finding is not None:
         told["reason"], told["detail"] = header.finding.reason.code, header.finding.detail

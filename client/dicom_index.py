@@ -7,12 +7,19 @@ from pathlib import Path
 
 from client.dicom_file import Unusable
 from client.dicomdir import is_dicomdir, missing_files
+from client.image_conflicts import Candidate, Identities, conflicts
+from client.index_tally import Counted, Tally, tally
 from client.labels import LabelTable
+from client.quality_file import SiteQuality
+from client.quality_gate import QualityGate
 from client.reasons import LabelProblem, Reason
 from client.roles import Role, role_at, stated_role
 from client.scan_memory import Record
 from client.site_file import LabelKey
 from shared_models.study import Study
+
+CLASSES = ("negative", "positive")
+"""Names of the classes, by label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +27,7 @@ class IndexedImage:
     """One usable image. Patient and study are pseudonyms; the path is relative and stays at the site.
 
     ``has_window`` is false for a grey image without window or VOI lookup table: a study that uses windows sees its
-    full range.
+    full range. ``burned_in`` is true where its header says that text in the picture identifies the patient.
     """
 
     path: str = field(repr=False)
@@ -29,6 +36,7 @@ class IndexedImage:
     label: int
     role: Role
     has_window: bool
+    burned_in: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,7 @@ class Index:
         label_problems: how many rows (or keys) of the labels file have which problem.
         num_label_rows: rows of the labels file.
         num_patients_found: different Patient IDs in readable DICOM files, of whatever kind.
+        tally: what the headers add up to.
     """
 
     images: tuple[IndexedImage, ...]
@@ -57,6 +66,7 @@ class Index:
     label_problems: Mapping[LabelProblem, int]
     num_label_rows: int
     num_patients_found: int
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def num_files(self) -> int:
@@ -99,6 +109,10 @@ class Index:
             }
         )
 
+    def num_patients_by_class(self, role: Role | None = None) -> dict[str, int]:
+        """Return how many patients, of a role where given, each class of the task has, by the class's name."""
+        return {name: self.num_patients(role, label) for label, name in enumerate(CLASSES)}
+
     @property
     def num_studies(self) -> int:
         """Studies (in DICOM's sense) of which at least one image is used."""
@@ -107,7 +121,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """An image that is usable as far as it itself goes; its patient's role is still to be settled."""
+    """An image that is usable as far as it itself goes; what all files together show is still to be settled."""
 
     path: str
     record: Record
@@ -126,17 +140,21 @@ class IndexBuilder:
         study: what is wanted.
         key: the DICOM attribute that the labels file is keyed by.
         withdrawn: pseudonyms of patients whose images are left out.
+        quality: what the site itself asks of files.
     """
 
     labels: LabelTable
     study: Study
     key: LabelKey
     withdrawn: Collection[str]
+    quality: SiteQuality = field(default_factory=SiteQuality)
+    records: dict[str, Record] = field(default_factory=dict)
     found: list[_Found] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     patients: set[str] = field(default_factory=set)
-    instances: set[str] = field(default_factory=set)
+    instances: dict[str, str] = field(default_factory=dict)
+    identities: Identities = field(default_factory=Identities)
     stated_roles: dict[str, set[Role]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -156,16 +174,23 @@ class IndexBuilder:
             raise Unusable(Reason.WITHDRAWN)
         if record.finding is not None and record.finding.stage != "pixels":
             raise record.finding.raised()
+        if (header := record.header) is not None:
+            self._gate.check_header(header)
         required = ("PatientID", "StudyInstanceUID", "SOPInstanceUID", self.key)
         if missing := [keyword for keyword in required if not record.pseudonyms[keyword]]:
             raise Unusable(Reason.MISSING_IDENTIFIER, f"{', '.join(missing)} is empty.")
         label = self.labels.label_of(record.pseudonyms[self.key])
-        if record.pseudonyms["SOPInstanceUID"] in self.instances:
-            raise Unusable(Reason.DUPLICATE)
+        used = self.instances.get(record.pseudonyms["SOPInstanceUID"])
+        if used is not None:
+            raise Unusable(Reason.DUPLICATE_FILE if used == record.content else Reason.DUPLICATE)
+        if record.finding is None and (pixels := record.pixels) is not None:
+            self._gate.check_pixels(pixels)
         return label
 
     def add(self, path: str, record: Record) -> LeftOut | None:
         """Take the next file; return why it is left out, None where it is used as far as it itself goes."""
+        self.records[path] = record
+        self.identities.add(record.pseudonyms)
         self.keys.add(record.pseudonyms.get(self.key, ""))
         if patient := record.pseudonyms.get("PatientID"):
             self.patients.add(patient)
@@ -177,7 +202,7 @@ class IndexBuilder:
             left_out = LeftOut(path=path, reason=finding.reason, detail=finding.detail)
             self.left_out.append(left_out)
             return left_out
-        self.instances.add(record.pseudonyms["SOPInstanceUID"])
+        self.instances[record.pseudonyms["SOPInstanceUID"]] = record.content
         roles = self.labels.roles.get(record.pseudonyms[self.key], ())
         self.stated_roles.setdefault(record.pseudonyms["PatientID"], set()).update(roles)
         self.found.append(_Found(path=path, record=record, label=label))
@@ -207,24 +232,38 @@ class IndexBuilder:
 
     def finished(self) -> Index:
         """Return the index of all files that were added."""
-        images, without_role = self._with_roles()
+        images, left_out = self._settled()
         problems = dict(self.labels.problems)
         if unmatched := len(self.labels.keys - self.keys):
             problems[LabelProblem.NO_FILE] = unmatched
         return Index(
             images=tuple(images),
-            left_out=tuple(sorted([*self.left_out, *without_role], key=lambda file: file.path)),
+            left_out=tuple(sorted(left_out, key=lambda file: file.path)),
             label_problems=problems,
             num_label_rows=self.labels.num_rows,
             num_patients_found=len(self.patients),
+            tally=self._tally(left_out),
         )
 
-    def _with_roles(self) -> tuple[list[IndexedImage], list[LeftOut]]:
-        """Settle roles, once all images of each patient are known."""
+    @property
+    def _gate(self) -> QualityGate:
+        return QualityGate(study=self.study.quality, site=self.quality)
+
+    def _settled(self) -> tuple[list[IndexedImage], list[LeftOut]]:
+        """Settle conflicts and roles, once all files are known."""
         images: list[IndexedImage] = []
-        left_out: list[LeftOut] = []
+        left_out = [self._with_owner(file) for file in self.left_out]
+        against = conflicts(
+            [self._candidate(image) for image in self.found],
+            self.identities,
+            self.study.quality,
+            self.quality,
+        )
         for image in self.found:
-            pseudonyms = image.record.pseudonyms
+            if (reason := against.get(image.path)) is not None:
+                left_out.append(LeftOut(path=image.path, reason=reason))
+                continue
+            pseudonyms, header = image.record.pseudonyms, image.record.header
             try:
                 role = self._role(pseudonyms["PatientID"], image.record.role_draw)
             except Unusable as finding:
@@ -238,9 +277,44 @@ class IndexBuilder:
                     label=image.label,
                     role=role,
                     has_window=image.record.has_window,
+                    burned_in=header is not None and header.burned_in == "YES",
                 )
             )
         return images, left_out
+
+    def _candidate(self, image: _Found) -> Candidate:
+        pixels = image.record.pixels
+        return Candidate(
+            path=image.path,
+            patient=image.record.pseudonyms["PatientID"],
+            label=image.label,
+            pixels="" if pixels is None or pixels.blank else pixels.digest,
+            shared=self.identities.is_shared(image.record.pseudonyms),
+        )
+
+    def _with_owner(self, file: LeftOut) -> LeftOut:
+        """A copy of an image that is there under another Patient ID too is no mere copy."""
+        if (
+            file.reason in (Reason.DUPLICATE, Reason.DUPLICATE_FILE)
+            and self.study.quality.shared_pixels == "refuse"
+            and self.identities.is_shared(self.records[file.path].pseudonyms)
+        ):
+            return LeftOut(path=file.path, reason=Reason.TWO_PATIENTS)
+        return file
+
+    def _tally(self, left_out: Sequence[LeftOut]) -> Tally:
+        reasons = {file.path: file.reason for file in left_out}
+        shared = {
+            self.records[path].pseudonyms["PatientID"]
+            for path, reason in reasons.items()
+            if reason is Reason.TWO_PATIENTS
+        }
+        counted = (
+            Counted(header, reasons.get(path))
+            for path, record in self.records.items()
+            if reasons.get(path) is not Reason.WITHDRAWN and (header := record.header) is not None
+        )
+        return tally(counted, self.identities, sorted(shared))
 
     def _role(self, patient: str, draw: float) -> Role:
         if self.study.patients.roles == "column":

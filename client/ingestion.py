@@ -11,7 +11,7 @@ from client.decoding import DecoderDoesNotStart, DecodingWorker
 from client.dicom_index import Index, IndexBuilder
 from client.file_tree import FoundFile, files_below
 from client.identifiers import PSEUDONYM_KINDS
-from client.index_report import INDEX_NAME, write_index
+from client.index_report import write_index
 from client.labels import read_labels
 from client.patients import PatientSet, gather_patients
 from client.reading_pool import Reader
@@ -19,7 +19,7 @@ from client.roles import Role
 from client.scan import CHECKPOINT_SECONDS, Progress, Scan
 from client.scan_memory import ScanMemory
 from client.secret import SiteSecret
-from client.site_file import Policy, SiteFile
+from client.site_file import SiteFile
 from shared_models.study import Study
 
 log = logging.getLogger("collegium.site")
@@ -85,6 +85,7 @@ def ingest(
         study=study,
         key=key,
         withdrawn=withdrawn,
+        quality=site.quality,
     )
     image = study.image
     files = _files(site.images.folder, exclude=site.labels.file)
@@ -116,7 +117,7 @@ def ingest(
             memory.close()
         builder.settle_dicomdirs(site.images.folder, [file.name for file in files])
         index = builder.finished()
-        write_index(index, site.state, study_hash=study.hash)
+        write_index(index, site.state, study=study)
         return Ingested(index=index, patients=gather_patients(index, scan.stored))
 
 
@@ -130,24 +131,3 @@ def _files(folder: Path, *, exclude: Path) -> list[FoundFile]:
             f"{folder}: cannot be listed ({error.strerror}); check images.folder in site.toml"
         ) from error
     return [file for file in files if file.identity != (status.st_dev, status.st_ino)]
-
-
-def check_policy(index: Index, policy: Policy) -> None:
-    """Refuse data that the site's policy does not let train. Raises DataRefused, with every reason at once."""
-    problems = []
-    if index.unusable_share > policy.max_unusable_share:
-        most = "; ".join(f"{number} × {reason.code}" for reason, number in index.left_out_reasons[:3])
-        problems.append(
-            f"{len(index.left_out)} of {index.num_files} files cannot be used ({index.unusable_share:.1%}), "
-            f"policy.max_unusable_share allows {policy.max_unusable_share:.1%}: {most}."
-        )
-    if (num_patients := index.num_patients(Role.TRAIN)) < policy.min_patients:
-        problems.append(
-            f"{num_patients} patients could train, policy.min_patients asks for {policy.min_patients}."
-        )
-    if problems:
-        raise DataRefused(
-            " ".join(
-                [*problems, f"See collegium-client index and {INDEX_NAME} in the state folder for each file."]
-            )
-        )

@@ -79,10 +79,15 @@ def gather_patients(index: Index, stored: Callable[[Sequence[str]], StoredImages
     Returns:
         One `PatientSet` for each role, possibly of no patients.
     """
+    return {role: _gather(entries, stored) for role, entries in images_by_role(index).items()}
+
+
+def images_by_role(index: Index) -> dict[Role, list[IndexedImage]]:
+    """The images of each role, in the order in which its `PatientSet` has them."""
     by_role: dict[Role, list[IndexedImage]] = {role: [] for role in Role}
     for entry in sorted(index.images, key=lambda entry: (entry.patient, entry.path)):
         by_role[entry.role].append(entry)
-    return {role: _gather(entries, stored) for role, entries in by_role.items()}
+    return by_role
 
 
 def _gather(entries: Sequence[IndexedImage], stored: Callable[[Sequence[str]], StoredImages]) -> PatientSet:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
 from client.index_report import Counts
+from client.review_quality import too_little, which_are_good
 from client.review_sentences import Section, Sentence, ago, counted, plain, quoted, warning
 from client.roles import Role
 from client.site_file import SiteFile
@@ -72,6 +73,7 @@ def which_images(study: Study, file: SiteFile, counts: Counts | None, now: datet
                 f"Labels from {file.labels.file}: column {quoted(column)}, found by {file.labels.key}. The file "
                 "stays here."
             ),
+            *which_are_good(study.quality, file),
             _roles(study),
             *_counts(study, file, counts, now),
         ),
@@ -192,6 +194,7 @@ def _counts(study: Study, file: SiteFile, counts: Counts | None, now: datetime) 
             f"{counts.unusable_share:.1%} of the files cannot be used, and policy.max_unusable_share allows "
             f"{file.policy.max_unusable_share:.1%}. With these images the site refuses each run when it is opened."
         )
+    yield from too_little(study.quality, counts)
     if study.privacy.delta is not None and train and study.privacy.delta > largest_delta(train):
         yield warning(
             f"δ = {study.privacy.delta:g} is larger than what is advised for so few training patients "

@@ -13,9 +13,10 @@ from client.cache_folder import PreparedImages
 from client.decoding import DecodingWorker
 from client.dicom_file import Unusable
 from client.dicom_index import IndexBuilder
-from client.file_reading import Header, Prepared
+from client.file_reading import Header
 from client.file_tree import FoundFile
 from client.identifiers import PSEUDONYM_KINDS
+from client.person import Person
 from client.preparation import Plane
 from client.reading_pool import Reader, ReadingPool, reading_pool
 from client.reasons import Reason
@@ -32,6 +33,7 @@ _FILES_A_READER = 32
 _AHEAD_BYTES = 256 * 2**20
 _PASSING = frozenset({Reason.NOT_A_FILE, Reason.NOT_READABLE, Reason.TOO_SLOW, Reason.TOO_MUCH_MEMORY})
 """Reasons that may be the machine's and not the file's: such files are read again each time."""
+_COPIES = frozenset({Reason.DUPLICATE, Reason.DUPLICATE_FILE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,11 @@ class Scan:
         self._num_readers, self._checkpoint_seconds = num_readers, checkpoint_seconds
         self._make_reader = make_reader
         self._image = builder.study.image
-        self._by_content = {record.content: record for record in memory.records.values() if record.content}
+        self._by_content = {
+            record.content: record
+            for record in memory.records.values()
+            if record.content and (record.pixel_facts or record.finding)
+        }
         self._on_the_way: Counter[str] = Counter()
         self._contents: dict[str, str] = {}
 
@@ -160,7 +166,9 @@ class Scan:
             self._builder.check_wanted(record)
         except Unusable:
             return False
-        return record.finding is None and self._images.find(record.content) is None
+        if record.finding is not None:
+            return False
+        return not record.pixel_facts or self._images.find(record.content) is None
 
     def _examined(self, reader: Reader, each: _Seen) -> _Seen:
         """Read one file, as far as it is wanted. For any thread."""
@@ -176,11 +184,16 @@ class Scan:
             return _with_finding(record, "file", found), None
         try:
             self._builder.check_wanted(record)
-        except Unusable:
-            return record, None
+            is_copy = False
+        except Unusable as found:
+            is_copy = found.reason in _COPIES
+            if not is_copy:
+                return record, None
         try:
             digest = reader.digest(path, self._image)
             record = replace(record, content=self._secret.pseudonym("content", digest.hex()))
+            if is_copy:
+                return record, None
             if (known := self._known(record.content)) is not None:
                 return replace(
                     record, finding=known.finding, has_window=known.has_window, pixel_facts=known.pixel_facts
@@ -188,7 +201,9 @@ class Scan:
             prepared = reader.prepare(path, self._image)
         except Unusable as found:
             return _with_finding(record, "pixels", found), None
-        return _with_pixels(record, prepared), prepared.plane
+        facts = prepared.facts.keyed(lambda digest: self._secret.pseudonym("pixels", digest))
+        record = replace(record, has_window=prepared.has_window, pixel_facts=facts.model_dump_json())
+        return record, prepared.plane
 
     def _known(self, content: str) -> Record | None:
         """The record of another file, or an earlier one, of this content whose pixels need not be read."""
@@ -204,7 +219,7 @@ class Scan:
         pseudonyms = {
             keyword: self._secret.pseudonym(kind, identifiers[keyword]) if identifiers[keyword] else ""
             for keyword, kind in PSEUDONYM_KINDS.items()
-        }
+        } | Person.of(header.person).pseudonyms(identifiers["PatientID"], self._secret)
         record = replace(
             record,
             pseudonyms=pseudonyms,
@@ -226,8 +241,8 @@ class Scan:
                 self._images.add(record.content, each.plane, patient=record.pseudonyms["PatientID"])
         elif finding.reason is Reason.WITHDRAWN:
             record = Record(size=record.size, mtime_ns=record.mtime_ns, pseudonyms=record.pseudonyms)
-        elif finding.reason is Reason.DUPLICATE:  # whether it was prepared is chance
-            record = replace(record, finding=None, content="", has_window=False, pixel_facts="")
+        elif finding.reason in _COPIES:  # whether it was prepared is chance
+            record = replace(record, finding=None, has_window=False, pixel_facts="")
         if each.file.size is None or (record.finding is not None and record.finding.reason in _PASSING):
             return False
         self._memory.put(each.key, record)
@@ -236,7 +251,3 @@ class Scan:
 
 def _with_finding(record: Record, stage: str, found: Unusable) -> Record:
     return replace(record, finding=Finding(stage=stage, reason=found.reason, detail=found.detail))
-
-
-def _with_pixels(record: Record, prepared: Prepared) -> Record:
-    return replace(record, has_window=prepared.has_window, pixel_facts=prepared.facts.model_dump_json())

@@ -12,13 +12,14 @@ import zlib
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from client.dicom_file import Unusable
 from client.file_facts import HeaderFacts, PixelFacts
 from client.reasons import Reason
 
-SCHEMA = 1
+SCHEMA = 2
 SCAN_NAME = "scan.sqlite"
 
 _REASONS = {reason.code: reason for reason in Reason}
@@ -46,7 +47,8 @@ class Record:
     Attributes:
         size: of the file, in bytes.
         mtime_ns: when it was last changed, nanoseconds of the file system's clock.
-        pseudonyms: of patient, study, accession number and instance, by DICOM keyword; empty where the file has none.
+        pseudonyms: of patient, study, accession number and instance, by DICOM keyword, and of the person
+            (`client.person.Person.pseudonyms`); empty where the file has none.
         role_draw: the patient's number that fixes the role.
         finding: why the file cannot be used, whatever the labels say; None where nothing was found.
         content: keyed hash of its bytes; empty where its pixels were not wanted yet.
@@ -68,7 +70,7 @@ class Record:
     @property
     def header(self) -> HeaderFacts | None:
         """What the header says, as far as it may be remembered."""
-        return HeaderFacts.model_validate_json(self.header_facts) if self.header_facts else None
+        return _header_of(self.header_facts) if self.header_facts else None
 
     @property
     def pixels(self) -> PixelFacts | None:
@@ -110,6 +112,12 @@ class Record:
             header_facts=header,
             pixel_facts=pixels,
         )
+
+
+@lru_cache(maxsize=4096)
+def _header_of(text: str) -> HeaderFacts:
+    """Headers of one scanner often say the same."""
+    return HeaderFacts.model_validate_json(text)
 
 
 class ScanMemory:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from shared_models.configuration import Frozen, read_toml
+from shared_models.quality import Quality
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -304,6 +305,7 @@ class Study(Frozen):
     task: Task
     patients: Patients
     image: Image
+    quality: Quality = Quality()
     model: Model
     training: Training
     privacy: Privacy
