@@ -20,7 +20,7 @@ class IndexedImage:
     """One usable image. Patient and study are pseudonyms; the path is relative and stays at the site.
 
     ``has_window`` is false for a grey image without window or VOI lookup table: a study that uses windows sees its
-    full range.
+    full range. A volume has ``further`` files beside the first of its series.
     """
 
     path: str = field(repr=False)
@@ -29,6 +29,12 @@ class IndexedImage:
     label: int
     role: Role
     has_window: bool
+    further: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all its files."""
+        return (self.path, *self.further)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,12 @@ class Index:
     @property
     def num_files(self) -> int:
         """All files below the images folder, save the labels file; with those that a DICOMDIR names and that lack."""
-        return len(self.images) + len(self.left_out)
+        return self.num_used_files + len(self.left_out)
+
+    @property
+    def num_used_files(self) -> int:
+        """Files of usable images; a volume has as many as its series."""
+        return len(self.images) + sum(len(entry.further) for entry in self.images)
 
     @property
     def unusable_share(self) -> float:
@@ -112,6 +123,7 @@ class _Found:
     path: str
     record: Record
     label: int
+    further: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +153,7 @@ class IndexBuilder:
 
     def __len__(self) -> int:
         """Number of files that were added."""
-        return len(self.found) + len(self.left_out)
+        return len(self.found) + sum(len(image.further) for image in self.found) + len(self.left_out)
 
     def check_wanted(self, record: Record) -> int:
         """Return the label of a file whose pixels are wanted, as far as is known by now.
@@ -154,9 +166,11 @@ class IndexBuilder:
         """
         if record.pseudonyms.get("PatientID") in self.withdrawn:
             raise Unusable(Reason.WITHDRAWN)
-        if record.finding is not None and record.finding.stage != "pixels":
+        if record.finding is not None and record.finding.stage in ("file", "header"):
             raise record.finding.raised()
-        required = ("PatientID", "StudyInstanceUID", "SOPInstanceUID", self.key)
+        required = ["PatientID", "StudyInstanceUID", "SOPInstanceUID", self.key]
+        if self.study.image.depth is not None:
+            required.append("SeriesInstanceUID")
         if missing := [keyword for keyword in required if not record.pseudonyms[keyword]]:
             raise Unusable(Reason.MISSING_IDENTIFIER, f"{', '.join(missing)} is empty.")
         label = self.labels.label_of(record.pseudonyms[self.key])
@@ -177,11 +191,23 @@ class IndexBuilder:
             left_out = LeftOut(path=path, reason=finding.reason, detail=finding.detail)
             self.left_out.append(left_out)
             return left_out
-        self.instances.add(record.pseudonyms["SOPInstanceUID"])
-        roles = self.labels.roles.get(record.pseudonyms[self.key], ())
-        self.stated_roles.setdefault(record.pseudonyms["PatientID"], set()).update(roles)
-        self.found.append(_Found(path=path, record=record, label=label))
+        self._use(_Found(path=path, record=record, label=label), [record])
         return None
+
+    def add_volume(self, paths: Sequence[str], records: Sequence[Record]) -> None:
+        """Take the files of a usable volume, each of which is wanted, and all of one patient and key."""
+        first = records[0]
+        self.keys.add(first.pseudonyms[self.key])
+        self.patients.add(first.pseudonyms["PatientID"])
+        label = self.check_wanted(first)
+        self._use(_Found(path=paths[0], record=first, label=label, further=tuple(paths[1:])), records)
+
+    def _use(self, image: _Found, records: Sequence[Record]) -> None:
+        self.instances.update(record.pseudonyms["SOPInstanceUID"] for record in records)
+        pseudonyms = image.record.pseudonyms
+        roles = self.labels.roles.get(pseudonyms[self.key], ())
+        self.stated_roles.setdefault(pseudonyms["PatientID"], set()).update(roles)
+        self.found.append(image)
 
     def settle_dicomdirs(self, folder: Path, names: Sequence[str]) -> None:
         """Tell DICOMDIRs from other files without pixels, and add the files that they name and that are not there.
@@ -228,7 +254,10 @@ class IndexBuilder:
             try:
                 role = self._role(pseudonyms["PatientID"], image.record.role_draw)
             except Unusable as finding:
-                left_out.append(LeftOut(path=image.path, reason=finding.reason, detail=finding.detail))
+                left_out += [
+                    LeftOut(path=path, reason=finding.reason, detail=finding.detail)
+                    for path in (image.path, *image.further)
+                ]
                 continue
             images.append(
                 IndexedImage(
@@ -238,6 +267,7 @@ class IndexBuilder:
                     label=image.label,
                     role=role,
                     has_window=image.record.has_window,
+                    further=image.further,
                 )
             )
         return images, left_out

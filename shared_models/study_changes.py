@@ -34,6 +34,8 @@ WORDS: Mapping[str, str] = {
     "image.frames": "what becomes of files of several frames",
     "image.orientation": "whether images are turned to the standard orientation",
     "image.spacing": "size of a pixel of the prepared image, in mm",
+    "image.depth": "slices of the prepared volume",
+    "image.slice_spacing": "distance of the slices of the prepared volume, in mm",
     "model.architecture": "architecture of the model",
     "model.width": "width of the model",
     "model.weight_standardisation": "weights of the convolutions standardised",
