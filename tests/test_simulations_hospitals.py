@@ -17,7 +17,13 @@ from typer.testing import CliRunner
 from simulations.preparation.dicom_writer import GreyPicture
 from simulations.preparation.hospitals import PreparationError, prepare, read_hospitals
 from simulations.preparation.phantom_hospitals import phantom_caseloads
-from simulations.preparation.sources import HamSource, MedMnistSource, NodulePhantomSource, PhantomSource, Source
+from simulations.preparation.sources import (
+    HamSource,
+    MedMnistSource,
+    NodulePhantomSource,
+    PhantomSource,
+    Source,
+)
 from simulations.prepare_command import prepare_command
 
 SMALL = PhantomSource(num_hospitals=6, patients_per_hospital=(6,), image_size=48)

@@ -13,7 +13,7 @@ from simulations.preparation.tomograph import TOMOGRAPHS, Millimetres, Tomograph
 
 LABEL_COLUMN = "finding"
 POSITIVE, NEGATIVE = "nodule", "clear"
-_FIELD_OF_VIEW, _LENGTH = 360.0, 200.0
+_FIELD_OF_VIEW, _LENGTH = 360.0, 170.0
 """mm across, and from the first slice to the last, about."""
 
 
