@@ -13,6 +13,7 @@ from client.roles import Role, role_at, stated_role
 from client.scan_memory import Record
 from client.site_file import LabelKey
 from shared_models.study import Study
+from shared_models.tasks.task import Label, TaskTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class IndexedImage:
     path: str = field(repr=False)
     patient: str
     study: str
-    label: int
+    label: Label
     role: Role
     has_window: bool
 
@@ -50,6 +51,8 @@ class Index:
         label_problems: how many rows (or keys) of the labels file have which problem.
         num_label_rows: rows of the labels file.
         num_patients_found: different Patient IDs in readable DICOM files, of whatever kind.
+        task: the study's, which says what labels mean.
+        finding_problems: those of the label problems that concern one finding, by finding.
     """
 
     images: tuple[IndexedImage, ...]
@@ -57,6 +60,8 @@ class Index:
     label_problems: Mapping[LabelProblem, int]
     num_label_rows: int
     num_patients_found: int
+    task: TaskTable
+    finding_problems: Mapping[str, Mapping[LabelProblem, int]] = field(default_factory=dict)
 
     @property
     def num_files(self) -> int:
@@ -85,19 +90,18 @@ class Index:
         counted = Counter(file.reason for file in self.left_out)
         return sorted(counted.items(), key=lambda item: (-item[1], item[0].code))
 
-    def num_patients(self, role: Role | None = None, label: int | None = None) -> int:
+    def num_patients(self, role: Role | None = None, label: int | None = None, finding: int = 0) -> int:
         """Return how many patients are used, of a role and label where given.
 
-        The label of a patient is 1 where any of the patient's images has it.
+        The label of a patient is the largest of the images' (`shared_models.tasks.patients`); where a label has several
+        values, that of *finding*, which may be `shared_models.tasks.task.MISSING`.
         """
-        positive = {entry.patient for entry in self.images if entry.label == 1}
-        return len(
-            {
-                entry.patient
-                for entry in self.images
-                if role in (None, entry.role) and label in (None, int(entry.patient in positive))
-            }
-        )
+        largest: dict[str, int] = {}
+        for entry in self.images:
+            if role in (None, entry.role):
+                value = entry.label[finding] if isinstance(entry.label, tuple) else entry.label
+                largest[entry.patient] = max(value, largest.get(entry.patient, value))
+        return sum(label in (None, value) for value in largest.values())
 
     @property
     def num_studies(self) -> int:
@@ -111,7 +115,7 @@ class _Found:
 
     path: str
     record: Record
-    label: int
+    label: Label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +147,7 @@ class IndexBuilder:
         """Number of files that were added."""
         return len(self.found) + len(self.left_out)
 
-    def check_wanted(self, record: Record) -> int:
+    def check_wanted(self, record: Record) -> Label:
         """Return the label of a file whose pixels are wanted, as far as is known by now.
 
         Args:
@@ -217,6 +221,8 @@ class IndexBuilder:
             label_problems=problems,
             num_label_rows=self.labels.num_rows,
             num_patients_found=len(self.patients),
+            task=self.study.task,
+            finding_problems=self.labels.finding_problems,
         )
 
     def _with_roles(self) -> tuple[list[IndexedImage], list[LeftOut]]:

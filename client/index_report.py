@@ -4,7 +4,7 @@ Both stay at the site. The file names images by path and patients by pseudonym; 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,9 @@ from rich.text import Text
 
 from client.dicom_index import Index
 from client.private_file import replace_private_file
+from client.reasons import LabelProblem
 from client.roles import Role
+from shared_models.tasks.task import MISSING
 
 INDEX_NAME = "index.json"
 
@@ -65,7 +67,8 @@ def write_index(index: Index, state: Path, *, study_hash: str) -> Path:
         "schema": 1,
         "study_hash": study_hash,
         "summary": summary_of(index),
-        "label_problems": {problem.code: number for problem, number in index.label_problems.items()},
+        "label_problems": _codes(index.label_problems),
+        "finding_problems": {name: _codes(counted) for name, counted in index.finding_problems.items()},
     }
     images = (
         {
@@ -106,15 +109,37 @@ def summary_of(index: Index) -> dict[str, object]:
         "num_patients_found": index.num_patients_found,
         "num_patients": index.num_patients(),
         "unusable_share": index.unusable_share,
-        "patients": {
-            role.value: {str(label): index.num_patients(role, label) for label in (0, 1)} for role in Role
-        },
+        "patients": {role.value: _by_value(index, role) for role in Role},
+        "labels": {role.value: _by_name(index, role) for role in Role},
         "left_out": index.left_out_counts,
     }
 
 
+def _codes(problems: Mapping[LabelProblem, int]) -> dict[str, int]:
+    return {problem.code: number for problem, number in problems.items()}
+
+
+def _by_value(index: Index, role: Role) -> dict[str, int]:
+    """Patients by the number of their label; where a label has several values, all of them in one."""
+    if index.task.finding_names:
+        return {"all": index.num_patients(role)}
+    return {str(label): index.num_patients(role, label) for label in range(len(index.task.class_names))}
+
+
+def _by_name(index: Index, role: Role) -> dict[str, object]:
+    """Patients by the name of their label; where a label has several values, for each finding."""
+    classes = index.task.class_names
+    if not index.task.finding_names:
+        return {name: index.num_patients(role, label) for label, name in enumerate(classes)}
+    values = (*enumerate(classes), (MISSING, "missing"))
+    return {
+        finding: {name: index.num_patients(role, value, number) for value, name in values}
+        for number, finding in enumerate(index.task.finding_names)
+    }
+
+
 def render_index(index: Index) -> RenderableType:
-    """Return the index as tables: files used, why others are not and what to do, patients by role and label."""
+    """Return the index as tables: files used, why others are not, and patients by role and label."""
     usable = (
         f"{len(index.images)} of {index.num_files} files are used: "
         f"{index.num_patients()} of {index.num_patients_found} patients, {index.num_studies} studies."
@@ -124,7 +149,7 @@ def render_index(index: Index) -> RenderableType:
         parts.append(_left_out_table(index))
     if index.label_problems:
         parts.append(_label_table(index))
-    parts.append(_patient_table(index))
+    parts += _patient_tables(index)
     if windowless := sum(not entry.has_window for entry in index.images):
         parts.append(
             Text(f"{windowless} images have no window; a study that uses windows sees their full range.")
@@ -155,12 +180,49 @@ def _label_table(index: Index) -> Table:
     return table
 
 
-def _patient_table(index: Index) -> Table:
+def _patient_tables(index: Index) -> list[Table]:
+    if index.task.finding_names:
+        return [_patient_table(index, ()), _finding_table(index)]
+    if len(index.task.class_names) == 2:
+        return [_patient_table(index, index.task.class_names)]
+    return [_class_table(index)]
+
+
+def _patient_table(index: Index, classes: Sequence[str]) -> Table:
+    """A row for each role."""
     table = Table(title="Patients used", title_justify="left")
     table.add_column("Role")
-    for heading in ("Negative", "Positive", "All"):
+    for heading in (*(name.capitalize() for name in classes), "All"):
         table.add_column(heading, justify="right")
     for role in Role:
-        counts = (index.num_patients(role, 0), index.num_patients(role, 1), index.num_patients(role))
-        table.add_row(role.value, *(str(count) for count in counts))
+        counts = [index.num_patients(role, label) for label in range(len(classes))]
+        table.add_row(role.value, *(str(count) for count in (*counts, index.num_patients(role))))
+    return table
+
+
+def _class_table(index: Index) -> Table:
+    """A row for each class."""
+    table = Table("Class", title="Patients used", title_justify="left")
+    for role in Role:
+        table.add_column(role.value.capitalize(), justify="right")
+    for label, name in enumerate(index.task.class_names):
+        table.add_row(name, *(str(index.num_patients(role, label)) for role in Role))
+    table.add_row("All", *(str(index.num_patients(role)) for role in Role))
+    return table
+
+
+def _finding_table(index: Index) -> Table:
+    """A row for each finding: patients with it, without it, and those of whom it is not known."""
+    table = Table("Finding", title="Patients with / without / not known", title_justify="left")
+    for role in Role:
+        table.add_column(role.value.capitalize(), justify="right")
+    for problem in (wrong := {one: None for counted in index.finding_problems.values() for one in counted}):
+        table.add_column(f"Rows {problem.code.removesuffix('-finding')}", justify="right")
+    for number, name in enumerate(index.task.finding_names):
+        counts = (
+            " / ".join(str(index.num_patients(role, value, number)) for value in (1, 0, MISSING))
+            for role in Role
+        )
+        problems = (str(index.finding_problems.get(name, {}).get(problem, 0)) for problem in wrong)
+        table.add_row(name, *counts, *problems)
     return table

@@ -29,9 +29,9 @@ from shared_models.study import (
     Patients,
     Privacy,
     Study,
-    Task,
     Training,
 )
+from shared_models.tasks.binary import BinaryTable
 
 NAME = "Oftering^Walburga"
 SECRET = SiteSecret(key=bytes(range(32)))
@@ -150,7 +150,9 @@ def make_study(*, roles: str = "hash", image: Image | None = None) -> Study:
     return Study(
         name="test-study",
         title="A test",
-        task=Task(kind="binary-classification", label="finding", positive=("yes", "1"), negative=("no", "0")),
+        task=BinaryTable(
+            kind="binary-classification", label="finding", positive=("yes", "1"), negative=("no", "0")
+        ),
         patients=Patients(roles=roles, min_training=1, validation_fraction=0.2, test_fraction=0.2),  # type: ignore[arg-type]
         image=image or make_image(),
         model=Model(architecture="small-cnn", width=8),

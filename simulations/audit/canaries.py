@@ -19,6 +19,7 @@ from scipy import optimize, stats
 from privacy.audit.one_run import epsilon_bound, fewest_correct
 from shared_models.architectures import build_model
 from shared_models.study import Study
+from shared_models.tasks.registry import task_of
 from simulations.audit.findings import Finding, Findings, Keys
 from simulations.audit.patients import NEGATIVE, WithCanaries, canary_images, patient_set, random_images
 from simulations.audit.release import Doubles, Release, clipping_bound, step_weights
@@ -145,15 +146,18 @@ def _scores(release: Release, keys: Keys, *, num_rounds: int, inside: NDArray[np
         brightness=_BRIGHT * bound,
     )
     num_pixels = image.channels * (canaries.shape[2] - image.rows) * image.columns
-    model = WithCanaries(build_model(release.study), rows=image.rows, num_pixels=num_pixels)
+    task = task_of(release.study)
+    model = WithCanaries(
+        build_model(release.study), rows=image.rows, num_pixels=num_pixels, num_outputs=task.num_outputs
+    )
     ordinary = torch.zeros(_ORDINARY, *canaries.shape[1:])
     ordinary[:, :, : image.rows] = random_images(
         _ORDINARY, (image.channels, image.rows, image.columns), keys()
     )
     others = [own[None] for own in ordinary]
     first = [canary[None] for canary, there in zip(canaries, inside, strict=True) if there]
-    hospitals = [patient_set([*first, *others], [NEGATIVE] * (len(first) + len(others)))]
-    hospitals += [patient_set(others, [NEGATIVE] * len(others))] * (release.opening.num_honest - 1)
+    hospitals = [patient_set([*first, *others], [NEGATIVE] * (len(first) + len(others)), task)]
+    hospitals += [patient_set(others, [NEGATIVE] * len(others), task)] * (release.opening.num_honest - 1)
     sums = np.zeros(len(inside))
     for _ in range(num_rounds):
         sums += release.round(model, hospitals, keys())[-num_pixels:][: len(inside)]
