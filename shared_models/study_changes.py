@@ -17,6 +17,7 @@ WORDS: Mapping[str, str] = {
     "task.label": "column of the labels file",
     "task.positive": "values that count as positive",
     "task.negative": "values that count as negative",
+    "task.focusing": "exponent of the focal loss; 0 is cross-entropy",
     "task.classes.name": "names of the classes, in their order",
     "task.classes.values": "values that mean the class",
     "task.classes.weight": "weight in the loss of the class",

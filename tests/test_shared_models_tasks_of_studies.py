@@ -206,3 +206,53 @@ def test_what_changed_in_a_task_is_told_class_by_class() -> None:
 def test_another_kind_of_task_is_told_with_all_that_it_brings() -> None:
     told = {one.key for one in changes(STUDIES["binary"], STUDIES["findings"])}
     assert {"task.kind", "task.label", "task.positive", "task.findings.name", "task.findings.column"} <= told
+
+
+# The focal loss
+
+
+def focal(table: str, focusing: float) -> str:
+    return f"{table}focusing = {focusing}\n"
+
+
+SEVERAL = pytest.mark.parametrize("table", [THREE_CLASSES, TWO_FINDINGS], ids=["classes", "findings"])
+
+
+@SEVERAL
+def test_the_focal_loss_is_the_cross_entropy_of_each_label_times_the_cube_of_what_is_left(table: str) -> None:
+    """Tried with one known finding at a time, so that the loss is that of one label."""
+    plain, cubed = task_of(study_with(table)), task_of(study_with(focal(table, 3.0)))
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(6, plain.num_outputs, generator=generator, dtype=torch.float64)
+    scores = plain.scores(logits)
+    for value in range(plain.num_values):
+        for finding in range(plain.label_shape[0] if plain.label_shape else 1):
+            labels = torch.full((6, *plain.label_shape), float(value), dtype=torch.float64)
+            if plain.label_shape:
+                labels[:, [one for one in range(plain.label_shape[0]) if one != finding]] = MISSING
+                true = scores[:, finding] if value else 1 - scores[:, finding]
+            else:
+                true = scores[:, value]
+            expected = plain.loss(logits, labels) * (1 - true) ** 3
+            assert torch.allclose(cubed.loss(logits, labels), expected)
+
+
+@SEVERAL
+@pytest.mark.parametrize("focusing", [1.0, 1.5, 10.0])
+def test_the_gradient_of_the_focal_loss_is_finite_however_sure_the_model_is(
+    table: str, focusing: float
+) -> None:
+    task = task_of(study_with(focal(table, focusing)))
+    for size in (0.0, 20.0, 1e4):
+        for value in range(task.num_values):
+            logits = (torch.eye(task.num_outputs)[[0, -1]] * size).requires_grad_()
+            task.loss(logits, torch.full((2, *task.label_shape), float(value))).sum().backward()
+            assert logits.grad is not None
+            assert logits.grad.isfinite().all()
+
+
+def test_an_exponent_whose_gradient_would_not_be_finite_is_refused() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"task\.focusing = 0\.5: must be 0, which is cross-entropy, or"
+    ):
+        study_with(focal(THREE_CLASSES, 0.5))

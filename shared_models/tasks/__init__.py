@@ -11,6 +11,7 @@ module                    what it holds
 ``binary``                one question
 ``multi_class``           one of several classes
 ``multi_label``           several findings, each there, not there, or not known
+``focal``                 the focal loss, for all of them
 ``histograms``            counts of scores, and the metrics that they give
 ``patients``              one score and label for each patient, from several images
 ========================  =====================================================

@@ -64,7 +64,10 @@ class BinaryTable(Frozen):
 
     def task(self, constants: Constants) -> "BinaryClassification":
         """The task with these constants."""
-        return BinaryClassification(num_bins=constants.num_bins, positive_weight=constants.positive_weight)
+        return BinaryClassification(
+            num_bins=constants.num_bins,
+            positive_weight=constants.positive_weight,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,10 +128,9 @@ class BinaryClassification:
         import torch.nn.functional as F
 
         known, labels = labels >= 0, labels.clamp_min(0)
-        weights = 1.0 + (self.positive_weight - 1.0) * labels
-        return known * F.binary_cross_entropy_with_logits(
-            logits[:, 0], labels, weight=weights, reduction="none"
-        )
+        weights = known * (1.0 + (self.positive_weight - 1.0) * labels)
+        losses = F.binary_cross_entropy_with_logits(logits[:, 0], labels, reduction="none")
+        return weights * losses
 
     def scores(self, logits: "Tensor") -> "Tensor":
         """Probability of the positive class: logits (batch, 1) → (batch,) in [0, 1]."""

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from shared_models.configuration import Frozen
+from shared_models.tasks.focal import focused
 from shared_models.tasks.histograms import (
     LOSS_NOISE_UNIT,
     LOSS_SHARE,
@@ -21,7 +22,7 @@ from shared_models.tasks.histograms import (
     pair_of_histograms,
     ratio,
 )
-from shared_models.tasks.task import Constants, Counts, Doubles, Metrics, Name, Parts
+from shared_models.tasks.task import Constants, Counts, Doubles, Focusing, Metrics, Name, Parts
 from shared_models.visible_text import quoted
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class MultiClassTable(Frozen):
     kind: Literal["multi-class-classification"]
     label: str = Field(min_length=1)
     classes: tuple[NamedClass, ...] = Field(min_length=2, max_length=MOST_CLASSES, strict=False)
+    focusing: Focusing = 0.0
 
     takes_positive_weight: ClassVar[bool] = False
     finding_names: ClassVar[tuple[str, ...]] = ()
@@ -91,6 +93,7 @@ class MultiClassTable(Frozen):
             num_bins=constants.num_bins,
             names=self.class_names,
             weights=tuple(one.weight for one in self.classes),
+            focusing=self.focusing,
         )
 
 
@@ -102,11 +105,13 @@ class MultiClassClassification:
         num_bins: bins of each score histogram over [0, 1].
         names: of the classes, in the order of the outputs.
         weights: of an image of each class in the training loss, constants of the study.
+        focusing: exponent of the focal loss; 0 is cross-entropy.
     """
 
     num_bins: int
     names: tuple[str, ...]
     weights: tuple[float, ...]
+    focusing: float = 0.0
 
     headings = (
         ("auroc", "AUROC, mean of classes"),
@@ -175,12 +180,12 @@ class MultiClassClassification:
         return replace(self, num_bins=2000)
 
     def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """Weighted cross-entropy per image: logits (batch, classes), labels (batch,) float → (batch,)."""
+        """Weighted cross-entropy or focal loss per image: logits (batch, classes), labels (batch,) float → (batch,)."""
         import torch.nn.functional as F
 
         known, classes = labels >= 0, labels.clamp_min(0).long()
         weights = known * logits.new_tensor(self.weights)[classes]
-        return weights * F.cross_entropy(logits, classes, reduction="none")
+        return weights * focused(F.cross_entropy(logits, classes, reduction="none"), self.focusing)
 
     def scores(self, logits: "Tensor") -> "Tensor":
         """Probability of each class: logits (batch, classes) → the same shape, in [0, 1]."""

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from shared_models.configuration import Frozen
+from shared_models.tasks.focal import focused
 from shared_models.tasks.histograms import (
     LOSS_NOISE_UNIT,
     LOSS_SHARE,
@@ -21,7 +22,7 @@ from shared_models.tasks.histograms import (
     pair_of_histograms,
     ratio,
 )
-from shared_models.tasks.task import Constants, Counts, Doubles, Metrics, Name, Parts
+from shared_models.tasks.task import Constants, Counts, Doubles, Focusing, Metrics, Name, Parts
 from shared_models.visible_text import quoted
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class MultiLabelTable(Frozen):
 
     kind: Literal["multi-label-classification"]
     findings: tuple[Finding, ...] = Field(min_length=1, max_length=MOST_FINDINGS, strict=False)
+    focusing: Focusing = 0.0
 
     takes_positive_weight: ClassVar[bool] = False
     class_names: ClassVar[tuple[str, ...]] = ("negative", "positive")
@@ -102,6 +104,7 @@ class MultiLabelTable(Frozen):
             num_bins=constants.num_bins,
             names=self.finding_names,
             positive_weights=tuple(one.positive_weight for one in self.findings),
+            focusing=self.focusing,
         )
 
 
@@ -113,11 +116,13 @@ class MultiLabelClassification:
         num_bins: bins of each score histogram over [0, 1], even, so that 0.5 is the edge of a bin.
         names: of the findings, in the order of the outputs.
         positive_weights: of images that have the finding, in its part of the training loss; constants of the study.
+        focusing: exponent of the focal loss; 0 is cross-entropy.
     """
 
     num_bins: int
     names: tuple[str, ...]
     positive_weights: tuple[float, ...]
+    focusing: float = 0.0
 
     num_values = 2
     even_share = 0.5
@@ -181,7 +186,7 @@ class MultiLabelClassification:
         return replace(self, num_bins=2000)
 
     def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """Weighted cross-entropy per image: logits and labels (batch, findings) float → (batch,).
+        """Weighted cross-entropy or focal loss per image: logits and labels (batch, findings) float → (batch,).
 
         The sum over the findings that are known, over the number of all: what is known weighs the same, whatever else
         is known of that image.
@@ -190,8 +195,8 @@ class MultiLabelClassification:
 
         known, labels = labels >= 0, labels.clamp_min(0)
         weights = known * (1.0 + (logits.new_tensor(self.positive_weights) - 1.0) * labels)
-        losses = F.binary_cross_entropy_with_logits(logits, labels, weight=weights, reduction="none")
-        return losses.sum(1) / len(self.names)
+        losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        return (weights * focused(losses, self.focusing)).sum(1) / len(self.names)
 
     def scores(self, logits: "Tensor") -> "Tensor":
         """Probability of each finding: logits (batch, findings) → the same shape, in [0, 1]."""

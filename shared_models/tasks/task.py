@@ -34,6 +34,16 @@ Name = Annotated[str, Field(min_length=1, max_length=60), AfterValidator(_nameab
 """Of a class or finding."""
 
 
+def _zero_or_more_than_one(value: float) -> float:
+    if value != 0.0 and not 1.0 <= value <= 10.0:
+        raise ValueError("must be 0, which is cross-entropy, or lie in 1..10")
+    return value
+
+
+Focusing = Annotated[float, AfterValidator(_zero_or_more_than_one)]
+"""Exponent of the focal loss (`shared_models.tasks.focal`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
     """What a study says beside ``[task]`` that tasks rest on.
