@@ -96,12 +96,21 @@ class Index:
         The label of a patient is the largest of the images' (`shared_models.tasks.patients`); where a label has several
         values, that of *finding*, which may be `shared_models.tasks.task.MISSING`.
         """
-        largest: dict[str, int] = {}
+        if label is None:
+            return len({entry.patient for entry in self.images if role in (None, entry.role)})
+        return self.label_counts(role)[finding, label]
+
+    def label_counts(self, role: Role | None = None) -> Mapping[tuple[int, int], int]:
+        """Return how many patients of a role have each label, by (finding, label).
+
+        Where a label has one value the finding is 0.
+        """
+        largest: dict[str, tuple[int, ...]] = {}
         for entry in self.images:
             if role in (None, entry.role):
-                value = entry.label[finding] if isinstance(entry.label, tuple) else entry.label
-                largest[entry.patient] = max(value, largest.get(entry.patient, value))
-        return sum(label in (None, value) for value in largest.values())
+                label = entry.label if isinstance(entry.label, tuple) else (entry.label,)
+                largest[entry.patient] = tuple(map(max, label, largest.get(entry.patient, label)))
+        return Counter(pair for label in largest.values() for pair in enumerate(label))
 
     @property
     def num_studies(self) -> int:

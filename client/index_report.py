@@ -123,17 +123,18 @@ def _by_value(index: Index, role: Role) -> dict[str, int]:
     """Patients by the number of their label; where a label has several values, all of them in one."""
     if index.task.finding_names:
         return {"all": index.num_patients(role)}
-    return {str(label): index.num_patients(role, label) for label in range(len(index.task.class_names))}
+    counts = index.label_counts(role)
+    return {str(label): counts[0, label] for label in range(len(index.task.class_names))}
 
 
 def _by_name(index: Index, role: Role) -> dict[str, object]:
     """Patients by the name of their label; where a label has several values, for each finding."""
-    classes = index.task.class_names
+    classes, counts = index.task.class_names, index.label_counts(role)
     if not index.task.finding_names:
-        return {name: index.num_patients(role, label) for label, name in enumerate(classes)}
+        return {name: counts[0, label] for label, name in enumerate(classes)}
     values = (*enumerate(classes), (MISSING, "missing"))
     return {
-        finding: {name: index.num_patients(role, value, number) for value, name in values}
+        finding: {name: counts[number, value] for value, name in values}
         for number, finding in enumerate(index.task.finding_names)
     }
 
@@ -195,34 +196,41 @@ def _patient_table(index: Index, classes: Sequence[str]) -> Table:
     for heading in (*(name.capitalize() for name in classes), "All"):
         table.add_column(heading, justify="right")
     for role in Role:
-        counts = [index.num_patients(role, label) for label in range(len(classes))]
-        table.add_row(role.value, *(str(count) for count in (*counts, index.num_patients(role))))
+        counts = index.label_counts(role)
+        own = [counts[0, label] for label in range(len(classes))]
+        table.add_row(role.value, *(str(count) for count in (*own, index.num_patients(role))))
     return table
 
 
 def _class_table(index: Index) -> Table:
     """A row for each class."""
-    table = Table("Class", title="Patients used", title_justify="left")
-    for role in Role:
-        table.add_column(role.value.capitalize(), justify="right")
+    table, counts = _roles_table("Class", "Patients used"), [index.label_counts(role) for role in Role]
     for label, name in enumerate(index.task.class_names):
-        table.add_row(name, *(str(index.num_patients(role, label)) for role in Role))
+        table.add_row(name, *(str(of_role[0, label]) for of_role in counts))
     table.add_row("All", *(str(index.num_patients(role)) for role in Role))
     return table
 
 
 def _finding_table(index: Index) -> Table:
-    """A row for each finding: patients with it, without it, and those of whom it is not known."""
-    table = Table("Finding", title="Patients with / without / not known", title_justify="left")
-    for role in Role:
-        table.add_column(role.value.capitalize(), justify="right")
-    for problem in (wrong := {one: None for counted in index.finding_problems.values() for one in counted}):
-        table.add_column(f"Rows {problem.code.removesuffix('-finding')}", justify="right")
+    """A row for each finding: patients with it, without it, and those of whom it is not known; what is wrong."""
+    table, counts = (
+        _roles_table("Finding", "Patients with / without / not known"),
+        [index.label_counts(role) for role in Role],
+    )
+    wrong = list(dict.fromkeys(one for counted in index.finding_problems.values() for one in counted))
+    for problem in wrong:
+        table.add_column(f"Cells {problem.code.removesuffix('-finding')}", justify="right")
     for number, name in enumerate(index.task.finding_names):
-        counts = (
-            " / ".join(str(index.num_patients(role, value, number)) for value in (1, 0, MISSING))
-            for role in Role
+        patients = (
+            " / ".join(str(of_role[number, value]) for value in (1, 0, MISSING)) for of_role in counts
         )
         problems = (str(index.finding_problems.get(name, {}).get(problem, 0)) for problem in wrong)
-        table.add_row(name, *counts, *problems)
+        table.add_row(name, *patients, *problems)
+    return table
+
+
+def _roles_table(first: str, title: str) -> Table:
+    table = Table(first, title=title, title_justify="left")
+    for role in Role:
+        table.add_column(role.value.capitalize(), justify="right")
     return table

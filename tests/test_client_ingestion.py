@@ -421,7 +421,7 @@ def test_findings_are_a_row_of_labels_and_patients_are_counted_with_without_and_
     assert labels.dtype == torch.int64
     shown = printed(index)
     assert "Patients with / without / not known" in shown
-    assert "Rows unknown" in shown
+    assert "Cells unknown" in shown
     written = json.loads((hospital.site().state / INDEX_NAME).read_text(encoding="ascii"))
     assert written["finding_problems"] == {
         "opacity": {"unknown-finding": 1},

@@ -49,8 +49,9 @@ class WithCanaries(nn.Module):
     """A model with weights of its own for canaries: patients of whom nothing but one entry of the sum tells.
 
     Images have more rows than the model takes. The pixels of these are multiplied with ``canaries``, which are zero,
-    and added to the first logit: the gradient of entry k is that pixel's value times the derivative of the loss. An
-    ordinary patient has zeros there, so that the sum of all ordinary patients has a zero gradient in these entries.
+    and added to the last logit, which the label `NEGATIVE` wants low in every task: the gradient of entry k is that
+    pixel's value times the derivative of the loss, which is positive. An ordinary patient has zeros there, so that the
+    sum of all ordinary patients has a zero gradient in these entries.
 
     Args:
         model: takes images of *rows* rows; None for canaries alone.
@@ -68,7 +69,7 @@ class WithCanaries(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images, shape (batch, channels, all rows, columns), to logits, shape (batch, num_outputs)."""
-        logits = F.pad(self.canaries(images[:, :, self._rows :].flatten(1)), (0, self._num_outputs - 1))
+        logits = F.pad(self.canaries(images[:, :, self._rows :].flatten(1)), (self._num_outputs - 1, 0))
         return logits if self.model is None else logits + self.model(images[:, :, : self._rows])
 
 
