@@ -17,9 +17,7 @@ from client.roles import Role, role_at, stated_role
 from client.scan_memory import Record
 from client.site_file import LabelKey
 from shared_models.study import Study
-
-CLASSES = ("negative", "positive")
-"""Names of the classes, by label."""
+from shared_models.tasks.task import Label, TaskTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +32,7 @@ class IndexedImage:
     path: str = field(repr=False)
     patient: str
     study: str
-    label: int
+    label: Label
     role: Role
     has_window: bool
     burned_in: bool = False
@@ -66,6 +64,8 @@ class Index:
         num_label_rows: rows of the labels file.
         num_patients_found: different Patient IDs in readable DICOM files, of whatever kind.
         tally: what the headers add up to.
+        task: the study's, which says what labels mean.
+        finding_problems: those of the label problems that concern one finding, by finding.
     """
 
     images: tuple[IndexedImage, ...]
@@ -73,7 +73,9 @@ class Index:
     label_problems: Mapping[LabelProblem, int]
     num_label_rows: int
     num_patients_found: int
+    task: TaskTable
     tally: Tally = field(default_factory=Tally)
+    finding_problems: Mapping[str, Mapping[LabelProblem, int]] = field(default_factory=dict)
 
     @property
     def num_files(self) -> int:
@@ -107,23 +109,38 @@ class Index:
         counted = Counter(file.reason for file in self.left_out)
         return sorted(counted.items(), key=lambda item: (-item[1], item[0].code))
 
-    def num_patients(self, role: Role | None = None, label: int | None = None) -> int:
+    def num_patients(self, role: Role | None = None, label: int | None = None, finding: int = 0) -> int:
         """Return how many patients are used, of a role and label where given.
 
-        The label of a patient is 1 where any of the patient's images has it.
+        The label of a patient is the largest of the images' (`shared_models.tasks.patients`); where a label has several
+        values, that of *finding*, which may be `shared_models.tasks.task.MISSING`.
         """
-        positive = {entry.patient for entry in self.images if entry.label == 1}
-        return len(
-            {
-                entry.patient
-                for entry in self.images
-                if role in (None, entry.role) and label in (None, int(entry.patient in positive))
-            }
-        )
+        if label is None:
+            return len({entry.patient for entry in self.images if role in (None, entry.role)})
+        return self.label_counts(role)[finding, label]
+
+    def label_counts(self, role: Role | None = None) -> Mapping[tuple[int, int], int]:
+        """Return how many patients of a role have each label, by (finding, label).
+
+        Where a label has one value the finding is 0.
+        """
+        largest: dict[str, tuple[int, ...]] = {}
+        for entry in self.images:
+            if role in (None, entry.role):
+                label = entry.label if isinstance(entry.label, tuple) else (entry.label,)
+                largest[entry.patient] = tuple(map(max, label, largest.get(entry.patient, label)))
+        return Counter(pair for label in largest.values() for pair in enumerate(label))
 
     def num_patients_by_class(self, role: Role | None = None) -> dict[str, int]:
-        """Return how many patients, of a role where given, each class of the task has, by the class's name."""
-        return {name: self.num_patients(role, label) for label, name in enumerate(CLASSES)}
+        """Return how many patients, of a role where given, each class has, by its name; or each value of a finding."""
+        counts, classes = self.label_counts(role), self.task.class_names
+        if not self.task.finding_names:
+            return {name: counts[0, label] for label, name in enumerate(classes)}
+        return {
+            f"{finding}: {name}": counts[number, label]
+            for number, finding in enumerate(self.task.finding_names)
+            for label, name in enumerate(classes)
+        }
 
     @property
     def num_studies(self) -> int:
@@ -137,7 +154,7 @@ class _Found:
 
     path: str
     record: Record
-    label: int
+    label: Label
     further: tuple[str, ...] = ()
 
     @property
@@ -179,7 +196,7 @@ class IndexBuilder:
         """Number of files that were added."""
         return len(self.found) + sum(len(image.further) for image in self.found) + len(self.left_out)
 
-    def check_wanted(self, record: Record) -> int:
+    def check_wanted(self, record: Record) -> Label:
         """Return the label of a file whose pixels are wanted, as far as is known by now.
 
         Args:
@@ -278,6 +295,8 @@ class IndexBuilder:
             num_label_rows=self.labels.num_rows,
             num_patients_found=len(self.patients),
             tally=self._tally(left_out),
+            task=self.study.task,
+            finding_problems=self.labels.finding_problems,
         )
 
     @property

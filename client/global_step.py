@@ -15,7 +15,7 @@ from shared_models.architectures import build_model
 from shared_models.layouts import training_layout
 from shared_models.manifest import Manifest
 from shared_models.study import Study, Training
-from shared_models.tasks import BinaryClassification
+from shared_models.tasks.task import Task
 from shared_models.vector import VectorLayout
 
 
@@ -59,7 +59,7 @@ def clipped_sum(
     model: nn.Module,
     patients: PatientSet,
     *,
-    task: BinaryClassification,
+    task: Task,
     training: Training,
     clipping_bound: float,
     machine: Machine,

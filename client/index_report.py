@@ -4,7 +4,7 @@ Both stay at the site. The file names images by path and patients by pseudonym; 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,11 @@ from rich.text import Text
 from client.dicom_index import Index
 from client.private_file import replace_private_file
 from client.quality_notes import quality_notes
+from client.reasons import LabelProblem
 from client.roles import Role
 from client.scanner_rows import scanner_rows
 from shared_models.study import Study
+from shared_models.tasks.task import MISSING
 
 INDEX_NAME = "index.json"
 
@@ -71,7 +73,8 @@ def write_index(index: Index, state: Path, *, study: Study) -> Path:
         "schema": 1,
         "study_hash": study.hash,
         "summary": summary_of(index, study),
-        "label_problems": {problem.code: number for problem, number in index.label_problems.items()},
+        "label_problems": _codes(index.label_problems),
+        "finding_problems": {name: _codes(counted) for name, counted in index.finding_problems.items()},
     }
     images = (
         {
@@ -113,9 +116,8 @@ def summary_of(index: Index, study: Study) -> dict[str, object]:
         "num_patients_found": index.num_patients_found,
         "num_patients": index.num_patients(),
         "unusable_share": index.unusable_share,
-        "patients": {
-            role.value: {str(label): index.num_patients(role, label) for label in (0, 1)} for role in Role
-        },
+        "patients": {role.value: _by_value(index, role) for role in Role},
+        "labels": {role.value: _by_name(index, role) for role in Role},
         "left_out": index.left_out_counts,
         "scanners": {
             name: {
@@ -126,6 +128,30 @@ def summary_of(index: Index, study: Study) -> dict[str, object]:
         },
         "identifying": {kind.field: number for kind, number in index.tally.kinds.items()},
         "notes": list(quality_notes(index, study)),
+    }
+
+
+def _codes(problems: Mapping[LabelProblem, int]) -> dict[str, int]:
+    return {problem.code: number for problem, number in problems.items()}
+
+
+def _by_value(index: Index, role: Role) -> dict[str, int]:
+    """Patients by the number of their label; where a label has several values, all of them in one."""
+    if index.task.finding_names:
+        return {"all": index.num_patients(role)}
+    counts = index.label_counts(role)
+    return {str(label): counts[0, label] for label in range(len(index.task.class_names))}
+
+
+def _by_name(index: Index, role: Role) -> dict[str, object]:
+    """Patients by the name of their label; where a label has several values, for each finding."""
+    classes, counts = index.task.class_names, index.label_counts(role)
+    if not index.task.finding_names:
+        return {name: counts[0, label] for label, name in enumerate(classes)}
+    values = (*enumerate(classes), (MISSING, "missing"))
+    return {
+        finding: {name: counts[number, value] for value, name in values}
+        for number, finding in enumerate(index.task.finding_names)
     }
 
 
@@ -143,7 +169,7 @@ def render_index(index: Index, study: Study) -> RenderableType:
         parts.append(_label_table(index))
     if index.tally.scanners:
         parts.append(_scanner_table(index))
-    parts.append(_patient_table(index))
+    parts += _patient_tables(index)
     if index.tally.num_headers:
         parts.append(
             Text(
@@ -190,12 +216,56 @@ def _label_table(index: Index) -> Table:
     return table
 
 
-def _patient_table(index: Index) -> Table:
+def _patient_tables(index: Index) -> list[Table]:
+    if index.task.finding_names:
+        return [_patient_table(index, ()), _finding_table(index)]
+    if len(index.task.class_names) == 2:
+        return [_patient_table(index, index.task.class_names)]
+    return [_class_table(index)]
+
+
+def _patient_table(index: Index, classes: Sequence[str]) -> Table:
+    """A row for each role."""
     table = Table(title="Patients used", title_justify="left")
     table.add_column("Role")
-    for heading in ("Negative", "Positive", "All"):
+    for heading in (*(name.capitalize() for name in classes), "All"):
         table.add_column(heading, justify="right")
     for role in Role:
-        counts = (index.num_patients(role, 0), index.num_patients(role, 1), index.num_patients(role))
-        table.add_row(role.value, *(str(count) for count in counts))
+        counts = index.label_counts(role)
+        own = [counts[0, label] for label in range(len(classes))]
+        table.add_row(role.value, *(str(count) for count in (*own, index.num_patients(role))))
+    return table
+
+
+def _class_table(index: Index) -> Table:
+    """A row for each class."""
+    table, counts = _roles_table("Class", "Patients used"), [index.label_counts(role) for role in Role]
+    for label, name in enumerate(index.task.class_names):
+        table.add_row(name, *(str(of_role[0, label]) for of_role in counts))
+    table.add_row("All", *(str(index.num_patients(role)) for role in Role))
+    return table
+
+
+def _finding_table(index: Index) -> Table:
+    """A row for each finding: patients with it, without it, and those of whom it is not known; what is wrong."""
+    table, counts = (
+        _roles_table("Finding", "Patients with / without / not known"),
+        [index.label_counts(role) for role in Role],
+    )
+    wrong = list(dict.fromkeys(one for counted in index.finding_problems.values() for one in counted))
+    for problem in wrong:
+        table.add_column(f"Cells {problem.code.removesuffix('-finding')}", justify="right")
+    for number, name in enumerate(index.task.finding_names):
+        patients = (
+            " / ".join(str(of_role[number, value]) for value in (1, 0, MISSING)) for of_role in counts
+        )
+        problems = (str(index.finding_problems.get(name, {}).get(problem, 0)) for problem in wrong)
+        table.add_row(name, *patients, *problems)
+    return table
+
+
+def _roles_table(first: str, title: str) -> Table:
+    table = Table(first, title=title, title_justify="left")
+    for role in Role:
+        table.add_column(role.value.capitalize(), justify="right")
     return table

@@ -1,9 +1,12 @@
-"""The hospital's labels file: a CSV with one row a patient, study or image."""
+"""The hospital's labels file: a CSV with one row a patient, study or image.
+
+What is not known, not there or contradictory is counted, never guessed.
+"""
 
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from client.identifiers import normalised
 from client.reasons import LabelProblem, Reason
 from client.roles import Role
 from client.site_file import Labels
-from shared_models.study import Study, Task
+from shared_models.study import Study
+from shared_models.tasks.task import MISSING, Label, TaskTable
 
 ROLE_COLUMN = "role"
 DELIMITERS = (",", ";")
@@ -26,18 +30,20 @@ class LabelsError(Exception):
 class LabelTable:
     """What the labels file says, by value of its key column. Stays in memory.
 
-    ``labels`` and ``unusable`` share no key: 0 or 1, or why there is no label. ``roles`` holds every role that a
-    row states for a key; it is empty where the study does not take roles from the file.
+    ``labels`` and ``unusable`` share no key: the label, or why there is none. ``roles`` holds every role that a
+    row states for a key; it is empty where the study does not take roles from the file. ``finding_problems`` are
+    those of ``problems`` that concern one finding, where the study has findings.
     """
 
     num_rows: int
     problems: Mapping[LabelProblem, int]
-    labels: Mapping[str, int] = field(repr=False)
+    finding_problems: Mapping[str, Mapping[LabelProblem, int]]
+    labels: Mapping[str, Label] = field(repr=False)
     unusable: Mapping[str, Reason] = field(repr=False)
     roles: Mapping[str, frozenset[Role]] = field(repr=False)
 
-    def label_of(self, key: str) -> int:
-        """Return 0 or 1. Raises Unusable: no row, no label, an unknown or a contradictory one."""
+    def label_of(self, key: str) -> Label:
+        """Return the label. Raises Unusable: no row, no label, an unknown or a contradictory one."""
         if key in self.labels:
             return self.labels[key]
         raise Unusable(self.unusable.get(key, Reason.NO_LABEL))
@@ -62,17 +68,90 @@ class _Columns:
     """Positions in a row; ``role`` is None where roles do not come from the file."""
 
     key: int
-    label: int
+    labels: tuple[int, ...]
     role: int | None
     num_columns: int
+
+
+class _Said:
+    """What the rows of each key say, column by column; and what is wrong with them."""
+
+    def __init__(self, task: TaskTable) -> None:
+        self._task = task
+        self._kinds = _OF_FINDING if task.finding_names else _OF_LABEL
+        self._by_key: dict[str, tuple[set[int | Reason], ...]] = {}
+        self.problems: Counter[LabelProblem] = Counter()
+        self._by_column: tuple[Counter[LabelProblem], ...] = tuple(Counter() for _ in task.columns)
+
+    def add(self, key: str, cells: Sequence[str]) -> None:
+        """Add what the label's cells of one row say to what earlier rows of its key said."""
+        said = self._by_key.setdefault(key, tuple(set[int | Reason]() for _ in cells))
+        stated = [(column, said[column], cell) for column, cell in enumerate(cells) if cell]
+        for column in set(range(len(cells))) - {column for column, _, _ in stated}:
+            self._by_column[column][self._kinds.empty] += 1
+        news = [self._add(column, earlier, cell) for column, earlier, cell in stated]
+        self.problems[LabelProblem.REPEATED] += bool(news) and not any(news)
+
+    def _add(self, column: int, earlier: set[int | Reason], cell: str) -> bool:
+        """Add what one cell says; return whether it is something else than *earlier* rows said."""
+        value: int | Reason | None = self._task.value_of(cell, column)
+        if value is None:
+            value = Reason.LABEL_UNKNOWN
+            self._by_column[column][self._kinds.unknown] += 1
+        if value in earlier and len(earlier) == 1:
+            return False
+        if earlier:
+            self._by_column[column][self._kinds.contradictory] += 1
+        earlier.add(value)
+        return True
+
+    def resolved(self) -> tuple[dict[str, Label], dict[str, Reason]]:
+        """The labels, and why other keys have none."""
+        labels: dict[str, Label] = {}
+        unusable: dict[str, Reason] = {}
+        for key, columns in self._by_key.items():
+            values = [_resolved(said) for said in columns]
+            known = tuple(MISSING if isinstance(value, Reason) else value for value in values)
+            if all(value == MISSING for value in known):
+                unusable[key] = next(reason for reason in _GRAVEST if reason in values)
+            else:
+                labels[key] = known if self._task.finding_names else known[0]
+        return labels, unusable
+
+    def all_problems(self) -> dict[LabelProblem, int]:
+        """Of rows and of all columns."""
+        return dict(+sum(self._by_column, self.problems.copy()))
+
+    def finding_problems(self) -> dict[str, dict[LabelProblem, int]]:
+        """Of each finding that has any."""
+        named = zip(self._task.finding_names, self._by_column, strict=False)
+        return {name: dict(counted) for name, counted in named if counted}
+
+
+@dataclass(frozen=True, slots=True)
+class _Kinds:
+    """How problems of a cell are called: of the label, or of one finding of several."""
+
+    empty: LabelProblem
+    unknown: LabelProblem
+    contradictory: LabelProblem
+
+
+_OF_LABEL = _Kinds(LabelProblem.EMPTY_LABEL, LabelProblem.UNKNOWN_LABEL, LabelProblem.CONTRADICTORY)
+_OF_FINDING = _Kinds(
+    LabelProblem.EMPTY_FINDING, LabelProblem.UNKNOWN_FINDING, LabelProblem.CONTRADICTORY_FINDING
+)
+_GRAVEST = (Reason.LABEL_CONTRADICTORY, Reason.LABEL_UNKNOWN, Reason.LABEL_EMPTY)
+"""Of the reasons why no finding is known, the one that is told."""
 
 
 def read_labels(file: Labels, study: Study) -> LabelTable:
     """Read a labels file: UTF-8 with or without byte order mark, ``,`` or ``;`` between cells, one header row.
 
-    A row's value is 1 where it is one of the task's positive values, 0 where it is one of the negative. Rows of
-    one key that do not say the same make the key unusable; an empty label says nothing. Every problem of a row
-    is counted, none is fatal.
+    What a cell means is the task's (`shared_models.tasks`). Rows of one key that do not say the same make the key
+    unusable; an empty label says nothing. Where a label has several findings, all this goes for each of them by itself:
+    a finding that is contradictory, unknown or empty is missing, and a key is unusable where all are. Every problem of
+    a row is counted, none is fatal.
 
     Args:
         file: where the file is and which columns matter.
@@ -83,29 +162,45 @@ def read_labels(file: Labels, study: Study) -> LabelTable:
     """
     header, rows = _read_rows(file.file)
     columns = _find_columns(header, file, study)
-    problems: Counter[LabelProblem] = Counter()
-    said: dict[str, set[int | Reason]] = {}
+    said = _Said(study.task)
     roles: dict[str, set[Role]] = {}
     for row in rows:
         if len(row) != columns.num_columns:
-            problems[LabelProblem.WRONG_LENGTH] += 1
+            said.problems[LabelProblem.WRONG_LENGTH] += 1
             continue
         cells = [cell.strip() for cell in row]
         if not (key := normalised(cells[columns.key])):
-            problems[LabelProblem.EMPTY_KEY] += 1
+            said.problems[LabelProblem.EMPTY_KEY] += 1
             continue
-        _add_label(said.setdefault(key, set()), cells[columns.label], study.task, problems)
+        said.add(key, [cells[position] for position in columns.labels])
         if columns.role is not None:
-            _add_role(roles.setdefault(key, set()), cells[columns.role], problems)
+            _add_role(roles.setdefault(key, set()), cells[columns.role], said.problems)
+    labels, unusable = said.resolved()
     return LabelTable(
         num_rows=len(rows),
-        problems=dict(problems),
-        labels={key: value for key, values in said.items() if isinstance(value := _resolved(values), int)},
-        unusable={
-            key: value for key, values in said.items() if isinstance(value := _resolved(values), Reason)
-        },
+        problems=said.all_problems(),
+        finding_problems=said.finding_problems(),
+        labels=labels,
+        unusable=unusable,
         roles={key: frozenset(stated) for key, stated in roles.items()},
     )
+
+
+def columns_of(file: Labels, task: TaskTable) -> tuple[str, ...]:
+    """The columns of this hospital's labels file that hold the label.
+
+    Raises:
+        LabelsError: site.toml names one column where the study wants several.
+    """
+    if file.column is None:
+        return task.columns
+    if len(task.columns) > 1:
+        raise LabelsError(
+            f"{file.file}: labels.column in site.toml names one column, and the study takes labels from "
+            f"{len(task.columns)}; remove labels.column, and name the file's columns as the study does: "
+            f"{', '.join(dict.fromkeys(task.columns))}"
+        )
+    return (file.column,)
 
 
 def check_columns(file: Labels) -> None:
@@ -120,23 +215,6 @@ def check_columns(file: Labels) -> None:
         raise LabelsError(
             f"{file.file}: column {', '.join(missing)} is missing. {_shown(header, file.column or '')}"
         )
-
-
-def _add_label(said: set[int | Reason], cell: str, task: Task, problems: Counter[LabelProblem]) -> None:
-    """Add what one row says to what earlier rows of its key said."""
-    if not cell:
-        problems[LabelProblem.EMPTY_LABEL] += 1
-        return
-    value: int | Reason = Reason.LABEL_UNKNOWN
-    if cell in task.positive or cell in task.negative:
-        value = int(cell in task.positive)
-    else:
-        problems[LabelProblem.UNKNOWN_LABEL] += 1
-    if value in said and len(said) == 1:
-        problems[LabelProblem.REPEATED] += 1
-    elif said:
-        problems[LabelProblem.CONTRADICTORY] += 1
-    said.add(value)
 
 
 def _add_role(stated: set[Role], cell: str, problems: Counter[LabelProblem]) -> None:
@@ -184,19 +262,24 @@ def _parse(text: str, path: Path) -> Iterator[list[str]]:
 
 
 def _find_columns(header: list[str], file: Labels, study: Study) -> _Columns:
-    label = file.column or study.task.label
-    wanted = [file.key, label, *([ROLE_COLUMN] if study.patients.roles == "column" else [])]
+    labels = columns_of(file, study.task)
+    wanted = [file.key, *labels, *([ROLE_COLUMN] if study.patients.roles == "column" else [])]
     if repeated := sorted({name for name in wanted if header.count(name) > 1}):
         raise LabelsError(f"{file.file}: column {', '.join(repeated)} occurs more than once; keep one")
-    if missing := [name for name in wanted if name not in header]:
-        raise LabelsError(f"{file.file}: column {', '.join(missing)} is missing. {_shown(header, label)}")
+    if missing := [name for name in dict.fromkeys(wanted) if name not in header]:
+        raise LabelsError(f"{file.file}: column {', '.join(missing)} is missing. {_shown(header, *labels)}")
     role = header.index(ROLE_COLUMN) if ROLE_COLUMN in wanted else None
-    return _Columns(key=header.index(file.key), label=header.index(label), role=role, num_columns=len(header))
+    return _Columns(
+        key=header.index(file.key),
+        labels=tuple(header.index(label) for label in labels),
+        role=role,
+        num_columns=len(header),
+    )
 
 
-def _shown(header: list[str], label: str) -> str:
+def _shown(header: list[str], *labels: str) -> str:
     """The columns there are. A first line without any known name may be a patient's row, so it is not shown."""
-    known = {name.lower() for name in (*IDENTIFIER_KEYWORDS, label, ROLE_COLUMN)}
+    known = {name.lower() for name in (*IDENTIFIER_KEYWORDS, *labels, ROLE_COLUMN)}
     if not known & {name.lower() for name in header}:
         return f"Its first line has {len(header)} cells and none is a name known here: is the header line missing?"
     return f"There are: {', '.join(header)}. Rename one in the file, or set labels.key or labels.column in site.toml"

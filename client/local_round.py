@@ -41,7 +41,7 @@ from privacy.randomness import CryptographicGenerator
 from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import FloatVector, flatten, unflatten
 from shared_models.study import Study
-from shared_models.tasks import BinaryClassification, Metrics
+from shared_models.tasks.task import Metrics, Task
 from shared_models.vector import IntVector, VectorLayout
 
 
@@ -58,7 +58,7 @@ class OpenRun:
 
     run_id: str
     study: Study
-    task: BinaryClassification
+    task: Task
     model: nn.Module
     patients: Mapping[Role, PatientSet]
     num_patients: int
@@ -301,7 +301,7 @@ def _weight(run: OpenRun) -> int:
 
 def gradient_sum(
     study: Study,
-    task: BinaryClassification,
+    task: Task,
     model: nn.Module,
     *,
     cost: TrainingCost | None,

@@ -227,7 +227,7 @@ class Reason(Enum):
     )
     LABEL_UNKNOWN = (
         "label-unknown",
-        "Its label is neither one of the study's positive nor one of its negative values.",
+        "Its label is none of the values that the study names.",
         "Correct the label, or keep the image out of the folder if the study does not want it.",
     )
     LABEL_CONTRADICTORY = (
@@ -264,8 +264,23 @@ class LabelProblem(Enum):
     EMPTY_LABEL = ("empty-label", "The row has no label.", "Fill in the label, or remove the row.")
     UNKNOWN_LABEL = (
         "unknown-label",
-        "The label is neither one of the study's positive nor one of its negative values.",
+        "The label is none of the values that the study names.",
         "Correct the label; upper and lower case count.",
+    )
+    EMPTY_FINDING = (
+        "empty-finding",
+        "A finding's column of the row is empty; that finding counts as not known.",
+        "Fill in the cell where the finding is known.",
+    )
+    UNKNOWN_FINDING = (
+        "unknown-finding",
+        "A finding's column has none of the values that the study names; that finding counts as not known.",
+        "Correct the cell where the finding is known; upper and lower case count.",
+    )
+    CONTRADICTORY_FINDING = (
+        "contradictory-finding",
+        "An earlier row for the same key says something else of a finding; that finding counts as not known.",
+        "Keep the right row.",
     )
     UNKNOWN_ROLE = (
         "unknown-role",

@@ -11,7 +11,6 @@ from client.review_sentences import (
     at_most,
     counted,
     plain,
-    quoted,
     refusal,
     share,
     warning,
@@ -21,6 +20,7 @@ from privacy.accounting import PrivacyTargetError
 from privacy.interpretation import best_guess
 from privacy.ledger import Ledger
 from shared_models.study import Study
+from shared_models.visible_text import quoted
 
 WEAK = 0.99
 """From this probability of a right guess on, the review says that the bound alone rules out little."""

@@ -9,6 +9,7 @@ from shared_models.architectures import build_model
 from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import Manifest
 from shared_models.study import Study
+from shared_models.tasks.registry import task_of
 
 
 def what_leaves(study: Study) -> Section:
@@ -110,12 +111,9 @@ def _weight(study: Study) -> Sentence:
 
 
 def _statistics(study: Study) -> Sentence:
-    num, bins = len(study.evaluation.validation_rounds), study.evaluation.num_bins
+    num = len(study.evaluation.validation_rounds)
     when = f"{counted(num, 'time')} during training and once at the end" if num else "once, at the end"
-    what = (
-        f"Figures on how well the model does leave {when}: how many patients of each label got a score in each of "
-        f"{bins} intervals, and the sum of the errors"
-    )
+    what = f"Figures on how well the model does leave {when}: {task_of(study).statistics_in_words}"
     if study.evaluation.unnoised:
         return warning(f"{what}. These are EXACT, without noise; only the masks keep them apart from others.")
     return plain(f"{what}. Noise is added to each of these numbers before it is masked.")

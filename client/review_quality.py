@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from client.index_report import Counts
-from client.review_sentences import Sentence, counted, plain, quoted, warning
+from client.review_sentences import Sentence, counted, plain, warning
 from client.site_file import SiteFile
 from shared_models.quality import Quality
+from shared_models.visible_text import quoted
 
 LARGEST = Quality.model_fields["max_rows"].default
 

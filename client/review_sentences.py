@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from shared_models.visible_text import visible
-
 Kind = Literal["plain", "warning", "refusal"]
 
 
@@ -54,11 +52,6 @@ def at_most(value: float) -> str:
 def share(value: float) -> str:
     """A probability in per cent, rounded up to two decimals."""
     return f"{math.ceil(round(value * 10_000, 6)) / 100:.2f} %"
-
-
-def quoted(*values: str) -> str:
-    """Values of the study in quotation marks, with nothing invisible in them."""
-    return ", ".join(f"“{visible(value)}”" for value in values)
 
 
 def num_bytes(number: int) -> str:

@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 
 from client.index_report import Counts
+from client.labels import LabelsError, columns_of
 from client.review_quality import too_little, which_are_good
-from client.review_sentences import Section, Sentence, ago, counted, plain, quoted, warning
+from client.review_sentences import Section, Sentence, ago, counted, plain, warning
 from client.roles import Role
-from client.site_file import SiteFile
+from client.site_file import Labels, SiteFile
 from privacy.planning import largest_delta
 from shared_models.architectures import build_model
 from shared_models.manifest import Manifest
 from shared_models.study import Image, Model, Study, Training
+from shared_models.visible_text import quoted
 
 _ASPECT = {
     "pad": "the whole image is kept, and what is missing to that shape is filled with black",
@@ -39,7 +41,7 @@ _KIND: Mapping[str, Callable[[Model], str]] = {
 
 def what_is_trained(study: Study) -> Section:
     """The task, the model and how it is trained."""
-    task, training, model = study.task, study.training, study.model
+    training, model = study.training, study.model
     built = build_model(study)
     num_weights = Manifest.of(built).num_weights
     num_frozen = sum(weight.numel() for weight in built.parameters()) - num_weights
@@ -47,11 +49,7 @@ def what_is_trained(study: Study) -> Section:
         title="What is trained",
         sentences=(
             plain(f"{quoted(study.title)}. The study is identified by its hash, {study.hash}."),
-            plain(
-                f"The model learns to tell images labelled {quoted(*task.positive)} (positive) from images labelled "
-                f"{quoted(*task.negative)} (negative), in the column {quoted(task.label)} of the labels file. Images "
-                "with any other value are left out."
-            ),
+            plain(study.task.in_words),
             plain(
                 f"{_KIND[model.architecture](model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
                 "trained here, on this hospital's machine; all hospitals begin with the same public weights."
@@ -68,7 +66,6 @@ def what_is_trained(study: Study) -> Section:
 
 def which_images(study: Study, file: SiteFile, counts: Counts | None, now: datetime) -> Section:
     """Where the images are, which of them are used, and for what."""
-    column = file.labels.column or study.task.label
     return Section(
         title="On which of this hospital's images",
         sentences=(
@@ -76,14 +73,22 @@ def which_images(study: Study, file: SiteFile, counts: Counts | None, now: datet
                 f"Images below {file.images.folder}, of the kinds (DICOM Modality) "
                 f"{', '.join(quoted(one) for one in study.image.modalities)}; everything else there is left out."
             ),
-            plain(
-                f"Labels from {file.labels.file}: column {quoted(column)}, found by {file.labels.key}. The file "
-                "stays here."
-            ),
+            _labels(file.labels, study),
             *which_are_good(study.quality, file),
             _roles(study),
             *_counts(study, file, counts, now),
         ),
+    )
+
+
+def _labels(labels: Labels, study: Study) -> Sentence:
+    try:
+        columns = columns_of(labels, study.task)
+    except LabelsError as error:
+        return warning(str(error))
+    word = "column" if len(columns) == 1 else "columns"
+    return plain(
+        f"Labels from {labels.file}: {word} {quoted(*columns)}, found by {labels.key}. The file stays here."
     )
 
 

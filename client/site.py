@@ -59,7 +59,7 @@ from shared_models.messages import (
 )
 from shared_models.roster import Roster
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 
 log = logging.getLogger("collegium.site")
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from client.private_file import replace_private_file
-from shared_models.tasks import Metrics
+from shared_models.tasks.task import Metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

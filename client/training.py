@@ -19,7 +19,7 @@ from privacy.randomness import CryptographicGenerator
 from privacy.sampling import pick_images, pick_several_images, sample_patients
 from shared_models.manifest import trainable_weights
 from shared_models.study import Training
-from shared_models.tasks import BinaryClassification
+from shared_models.tasks.task import Task
 
 _VALUES_AT_A_TIME = 2**23
 """Of all images together: the first layer makes some tens of values of each."""
@@ -33,7 +33,7 @@ class GradientSum(Protocol):
 
         Args:
             images: shape (rows, ...).
-            labels: shape (rows,).
+            labels: float, shape (rows, *label_shape of the task).
             patient: int64, shape (rows,), the patient of each row, numbered from 0; None if each row is a patient.
         """
         ...
@@ -50,7 +50,7 @@ class GradientSum(Protocol):
 class PlainGradientSum:
     """The sum of the patients' gradients as they are: no privacy."""
 
-    def __init__(self, model: nn.Module, task: BinaryClassification, *, mixed_precision: bool) -> None:
+    def __init__(self, model: nn.Module, task: Task, *, mixed_precision: bool) -> None:
         self._model, self._task, self._mixed_precision = model, task, mixed_precision
 
     def add(self, images: Tensor, labels: Tensor, patient: Tensor | None) -> None:
@@ -79,7 +79,7 @@ class ClippedSamples:
     def __init__(
         self,
         model: nn.Module,
-        task: BinaryClassification,
+        task: Task,
         *,
         clipping_bound: float,
         mixed_precision: bool,
@@ -116,7 +116,7 @@ class PrivateGradientSum:
     def __init__(
         self,
         model: nn.Module,
-        task: BinaryClassification,
+        task: Task,
         *,
         max_grad_norm: float,
         noise_multiplier: float,

@@ -8,7 +8,7 @@ from privacy.accounting import EvaluationCost
 from privacy.noise import noised_counts
 from privacy.randomness import CryptographicGenerator
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 
 DRAWS = 400
 
@@ -28,7 +28,7 @@ def metric_noise(
         num_sites: in the sum.
 
     Returns:
-        By metric; None for one that was undefined in more than one of ten draws.
+        By metric, but for numbers of patients; None for one that was undefined in more than one of ten draws.
 
     Source: Efron and Tibshirani (1993), "An introduction to the bootstrap", section 6.5.
     """
@@ -49,7 +49,9 @@ def metric_noise(
         )
         for _ in range(DRAWS)
     ]
-    return {name: _deviation([one[name] for one in drawn]) for name in drawn[0] if name != "num_patients"}
+    return {
+        name: _deviation([one[name] for one in drawn]) for name in drawn[0] if not name.startswith("num_")
+    }
 
 
 def _deviation(values: list[float | None]) -> float | None:

@@ -10,6 +10,7 @@ from server.result import Result
 from shared_models.architectures import build_model
 from shared_models.manifest import FloatVector, Manifest, unflatten
 from shared_models.study import Study, canonical_json
+from shared_models.tasks.registry import task_of
 
 INTENDED_USE = "Research on federated learning. Not a medical device; not for decisions on patients."
 
@@ -19,7 +20,7 @@ def write_model(path: Path, study: Study, weights: FloatVector, result: Result) 
 
     Weights that are not trained are in it too, as the study's seed made them: who uses the model needs nothing else.
     """
-    model = build_model(study)
+    model, task = build_model(study), task_of(study)
     manifest = Manifest.of(model)
     card = {
         "format": "collegium-model-1",
@@ -31,6 +32,8 @@ def write_model(path: Path, study: Study, weights: FloatVector, result: Result) 
         "rounds": str(len(result.rounds)),
         "sites": str(len(result.sites)),
         "privacy": result.privacy.model_dump_json(),
+        "outputs": json.dumps(task.output_names),
+        "activation": task.activation,
         "test": json.dumps(result.test),
         "versions": json.dumps(result.versions),
     }

@@ -12,7 +12,8 @@ from server.checkpoint import Progress, RoundRecord
 from server.metric_noise import metric_noise
 from shared_models.configuration import Frozen
 from shared_models.study import Study
-from shared_models.tasks import BinaryClassification, Metrics, task_of
+from shared_models.tasks.registry import task_of
+from shared_models.tasks.task import Metrics, Task
 
 
 class StudyEntry(Frozen):
@@ -162,7 +163,7 @@ def versions() -> dict[str, str]:
     return {"python": python_version(), **{package: version(package) for package in packages}}
 
 
-def metrics(task: BinaryClassification, statistics: tuple[int, ...]) -> Metrics:
+def metrics(task: Task, statistics: tuple[int, ...]) -> Metrics:
     """Metrics of summed statistics as they stand in a checkpoint."""
     return task.metrics(np.array(statistics, dtype=np.int64))
 
@@ -219,7 +220,7 @@ def _site(
     return SiteEntry(name=name, epsilon=epsilon, rounds_asked=asked, refused=refused)
 
 
-def _round(task: BinaryClassification, record: RoundRecord) -> RoundEntry:
+def _round(task: Task, record: RoundRecord) -> RoundEntry:
     return RoundEntry(
         round=record.round,
         survivors=record.survivors,

@@ -19,7 +19,7 @@ from shared_models.layouts import carries_average, final_layout, training_layout
 from shared_models.manifest import FloatVector, flatten
 from shared_models.messages import Close, Evaluate, Train
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 from shared_models.vector import IntVector
 
 log = logging.getLogger("collegium.server")

@@ -16,7 +16,7 @@ from server.run_state import RunContext, TooFewSitesError
 from shared_models.proposal import PROPOSAL_NAME, read_proposal
 from shared_models.roster import Roster
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 
 log = logging.getLogger("collegium.server")
 

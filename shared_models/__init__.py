@@ -9,6 +9,6 @@ module                    what it holds
 ``vector``                the one integer vector that leaves a site, and its layout
 ``manifest``              names and shapes of a model's weights; flatten, unflatten
 ``architectures``         the registry of networks, which are in ``networks``
-``tasks``                 loss, additive statistics, and metrics from their sums
+``tasks``                 what is learnt: labels, loss, additive statistics, and metrics from their sums
 ========================  =====================================================
 """

@@ -8,6 +8,7 @@ from shared_models.networks.classifier import Classifier
 from shared_models.networks.scattering import ScatteringClassifier
 from shared_models.networks.small_cnn import SmallCNN
 from shared_models.study import Study
+from shared_models.tasks.registry import task_of
 
 
 def _small_cnn(study: Study, num_outputs: int) -> Classifier:
@@ -48,11 +49,14 @@ _REGISTRY: Mapping[str, Callable[[Study, int], Classifier]] = {
 }
 
 
-def build_model(study: Study, *, num_outputs: int = 1) -> Classifier:
+def build_model(study: Study, *, num_outputs: int | None = None) -> Classifier:
     """Return the study's model with its initial weights, which the study's seed fixes.
 
-    Weights that the study does not train need no gradient. The global random state of torch is left as it was.
+    It has as many outputs as the study's task asks for, unless *num_outputs* says otherwise. Weights that the study
+    does not train need no gradient. The global random state of torch is left as it was.
     """
+    if num_outputs is None:
+        num_outputs = task_of(study).num_outputs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.model.seed)
         model = _REGISTRY[study.model.architecture](study, num_outputs)

@@ -63,6 +63,8 @@ def _describe(problem: Mapping[str, Any], text: str) -> str:
     line = line_of(text, location)
     where = f"line {line}" if line else "no line yet"
     kind, message = str(problem["type"]), str(problem["msg"]).removeprefix("Value error, ")
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        return f"  {where}: {key}.kind {_about_kind(problem)}"
     if kind == "missing":
         return f"  {where}: {key} is missing; add it"
     if kind == "extra_forbidden":
@@ -73,9 +75,17 @@ def _describe(problem: Mapping[str, Any], text: str) -> str:
     return f"  {where}: {key} = {_shown(value)}: {message}"
 
 
+def _about_kind(problem: Mapping[str, Any]) -> str:
+    """Of a table of which there are several kinds, and which says none of them."""
+    context = problem.get("ctx", {})
+    if "tag" not in context:
+        return "is missing; add it"
+    return f"= {_shown(context['tag'])}: must be one of {context['expected_tags']}"
+
+
 def _without_tags(location: tuple[object, ...], text: str) -> tuple[object, ...]:
     """pydantic puts the chosen kind of a tagged union into the location; in the file it is no part of the key."""
-    kinds = set(re.findall(r"^\s*kind\s*=\s*[\"']([^\"']+)[\"']", text, flags=re.MULTILINE))
+    kinds = set(re.findall(r"\bkind\s*=\s*[\"']([^\"']+)[\"']", text))
     return tuple(part for part in location if part not in kinds)
 
 

@@ -1,7 +1,7 @@
 """Which vector a round carries: site and server derive it from the study, so that neither has to be told."""
 
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 from shared_models.vector import VectorLayout
 
 

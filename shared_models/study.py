@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from shared_models.configuration import Frozen, read_toml
 from shared_models.quality import Quality
+from shared_models.tasks.registry import AnyTable
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -26,21 +27,6 @@ def _increasing(values: tuple[int, ...]) -> tuple[int, ...]:
     if any(later <= earlier for earlier, later in zip(values, values[1:], strict=False)):
         raise ValueError("must be strictly increasing")
     return values
-
-
-class Task(Frozen):
-    """What is learnt. ``label`` is the column of every hospital's labels file."""
-
-    kind: Literal["binary-classification"]
-    label: str = Field(min_length=1)
-    positive: tuple[str, ...] = Field(min_length=1, strict=False)
-    negative: tuple[str, ...] = Field(min_length=1, strict=False)
-
-    @model_validator(mode="after")
-    def _disjoint(self) -> Self:
-        if both := sorted(set(self.positive) & set(self.negative)):
-            raise ValueError(f"positive and negative must not share values; both hold {both}")
-        return self
 
 
 class Patients(Frozen):
@@ -345,7 +331,7 @@ class Study(Frozen):
     name: Slug
     title: str = Field(min_length=1, max_length=200)
     patient: str = Field(default="patient", min_length=1, max_length=100)
-    task: Task
+    task: AnyTable
     patients: Patients
     image: Image
     quality: Quality = Quality()
@@ -383,6 +369,11 @@ class Study(Frozen):
                 )
             self._check_grid()
         self._check_image()
+        if self.training.positive_weight != 1.0 and not self.task.takes_positive_weight:
+            raise ValueError(
+                f'training.positive_weight would change nothing: with task.kind = "{self.task.kind}" the weights stand '
+                "with the classes or findings in [task]; leave it out"
+            )
         return self
 
     def _check_image(self) -> None:

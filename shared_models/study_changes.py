@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from shared_models.study import Study
-from shared_models.visible_text import visible
+from shared_models.visible_text import quoted, visible
 
 Value: TypeAlias = "bool | int | float | str | tuple[int | str, ...] | None"
 
@@ -17,6 +17,15 @@ WORDS: Mapping[str, str] = {
     "task.label": "column of the labels file",
     "task.positive": "values that count as positive",
     "task.negative": "values that count as negative",
+    "task.focusing": "exponent of the focal loss; 0 is cross-entropy",
+    "task.classes.name": "names of the classes, in their order",
+    "task.classes.values": "values that mean the class",
+    "task.classes.weight": "weight in the loss of the class",
+    "task.findings.name": "names of the findings, in their order",
+    "task.findings.column": "column of the labels file of the finding",
+    "task.findings.positive": "values that say yes to the finding",
+    "task.findings.negative": "values that say no to the finding",
+    "task.findings.positive_weight": "weight in the loss of images with the finding",
     "patients.roles": "how patients are spread over training, validation and test",
     "patients.min_training": "fewest training patients of a hospital",
     "patients.validation_fraction": "share of validation patients",
@@ -122,29 +131,63 @@ class Change:
 
 
 def changes(old: Study, new: Study) -> tuple[Change, ...]:
-    """Every value in which *new* differs from *old*, in the order of the file; empty where the hashes are equal."""
+    """Every value in which *new* differs from *old*, in the order of the file; empty where the hashes are equal.
+
+    A value that one of them does not have, as that of a class that is new, is shown as none.
+    """
     before, after = _values(old), _values(new)
     return tuple(
         Change(
-            key=key,
-            words=WORDS.get(key, key),
-            old=_shown(before[key]),
-            new=_shown(after[key]),
-            note=_note(key, before[key], after[key]),
+            key=place.key,
+            words=place.words,
+            old=_shown(before.get(place)),
+            new=_shown(after.get(place)),
+            note=_note(place.key, before.get(place), after.get(place)),
         )
-        for key in after
-        if before[key] != after[key]
+        for place in {**after, **before}
+        if before.get(place) != after.get(place)
     )
 
 
-def _values(study: Study) -> dict[str, Value]:
-    found: dict[str, Value] = {}
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value stands: its key and, in a list of tables, the name of the table."""
+
+    key: str
+    entry: str | None = None
+
+    @property
+    def words(self) -> str:
+        words = WORDS.get(self.key, self.key)
+        return words if self.entry is None else f"{words} {quoted(self.entry)}"
+
+
+def _values(study: Study) -> dict[_Place, Value]:
+    found: dict[_Place, Value] = {}
     for name, value in study.model_dump().items():
-        if isinstance(value, dict):
-            found |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            found[name] = value
+        if not isinstance(value, dict):
+            found[_Place(name)] = value
+            continue
+        for key, inner in value.items():
+            if isinstance(inner, tuple) and inner and isinstance(inner[0], dict):
+                found |= _of_entries(f"{name}.{key}", inner)
+            else:
+                found[_Place(f"{name}.{key}")] = inner
     return found
+
+
+def _of_entries(key: str, entries: Sequence[Mapping[str, Value]]) -> dict[_Place, Value]:
+    """Of a list of tables that have names."""
+    names = tuple(str(entry["name"]) for entry in entries)
+    return {
+        _Place(f"{key}.name"): names,
+        **{
+            _Place(f"{key}.{field}", name): value
+            for name, entry in zip(names, entries, strict=True)
+            for field, value in entry.items()
+            if field != "name"
+        },
+    }
 
 
 def _shown(value: Value) -> str:

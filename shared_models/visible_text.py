@@ -11,3 +11,8 @@ def visible(text: str) -> str:
         else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def quoted(*values: str) -> str:
+    """Texts in quotation marks, with commas between, and nothing invisible in them."""
+    return ", ".join(f"“{visible(value)}”" for value in values)

@@ -30,7 +30,8 @@ from shared_models.architectures import build_model
 from shared_models.layouts import training_layout
 from shared_models.manifest import flatten, unflatten
 from shared_models.study import Study
-from shared_models.tasks import BinaryClassification, task_of
+from shared_models.tasks.registry import task_of
+from shared_models.tasks.task import Task
 from simulations.hospital_data import exact_metrics, load_hospitals, pooled
 from simulations.workers import in_processes
 
@@ -105,7 +106,7 @@ class _Learner:
     """One who has all the patients: a federation of one, who adds all of the noise."""
 
     study: Study
-    task: BinaryClassification
+    task: Task
     model: nn.Module
     patients: PatientSet
     num_patients: int

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from server.result import Result
     from shared_models.study import Study
+    from shared_models.tasks.task import Parts
     from simulations.runner import Display
 
 app = typer.Typer(
@@ -93,7 +94,7 @@ def run(  # noqa: PLR0917 - the options of a command line
         raise typer.Exit(INTERRUPTED) from None
     if json_output:
         sys.stdout.write(result.to_json() + "\n")
-    _summary(result, options.out)
+    _summary(result, chosen.study, options.out)
 
 
 def _warn(study: "Study") -> None:
@@ -131,9 +132,11 @@ def _display(num_rounds: int) -> Iterator["Display"]:
         )
 
 
-def _summary(result: "Result", out: Path) -> None:
-    table = Table(title=f"{result.study.title}", title_justify="left")
-    for column in ("model", "AUROC", "accuracy", "epsilon"):
+def _summary(result: "Result", study: "Study", out: Path) -> None:
+    from shared_models.tasks.registry import task_of
+
+    table, parts = Table(title=f"{result.study.title}", title_justify="left"), task_of(study).parts
+    for column in ("model", "AUROC" if parts is None else "mean AUROC", "accuracy", "epsilon"):
         table.add_column(column, justify="left" if column == "model" else "right")
 
     def row(
@@ -154,6 +157,8 @@ def _summary(result: "Result", out: Path) -> None:
         if result.baselines.pooled is not None:
             row("pooled", result.baselines.pooled.metrics, result.baselines.pooled.epsilon)
     console.print(table)
+    if parts is not None and result.test:
+        console.print(_table_of_parts(result, parts))
     burned = [entry.round for entry in result.rounds if entry.burned]
     if burned:
         console.print(f"burned rounds: {', '.join(map(str, burned))}; the report says why", style="yellow")
@@ -162,6 +167,23 @@ def _summary(result: "Result", out: Path) -> None:
     console.print(
         f"report: {out / 'report.html'}\nfigures: {out / 'result.json'}\nmodel: {out / 'model.safetensors'}"
     )
+
+
+def _table_of_parts(result: "Result", parts: "Parts") -> Table:
+    """The federated model on each class or finding: exact where the simulation knows it, else as the server does."""
+    metrics, noise = (result.exact_test, {}) if result.exact_test else (result.test, result.test_noise or {})
+    source = "exact, simulation only" if result.exact_test else "as the server knows it"
+    table = Table(parts.word, title=f"federated ({source})", title_justify="left")
+    for _, heading in parts.columns:
+        table.add_column(heading, justify="right")
+    for name in parts.names:
+        row = []
+        for key, _ in parts.columns:
+            value = metrics.get(f"{key}/{name}")
+            counted = key.startswith("num_") and value is not None
+            row.append(f"{value:.0f}" if counted else _shown(value, noise.get(f"{key}/{name}")))
+        table.add_row(name, *row)
+    return table
 
 
 def _shown(value: float | None, noise: float | None) -> str:

@@ -21,7 +21,8 @@ from client.training import Machine
 from shared_models.architectures import build_model
 from shared_models.manifest import FloatVector, unflatten
 from shared_models.study import Study, read_study
-from shared_models.tasks import Metrics, task_of
+from shared_models.tasks.registry import task_of
+from shared_models.tasks.task import Metrics
 
 
 @dataclass(frozen=True, slots=True)

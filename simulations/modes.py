@@ -34,7 +34,8 @@ from shared_models.configuration import ConfigurationError, Frozen
 from shared_models.manifest import FloatVector, flatten
 from shared_models.networks.classifier import Classifier
 from shared_models.study import Study
-from shared_models.tasks import Metrics, task_of
+from shared_models.tasks.registry import task_of
+from shared_models.tasks.task import Metrics
 from shared_models.vector import IntVector
 from simulations.hospital_data import exact_metrics, load_hospitals, pooled
 from simulations.workers import in_processes

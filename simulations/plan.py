@@ -24,7 +24,7 @@ from shared_models.architectures import build_model
 from shared_models.configuration import Frozen
 from shared_models.manifest import Manifest
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 from simulations.evaluation_noise import ASSUMED_AUROC, auroc_deviation
 from simulations.traffic import Traffic, num_batches, run_traffic
 
@@ -90,6 +90,7 @@ class EvaluationEntry(Frozen):
         epsilon: of validation, and of test patients.
         releases: that a validation patient's epsilon is spread over.
         bin_deviation: on one bin of the summed histograms, in patients, with all sites in the sum.
+        num_histograms: pairs of histograms: one for each class or finding, where there are several.
         num_tested: patients of the final test of all sites.
         auroc_deviation: what the noise alone moves AUROC by in the final test; simulated.
     """
@@ -97,6 +98,7 @@ class EvaluationEntry(Frozen):
     epsilon: float | None
     releases: int
     num_bins: int
+    num_histograms: int
     bin_deviation: float | None
     num_tested: int | None
     assumed_auroc: float
@@ -251,6 +253,7 @@ def _evaluation(study: Study, assumed: Assumed) -> EvaluationEntry:
         epsilon=study.evaluation.epsilon,
         releases=max(1, len(study.evaluation.validation_rounds)),
         num_bins=study.evaluation.num_bins,
+        num_histograms=task.num_histograms,
         bin_deviation=deviation,
         num_tested=assumed.num_tested,
         assumed_auroc=ASSUMED_AUROC,

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from server.checkpoint import write_atomically
 from server.result import Result
 from shared_models.study import Study
+from shared_models.tasks.registry import task_of
 from simulations.pages import render
 
 FEDERATED, ALONE, POOLED, MUTED = "#0b6e69", "#c4741a", "#5b5ea6", "#6b7280"
@@ -26,20 +27,36 @@ PHASES = {
 
 def write_report(path: Path, result: Result, study: Study) -> None:
     """Write the page, whole or not at all. It needs no network and no other file."""
+    task = task_of(study)
+    auroc_word = "AUROC" if task.parts is None else "mean AUROC"
     page = render(
         "report.html.jinja",
         result=result,
         study=study,
         plots={
-            "auroc": _auroc_over_rounds(result),
-            "sites": _auroc_by_site(result),
+            "auroc": _auroc_over_rounds(result, auroc_word),
+            "sites": _auroc_by_site(result, auroc_word),
             "epsilon": _epsilon_by_round(result),
             "seconds": _seconds_by_round(result),
         },
         left_out=sorted({reason for site in result.sites for reason in site.left_out or {}}),
         alone_mean=alone_mean(result),
+        auroc_word=auroc_word,
+        headings=task.headings,
+        parts=task.parts,
+        known=_known(result),
     )
     write_atomically(path, page.encode())
+
+
+def _known(result: Result) -> list[tuple[str, dict[str, float | None], dict[str, float | None] | None]]:
+    """Whose figures of the federated model there are, these figures, and their noise."""
+    noised = " (noised)" if result.privacy.evaluation_noised else ""
+    known = [
+        (f"as the server knows it{noised}", result.test, result.test_noise),
+        ("exact (simulation only)", result.exact_test or {}, None),
+    ]
+    return [one for one in known if one[1]]
 
 
 def alone_mean(result: Result) -> float | None:
@@ -73,7 +90,7 @@ def _svg(figure: Figure, description: str) -> Markup:
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))  # noqa: S704 - our own figure
 
 
-def _auroc_over_rounds(result: Result) -> Markup | None:
+def _auroc_over_rounds(result: Result, auroc_word: str) -> Markup | None:
     points = [
         (entry.round, entry.metrics["auroc"])
         for entry in result.rounds
@@ -94,13 +111,13 @@ def _auroc_over_rounds(result: Result) -> Markup | None:
         pooled = result.baselines.pooled.auroc
         if pooled is not None:
             axes.axhline(pooled, color=POOLED, linestyle=":", linewidth=2, label="pooled, test patients")
-    axes.set(xlabel="round", ylabel="AUROC", xlim=(0, last + 0.5))
+    axes.set(xlabel="round", ylabel=auroc_word, xlim=(0, last + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(figure, "AUROC of the federated model by round, beside sites alone and pooled data")
+    return _svg(figure, f"{auroc_word} of the federated model by round, beside sites alone and pooled data")
 
 
-def _auroc_by_site(result: Result) -> Markup | None:
+def _auroc_by_site(result: Result, auroc_word: str) -> Markup | None:
     """Test patients of each site under three models: its own, the federated, the pooled."""
     baselines = result.baselines
     sites = [site for site in result.sites if site.test is not None]
@@ -125,9 +142,9 @@ def _auroc_by_site(result: Result) -> Markup | None:
     lowest = min((value for _, _, values in series for value in values if value is not None), default=0.0)
     axes.set_ylim(max(0.0, min(0.5, lowest - 0.05)), 1.0)
     axes.set_xticks(range(len(sites)), [site.name for site in sites])
-    axes.set_ylabel("AUROC, own test patients")
+    axes.set_ylabel(f"{auroc_word}, own test patients")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
-    return _svg(figure, "AUROC on each site's test patients: alone, federated, pooled")
+    return _svg(figure, f"{auroc_word} on each site's test patients: alone, federated, pooled")
 
 
 def _epsilon_by_round(result: Result) -> Markup | None:

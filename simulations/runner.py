@@ -22,7 +22,7 @@ from server.run import checkpoint_path, federation_of, run_study
 from server.run_state import RunContext
 from shared_models.configuration import ConfigurationError
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 from simulations.baselines import POOLED, run_baselines
 from simulations.deployed_engine import run_deployed
 from simulations.faults import FaultyExchange, check_names

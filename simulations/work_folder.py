@@ -37,7 +37,10 @@ def _table(name: tuple[str, ...], model: Frozen) -> list[str]:
 
 
 def toml_value(value: object) -> str:
-    """Return *value* as TOML: booleans, numbers, text, paths, and lists of them."""
+    """Return *value* as TOML: booleans, numbers, text, paths, tables in one line, and lists of them."""
+    if isinstance(value, Frozen):
+        fields = ((key, getattr(value, key)) for key in type(value).model_fields)
+        return "{ " + ", ".join(f"{key} = {toml_value(one)}" for key, one in fields if one is not None) + " }"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -69,13 +72,12 @@ def write_site(
     _write_secret(state / "site.secret", seed)
     write_study(folder / "study.toml", study)
     private = study.privacy.mode != "none"
+    labels: dict[str, object] = {"file": hospital.labels_file.resolve(), "key": hospital.label_key}
+    if len(study.task.columns) == 1:
+        labels["column"] = hospital.label_column
     tables: dict[str, Mapping[str, object]] = {
         "images": {"folder": hospital.images.resolve()},
-        "labels": {
-            "file": hospital.labels_file.resolve(),
-            "key": hospital.label_key,
-            "column": hospital.label_column,
-        },
+        "labels": labels,
         "policy": {
             "min_cohort": study.aggregation.min_cohort,
             "min_threshold": study.aggregation.threshold,

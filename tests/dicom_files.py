@@ -30,9 +30,9 @@ from shared_models.study import (
     Patients,
     Privacy,
     Study,
-    Task,
     Training,
 )
+from shared_models.tasks.binary import BinaryTable
 
 NAME = "Oftering^Walburga"
 SECRET = SiteSecret(key=bytes(range(32)))
@@ -155,7 +155,9 @@ def make_study(*, roles: str = "hash", image: Image | None = None, quality: Qual
     return Study(
         name="test-study",
         title="A test",
-        task=Task(kind="binary-classification", label="finding", positive=("yes", "1"), negative=("no", "0")),
+        task=BinaryTable(
+            kind="binary-classification", label="finding", positive=("yes", "1"), negative=("no", "0")
+        ),
         patients=Patients(roles=roles, min_training=1, validation_fraction=0.2, test_fraction=0.2),  # type: ignore[arg-type]
         image=image or make_image(),
         quality=quality,

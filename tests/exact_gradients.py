@@ -9,7 +9,7 @@ from torch import Tensor
 from shared_models.architectures import build_model
 from shared_models.manifest import trainable_weights
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 
 STUDY = make_study(private=True)
 TASK = task_of(STUDY)

@@ -31,7 +31,7 @@ from shared_models.messages import (
     encode,
 )
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 from shared_models.vector import IntVector
 
 Behaviour = Callable[[str, Request], bytes | None]

@@ -80,3 +80,26 @@ def write_study_file(path: Path, changes: dict[str, str] | None = None, *, priva
     """Write the study's text to *path* and return the study."""
     path.write_text(study_text(changes, private=private), encoding="utf-8")
     return make_study(changes, private=private)
+
+
+ONE_QUESTION = """kind = "binary-classification"
+label = "finding"
+positive = ["opacity"]
+negative = ["clear"]
+"""
+
+THREE_CLASSES = """kind = "multi-class-classification"
+label = "finding"
+classes = [
+  { name = "clear lungs", values = ["clear"] },
+  { name = "opacity", values = ["opacity", "consolidation"], weight = 2.0 },
+  { name = "mass", values = ["mass"] },
+]
+"""
+
+TWO_FINDINGS = """kind = "multi-label-classification"
+findings = [
+  { name = "opacity", column = "finding", positive = ["opacity"], negative = ["clear"] },
+  { name = "effusion", column = "effusion", positive = ["1"], negative = ["0"], positive_weight = 3.0 },
+]
+"""

@@ -19,7 +19,7 @@ from shared_models.architectures import build_model
 from shared_models.layouts import training_layout
 from shared_models.manifest import flatten
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 
 MACHINE = Machine(device=torch.device("cpu"), physical_batch=8, mixed_precision=False)
 SCATTERING = {'architecture = "small-cnn"\nwidth = 8': 'architecture = "scattering"\nangles = 4'}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import studies
 import torch
 from dicom_files import (
     NAME,
@@ -26,12 +27,13 @@ from rich.console import Console
 
 from client.data_floor import check_floors
 from client.dicom_index import Index
-from client.index_report import INDEX_NAME, render_index
+from client.index_report import INDEX_NAME, render_index, summary_of
 from client.ingestion import DataRefused, Ingested, ingest
 from client.labels import LabelsError
 from client.reasons import LabelProblem, Reason
 from client.roles import Role, role_of
 from shared_models.study import Study
+from shared_models.tasks.task import MISSING
 
 
 @pytest.fixture
@@ -376,3 +378,70 @@ def test_a_labels_file_that_cannot_be_used_leaves_the_old_index_alone(hospital: 
     with pytest.raises(LabelsError):
         ingest(hospital.site(), make_study(), SECRET)
     assert path.read_bytes() == before
+
+
+# Several classes and findings
+
+
+def study_with(table: str) -> Study:
+    task = studies.make_study({studies.ONE_QUESTION: table}).task
+    return make_study().model_copy(update={"task": task})
+
+
+def test_patients_of_each_class_are_counted_by_name_and_the_last_class_counts(hospital: Hospital) -> None:
+    several_images(hospital)
+    rows = [("ACC-A-1", "opacity"), ("ACC-A-2", "mass"), ("ACC-B-1", "clear")]
+    hospital.label(rows, header=("AccessionNumber", "finding"))
+    found = ingest(hospital.site(key="AccessionNumber"), study_with(studies.THREE_CLASSES), SECRET)
+    index = found.index
+    assert [index.num_patients(label=label) for label in range(3)] == [1, 0, 1]
+    counted = [
+        json.loads(json.dumps(summary_of(index, study_with(studies.THREE_CLASSES))))["labels"][role.value]
+        for role in Role
+    ]
+    assert {name: sum(each[name] for each in counted) for name in counted[0]} == {
+        "clear lungs": 1,
+        "opacity": 0,
+        "mass": 1,
+    }
+    shown = printed(index)
+    assert all(name in shown for name in ("Class", "clear lungs", "mass", "Validation"))
+    labels = torch.cat([patients.labels for patients in found.patients.values()])
+    assert sorted(labels.unique().tolist()) == [0, 1, 2]
+
+
+def test_findings_are_a_row_of_labels_and_patients_are_counted_with_without_and_not_known(
+    hospital: Hospital,
+) -> None:
+    several_images(hospital)
+    rows = [("ACC-A-1", "opacity", ""), ("ACC-A-2", "clear", "0"), ("ACC-B-1", "maybe", "1")]
+    hospital.label(rows, header=("AccessionNumber", "finding", "effusion"))
+    found = ingest(hospital.site(key="AccessionNumber"), study_with(studies.TWO_FINDINGS), SECRET)
+    index = found.index
+    opacity, effusion = 0, 1
+    assert [index.num_patients(None, value, opacity) for value in (MISSING, 0, 1)] == [1, 0, 1]
+    assert [index.num_patients(None, value, effusion) for value in (MISSING, 0, 1)] == [0, 1, 1]
+    assert index.num_patients() == 2
+    assert index.label_problems == {LabelProblem.EMPTY_FINDING: 1, LabelProblem.UNKNOWN_FINDING: 1}
+    assert index.finding_problems["opacity"] == {LabelProblem.UNKNOWN_FINDING: 1}
+
+    labels = torch.cat([patients.labels for patients in found.patients.values()])
+    assert labels.shape == (len(index.images), 2)
+    assert labels.dtype == torch.int64
+    shown = printed(index)
+    assert "Patients with / without / not known" in shown
+    assert "Cells unknown" in shown
+    written = json.loads((hospital.site().state / INDEX_NAME).read_text(encoding="ascii"))
+    assert written["finding_problems"] == {
+        "opacity": {"unknown-finding": 1},
+        "effusion": {"empty-finding": 1},
+    }
+    assert sum(sum(of_role.values()) for of_role in written["summary"]["patients"].values()) == 2
+
+
+def test_an_image_of_which_no_finding_is_known_is_left_out(hospital: Hospital) -> None:
+    several_images(hospital)
+    hospital.label([("A", "", ""), ("B", "clear", "")], header=("PatientID", "finding", "effusion"))
+    index = ingest(hospital.site(), study_with(studies.TWO_FINDINGS), SECRET).index
+    assert set(index.left_out_counts) == {"label-empty"}
+    assert index.num_patients() == 1

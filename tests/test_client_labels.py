@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import studies
 from dicom_files import make_study
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from client.labels import LabelsError, LabelTable, read_labels
 from client.reasons import LabelProblem, Reason
 from client.roles import Role
 from client.site_file import Labels
+from shared_models.tasks.task import MISSING
 
 STUDY = make_study()
 
@@ -141,3 +143,99 @@ def test_a_file_that_is_no_such_csv_is_refused_with_the_cause(
 def test_a_labels_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabelsError, match="cannot be read"):
         read_labels(Labels(file=tmp_path / "none.csv", key="PatientID"), STUDY)
+
+
+# Several classes
+
+
+def with_task(tmp_path: Path, text: str, table: str, *, column: str | None = None) -> LabelTable:
+    path = tmp_path / "labels.csv"
+    path.write_text(text, encoding="utf-8")
+    study = studies.make_study({studies.ONE_QUESTION: table})
+    return read_labels(Labels(file=path, key="PatientID", column=column), study)
+
+
+def test_values_of_classes_become_their_numbers_and_others_are_counted(tmp_path: Path) -> None:
+    text = "PatientID,finding\na,clear\nb,consolidation\nb,opacity\nc,mass\nd,Mass\ne,\nf,mass\nf,clear\n"
+    table = with_task(tmp_path, text, studies.THREE_CLASSES)
+    assert table.labels == {"a": 0, "b": 1, "c": 2}
+    assert table.problems == {
+        LabelProblem.REPEATED: 1,
+        LabelProblem.UNKNOWN_LABEL: 1,
+        LabelProblem.EMPTY_LABEL: 1,
+        LabelProblem.CONTRADICTORY: 1,
+    }
+    assert reason(table, "d") is Reason.LABEL_UNKNOWN
+    assert reason(table, "e") is Reason.LABEL_EMPTY
+    assert reason(table, "f") is Reason.LABEL_CONTRADICTORY
+    assert not table.finding_problems
+
+
+# Several findings
+
+FINDINGS = "PatientID,effusion,finding\n"
+
+
+def test_each_finding_is_read_from_its_column_and_what_is_not_known_is_missing(tmp_path: Path) -> None:
+    text = FINDINGS + "a,1,opacity\nb,0,clear\nc,,opacity\nd,1,maybe\n"
+    table = with_task(tmp_path, text, studies.TWO_FINDINGS)
+    assert table.labels == {"a": (1, 1), "b": (0, 0), "c": (1, MISSING), "d": (MISSING, 1)}
+    assert table.problems == {LabelProblem.EMPTY_FINDING: 1, LabelProblem.UNKNOWN_FINDING: 1}
+    assert table.finding_problems == {
+        "opacity": {LabelProblem.UNKNOWN_FINDING: 1},
+        "effusion": {LabelProblem.EMPTY_FINDING: 1},
+    }
+
+
+def test_a_contradiction_about_one_finding_leaves_the_other_as_it_is(tmp_path: Path) -> None:
+    table = with_task(tmp_path, FINDINGS + "a,1,opacity\na,0,opacity\nb,1,\nb,,clear\n", studies.TWO_FINDINGS)
+    assert table.labels == {"a": (1, MISSING), "b": (0, 1)}
+    assert table.finding_problems["effusion"] == {
+        LabelProblem.CONTRADICTORY_FINDING: 1,
+        LabelProblem.EMPTY_FINDING: 1,
+    }
+    assert LabelProblem.REPEATED not in table.problems
+
+
+def test_a_row_that_says_all_findings_again_is_counted_once(tmp_path: Path) -> None:
+    table = with_task(tmp_path, FINDINGS + "a,1,opacity\na,1,opacity\n", studies.TWO_FINDINGS)
+    assert table.labels == {"a": (1, 1)}
+    assert table.problems == {LabelProblem.REPEATED: 1}
+
+
+def test_a_key_of_which_no_finding_is_known_has_no_label_for_the_gravest_reason(tmp_path: Path) -> None:
+    text = FINDINGS + "a,,\nb,,maybe\nc,1,maybe\nc,0,\n"
+    table = with_task(tmp_path, text, studies.TWO_FINDINGS)
+    assert not table.labels
+    assert reason(table, "a") is Reason.LABEL_EMPTY
+    assert reason(table, "b") is Reason.LABEL_UNKNOWN
+    assert reason(table, "c") is Reason.LABEL_CONTRADICTORY
+
+
+@given(st.permutations(["a,1,opacity", "a,0,opacity", "b,,clear", "b,1,", "c,2,maybe", "d,0,clear"]))
+def test_the_order_of_rows_does_not_matter_for_findings(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str]
+) -> None:
+    table = with_task(
+        tmp_path_factory.mktemp("labels"), FINDINGS + "\n".join(rows) + "\n", studies.TWO_FINDINGS
+    )
+    assert table.labels == {"a": (1, MISSING), "b": (0, 1), "d": (0, 0)}
+    assert table.unusable == {"c": Reason.LABEL_UNKNOWN}
+
+
+def test_pseudonyms_in_the_place_of_keys_change_no_finding(tmp_path: Path) -> None:
+    table = with_task(tmp_path, FINDINGS + "a,1,opacity\nb,,\n", studies.TWO_FINDINGS)
+    keyed = table.keyed(str.upper)
+    assert keyed.labels == {"A": (1, 1)}
+    assert keyed.unusable == {"B": Reason.LABEL_EMPTY}
+    assert keyed.finding_problems == table.finding_problems
+
+
+def test_every_column_of_a_finding_has_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(LabelsError, match="column effusion is missing"):
+        with_task(tmp_path, "PatientID,finding\na,clear\n", studies.TWO_FINDINGS)
+
+
+def test_one_column_of_the_site_file_cannot_stand_for_several_findings(tmp_path: Path) -> None:
+    with pytest.raises(LabelsError, match=r"the study takes labels from 2; remove labels\.column"):
+        with_task(tmp_path, FINDINGS + "a,1,opacity\n", studies.TWO_FINDINGS, column="finding")

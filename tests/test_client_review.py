@@ -10,7 +10,7 @@ import pytest
 from dicom_files import Hospital
 from dp_accounting import pld, rdp
 from journals import ledger_in
-from studies import make_study
+from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS, make_study
 from test_server_aggregation import DISTRIBUTED
 
 from client.admission import objections
@@ -666,3 +666,40 @@ def test_text_of_the_study_cannot_hide_or_fake_anything(file, ledger) -> None:
 )
 def test_costs_are_never_told_too_small(told: str, expected: str) -> None:
     assert told == expected
+
+
+# Several classes and findings
+
+
+def test_each_class_is_named_with_its_values_and_what_leaves_of_it(file: SiteFile, ledger: Ledger) -> None:
+    study = make_study({ONE_QUESTION: THREE_CLASSES})
+    sections = reviewed(study, file, ledger)
+    trained = text(sections["training"])
+    assert "tell 3 classes of images apart" in trained
+    assert "“opacity” (“opacity”, “consolidation”); “mass” (“mass”)" in trained
+    assert "column “finding”" in trained
+    assert "how many patients of each class the model took for which" in text(sections["leaving"])
+    refused = loud(sections["policy"], "refusal")
+    assert any(
+        'task.kind = "multi-class-classification" is not one of policy.allowed_tasks' in one
+        for one in refused
+    )
+
+
+def test_each_finding_is_named_with_its_column_and_what_is_not_known(file: SiteFile, ledger: Ledger) -> None:
+    study = make_study({ONE_QUESTION: TWO_FINDINGS})
+    sections = reviewed(study, file, ledger)
+    trained = text(sections["training"])
+    assert "which of 2 findings an image shows" in trained
+    assert "“effusion” (column “effusion”: “1” for yes, “0” for no)" in trained
+    assert "taken as not known" in trained
+    assert "columns “finding”, “effusion”" in text(sections["images"])
+    assert "for each of 2 findings, how many patients with it" in text(sections["leaving"])
+
+
+def test_one_column_in_the_site_file_is_a_warning_where_a_study_has_several_findings(
+    file: SiteFile, ledger: Ledger
+) -> None:
+    named = file.model_copy(update={"labels": file.labels.model_copy(update={"column": "dx"})})
+    sections = reviewed(make_study({ONE_QUESTION: TWO_FINDINGS}), named, ledger)
+    assert any("remove labels.column" in one for one in loud(sections["images"]))

@@ -37,7 +37,7 @@ from client.scan_memory import SCAN_NAME
 from client.training import Machine, PlainGradientSum, add_sample
 from privacy.randomness import CryptographicGenerator
 from shared_models.architectures import build_model
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 
 STUDY = volume_study()
 FAULTY = (sys.executable, "-P", str(Path(__file__).with_name("faulty_decoding.py")))

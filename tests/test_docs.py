@@ -110,12 +110,20 @@ def test_the_result_page_names_every_field_and_no_other(model: type[BaseModel]) 
 
 
 def test_the_result_page_names_every_metric() -> None:
-    from shared_models.tasks import BinaryClassification
+    from shared_models.tasks.binary import BinaryClassification
+    from shared_models.tasks.multi_class import MultiClassClassification
+    from shared_models.tasks.multi_label import MultiLabelClassification
 
-    task = BinaryClassification(num_bins=2, positive_weight=1.0)
-    assert first_cells(section(page("result.md"), "## Metrics")) == set(
-        task.metrics(np.zeros(task.num_statistics, dtype=np.int64))
-    )
+    classes = MultiClassClassification(num_bins=2, names=("CLASS",), weights=(1.0,))
+    findings = MultiLabelClassification(num_bins=2, names=("FINDING",), positive_weights=(1.0,))
+    for heading, task in (
+        ("## Metrics", BinaryClassification(num_bins=2, positive_weight=1.0)),
+        ("## Metrics of several classes", classes),
+        ("## Metrics of several findings", findings),
+    ):
+        told = set(task.metrics(np.zeros(task.num_statistics, dtype=np.int64)))
+        told = {name.replace("confusion/CLASS/CLASS", "confusion/TRUE/PREDICTED") for name in told}
+        assert first_cells(section(page("result.md"), heading)) == told
 
 
 # plan.md
@@ -218,10 +226,10 @@ def test_the_files_page_says_of_exactly_the_required_keys_that_they_have_no_defa
 ) -> None:
     for cells in rows(section(page("files.md"), heading)):
         key = cells[0].strip("` ")
-        field, inner = None, model
+        field, inner = None, [model]
         for part in key.split("."):
-            field = inner.model_fields[part]
-            inner = next(models_in(field.annotation), inner)
+            field = next(one.model_fields[part] for one in inner if part in one.model_fields)
+            inner = list(models_in(field.annotation))
         assert field is not None
         if cells[2] == "–":
             assert field.is_required(), key

@@ -35,7 +35,7 @@ from shared_models.configuration import ConfigurationError
 from shared_models.manifest import flatten
 from shared_models.networks.standardised_convolution import StandardisedConv2d
 from shared_models.study import Study, Training
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 
 ROUNDING = 1e-5
 """Of a clipped sum, in units of the bound and a patient."""

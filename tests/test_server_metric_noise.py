@@ -8,7 +8,7 @@ from client.budget import evaluation_cost
 from privacy.noise import noised_counts
 from privacy.randomness import CryptographicGenerator
 from server.metric_noise import metric_noise
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 
 STUDY = make_study(private=True)
 TASK = task_of(STUDY)

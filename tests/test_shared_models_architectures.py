@@ -22,7 +22,7 @@ from shared_models.architectures import build_model
 from shared_models.layouts import training_layout
 from shared_models.manifest import Manifest, flatten, unflatten
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 
 WIDTH, SEED = "width = 8", "seed = 1"
 LAST_BLOCK, HEAD = ({WIDTH: f'{WIDTH}\ntrainable = "{part}"'} for part in ("last-block", "head"))

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
-from shared_models.tasks import LOSS_CUT, LOSS_UNITS, BinaryClassification
+from shared_models.tasks.binary import BinaryClassification
+from shared_models.tasks.histograms import LOSS_CUT, LOSS_UNITS
 
 TASK = BinaryClassification(num_bins=100, positive_weight=1.0)
 

@@ -12,7 +12,7 @@ from torch import nn
 from shared_models.architectures import build_model
 from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import Manifest, flatten, unflatten
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 from shared_models.vector import IntVector, VectorLayout
 
 

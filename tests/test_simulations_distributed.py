@@ -39,7 +39,7 @@ from shared_models.layouts import training_layout
 from shared_models.manifest import flatten
 from shared_models.messages import Request, Train, decode_request
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 from shared_models.vector import IntVector
 from simulations.preparation.hospitals import prepare
 from simulations.preparation.sources import PhantomSource

@@ -16,7 +16,7 @@ from client.budget import evaluation_cost, training_cost
 from client.review_leaving import vector_bytes
 from shared_models.configuration import ConfigurationError
 from shared_models.proposal import sign_study
-from shared_models.tasks import BinaryClassification
+from shared_models.tasks.binary import BinaryClassification
 from simulations.command import app
 from simulations.evaluation_noise import ASSUMED_AUROC, _made_up, auroc_deviation
 from simulations.plan import Plan

@@ -19,6 +19,7 @@ from scipy import optimize, stats
 from privacy.audit.one_run import epsilon_bound, fewest_correct
 from shared_models.architectures import build_model
 from shared_models.study import Study
+from shared_models.tasks.registry import task_of
 from simulations.audit.findings import Finding, Findings, Keys
 from simulations.audit.patients import NEGATIVE, WithCanaries, canary_images, patient_set, random_images
 from simulations.audit.release import Doubles, Release, clipping_bound, step_weights
@@ -139,13 +140,16 @@ def _scores(release: Release, keys: Keys, *, num_rounds: int, inside: NDArray[np
     image, bound = release.study.image, clipping_bound(release.study)
     canaries, rows = canary_images(len(inside), image.shape, brightness=_BRIGHT * bound), image.shape[1]
     num_pixels = canaries[0, :, rows:].numel()
-    model = WithCanaries(build_model(release.study), rows=rows, num_pixels=num_pixels)
+    task = task_of(release.study)
+    model = WithCanaries(
+        build_model(release.study), rows=rows, num_pixels=num_pixels, num_outputs=task.num_outputs
+    )
     ordinary = torch.zeros(_ORDINARY, *canaries.shape[1:])
     ordinary[:, :, :rows] = random_images(_ORDINARY, image.shape, keys())
     others = [own[None] for own in ordinary]
     first = [canary[None] for canary, there in zip(canaries, inside, strict=True) if there]
-    hospitals = [patient_set([*first, *others], [NEGATIVE] * (len(first) + len(others)))]
-    hospitals += [patient_set(others, [NEGATIVE] * len(others))] * (release.opening.num_honest - 1)
+    hospitals = [patient_set([*first, *others], [NEGATIVE] * (len(first) + len(others)), task)]
+    hospitals += [patient_set(others, [NEGATIVE] * len(others), task)] * (release.opening.num_honest - 1)
     sums = np.zeros(len(inside))
     for _ in range(num_rounds):
         sums += release.round(model, hospitals, keys())[-num_pixels:][: len(inside)]

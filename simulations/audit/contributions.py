@@ -11,10 +11,10 @@ from privacy.randomness import CryptographicGenerator
 from shared_models.architectures import build_model
 from shared_models.manifest import Manifest
 from shared_models.study import Study
+from shared_models.tasks.registry import task_of
 from simulations.audit.findings import Finding, Findings, Keys
-from simulations.audit.patients import NEGATIVE, POSITIVE, patient_set, random_images
+from simulations.audit.patients import NEGATIVE, SILENT, patient_set, random_images
 from simulations.audit.release import Doubles, Release, clipping_bound
-from simulations.audit.silence import VANISHING
 
 TOLERANCE = 1e-3
 """In clipping bounds: float32, where sums of a batch and weights are."""
@@ -59,7 +59,7 @@ def coupling(study: Study, keys: Keys) -> Findings:
         "one with a NaN": torch.where(other == other.max(), math.nan, other),
     }
     hospital = _Hospital(study, keys)
-    usual = hospital.contribution(own, beside=(own, POSITIVE))
+    usual = hospital.contribution(own, beside=(own, SILENT))
     return tuple(
         Finding(
             what=f"change of a contribution / bound beside {name}{what}",
@@ -67,15 +67,16 @@ def coupling(study: Study, keys: Keys) -> Findings:
             most=TOLERANCE + 4.0 * hospital.rounding,
         )
         for name, images in company.items()
-        for label, what in ((NEGATIVE, ""), (POSITIVE, ", silent"))
+        for label, what in ((NEGATIVE, ""), (SILENT, ", silent"))
     )
 
 
 class _Hospital:
     """One step with everybody sampled, and next to no noise. Entries beyond eight bounds are cut, and still too large.
 
-    A patient's contribution is the sum with the patient minus the sum with the same patient under the other label,
-    which has no weight in the loss (`silence`). Both are made with the same random numbers, so that the noise cancels.
+    A patient's contribution is the sum with the patient minus the sum with the same patient whose label is not known,
+    who has no part in the loss (`simulations.audit.patients`). Both are made with the same random numbers, so that the
+    noise cancels.
 
     Attributes:
         rounding: most that rounding moves a sum by, in clipping bounds.
@@ -84,20 +85,20 @@ class _Hospital:
     def __init__(self, study: Study, keys: Keys) -> None:
         self._bound, self._model = clipping_bound(study), build_model(study)
         release = Release.of(study, reach=4.0 * self._bound).quiet().in_batches_of(_PHYSICAL_BATCH)
-        self._release = release.training(
-            local_steps=1, momentum=0.0, sample_rate=1.0, positive_weight=VANISHING
-        )
+        self._release = release.training(local_steps=1, momentum=0.0, sample_rate=1.0)
         self._key = keys().words(4).tobytes()
         self.rounding = release.opening.rounding(Manifest.of(self._model).num_weights)
 
     def contribution(self, images: Tensor, *, beside: tuple[Tensor, int] | None = None) -> Doubles:
         """Of a patient with these images, in clipping bounds; *beside* another one with this label."""
-        return self._sum(images, NEGATIVE, beside) - self._sum(images, POSITIVE, beside)
+        return self._sum(images, NEGATIVE, beside) - self._sum(images, SILENT, beside)
 
     def _sum(self, images: Tensor, label: int, beside: tuple[Tensor, int] | None) -> Doubles:
         others = [] if beside is None else [beside]
         patients = patient_set(
-            [images, *(theirs for theirs, _ in others)], [label, *(theirs for _, theirs in others)]
+            [images, *(theirs for theirs, _ in others)],
+            [label, *(theirs for _, theirs in others)],
+            task_of(self._release.study),
         )
         summed = self._release.round(self._model, [patients], CryptographicGenerator(self._key))
         return summed / self._bound

@@ -14,7 +14,7 @@ from privacy.accounting import COUNT_STANDARD_DEVIATION
 from privacy.audit.gaussian import mean_square_interval
 from shared_models.architectures import build_model
 from shared_models.study import Study
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 from simulations.audit.findings import Finding, Findings, Keys
 from simulations.audit.patients import patient_set, random_images
 from simulations.audit.release import Doubles
@@ -47,8 +47,8 @@ def evaluation(study: Study, keys: Keys) -> Findings:
         return ()
     own = random_images(_PATIENTS + 1, study.image.shape, keys())
     several = [image[None] for image in own[:-1]]
-    labels = [number % 2 for number in range(_PATIENTS)]
-    patients = patient_set(several, labels)
+    labels = [number % task.num_values for number in range(_PATIENTS)]
+    patients = patient_set(several, labels, task)
     exact = _released(study, patients, None, keys)
     noise = np.stack(
         [_released(study, patients, cost.standard_deviation, keys) - exact for _ in range(_RELEASES)]
@@ -56,8 +56,8 @@ def evaluation(study: Study, keys: Keys) -> Findings:
     scale = cost.standard_deviation * task.l2_sensitivity * task.noise_units
     moved = max(
         float(np.linalg.norm((_released(study, more, None, keys) - exact) / task.noise_units))
-        for label in (0, 1)
-        for more in [patient_set([*several, torch.cat([own[-1:]] * MANY)], [*labels, label])]
+        for label in range(task.num_values)
+        for more in [patient_set([*several, torch.cat([own[-1:]] * MANY)], [*labels, label], task)]
     )
     accountant = pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(dp.GaussianDpEvent(cost.standard_deviation), cost.num_releases)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from client.patients import PatientSet
 from shared_models.study import Study
+from shared_models.tasks.binary import BinaryTable
+from shared_models.tasks.registry import task_of
 from simulations.audit.findings import Finding, Findings, Keys
 from simulations.audit.patients import NEGATIVE, patient_set, random_images
 from simulations.audit.release import Doubles, Release, clipping_bound
@@ -32,6 +34,8 @@ SIZE = 32
 """Rows and columns of the pictures."""
 _HIDDEN, _CHANNELS, _SEED = 16, 12, 1
 _ITERATIONS, _VARIATION, _NOTHING = 200, 1e-4, 1e-30
+ONE_QUESTION = BinaryTable(kind="binary-classification", label="finding", positive=("yes",), negative=("no",))
+"""What the models of the attacks learn, whatever the study's task is: theirs is the worst case, not its model's."""
 _MARGIN, _DEVIATION, _SUCCESS = 0.08, 0.02, 0.5
 """In SSIM: what is taken for no better than random; spread of random ones; what a working attack reaches."""
 
@@ -97,6 +101,7 @@ def inversion(reconstructions: Sequence[Reconstruction]) -> Findings:
 
 def reconstruct(study: Study, keys: Keys, *, num_patients: int = 4) -> tuple[Reconstruction, ...]:
     """Attack the rounds of *num_patients* made-up patients, each in every way."""
+    study = study.model_copy(update={"task": ONE_QUESTION})
     rounds = Release.of(study, reach=1.0).training(local_steps=1, momentum=0.0, sample_rate=1.0, flip=False)
     loudest = clipping_bound(study) + 10.0 * rounds.opening.standard_deviation(1)
     rounds = replace(rounds, reach=loudest).training()
@@ -109,7 +114,7 @@ def reconstruct(study: Study, keys: Keys, *, num_patients: int = 4) -> tuple[Rec
 
 def _attacked(attack: Attack, picture: Tensor, rounds: Release, keys: Keys) -> Reconstruction:
     model = attack.model()
-    victim = patient_set([picture[None, None]], [NEGATIVE])
+    victim = patient_set([picture[None, None]], [NEGATIVE], task_of(rounds.study))
     nobody = victim.without(victim.pseudonyms)
     others = [nobody] * (rounds.opening.num_honest - 1)
 

@@ -1,29 +1,40 @@
-"""Made-up patients, and models whose gradients tell them apart."""
+"""Made-up patients, and models whose gradients tell them apart.
+
+A patient whose label is not known (`SILENT`) has no part in the loss of any task: each gradient of such a patient that
+is computed, clipped and summed is exactly zero.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from client.patients import PatientSet
 from privacy.randomness import CryptographicGenerator
+from shared_models.tasks.task import MISSING, Task
 
-POSITIVE, NEGATIVE = 1, 0
+NEGATIVE, SILENT = 0, MISSING
+"""Labels, of all findings where there are several."""
 
 
-def patient_set(images: Sequence[Tensor], labels: Sequence[int]) -> PatientSet:
+def patient_set(images: Sequence[Tensor], labels: Sequence[int], task: Task) -> PatientSet:
     """Patients as a hospital holds them.
 
     Args:
         images: of each patient, float32, shape (images, channels, ...).
-        labels: one for each patient.
+        labels: one for each patient; where a label has several findings, of all of them.
+        task: the study's.
     """
     sizes = [len(part) for part in images]
+    of_images = torch.tensor(np.repeat(labels, sizes), dtype=torch.int64)
+    if task.label_shape:
+        of_images = of_images[:, None].repeat(1, *task.label_shape)
     return PatientSet(
         pseudonyms=tuple(f"patient-{number:05d}" for number in range(len(images))),
         images=torch.cat(list(images)),
-        labels=torch.tensor(np.repeat(labels, sizes), dtype=torch.int64),
+        labels=of_images,
         first_image=np.cumsum([0, *sizes], dtype=np.int64),
     )
 
@@ -38,26 +49,27 @@ class WithCanaries(nn.Module):
     """A model with weights of its own for canaries: patients of whom nothing but one entry of the sum tells.
 
     Images have more rows than the model takes, volumes more slices: *rows* stands for both. The pixels of these are
-    multiplied with ``canaries``, which are zero, and added to the logit: the gradient of entry k is that pixel's value
-    times the derivative of the loss. An ordinary patient has zeros there, so that the sum of all ordinary patients has
-    a zero gradient in these entries.
+    multiplied with ``canaries``, which are zero, and added to the last logit, which the label `NEGATIVE` wants low in
+    every task: the gradient of entry k is that pixel's value times the derivative of the loss, which is positive. An
+    ordinary patient has zeros there, so that the sum of all ordinary patients has a zero gradient in these entries.
 
     Args:
         model: takes images of *rows* rows; None for canaries alone.
         rows: of an ordinary image.
         num_pixels: of the rows below, all channels.
+        num_outputs: logits of an image.
     """
 
-    def __init__(self, model: nn.Module | None, *, rows: int, num_pixels: int) -> None:
+    def __init__(self, model: nn.Module | None, *, rows: int, num_pixels: int, num_outputs: int) -> None:
         super().__init__()
         self.model = model
         self.canaries = nn.Linear(num_pixels, 1, bias=False)
         nn.init.zeros_(self.canaries.weight)
-        self._rows = rows
+        self._rows, self._num_outputs = rows, num_outputs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images, shape (batch, channels, all rows, ...), to logits, shape (batch, 1)."""
-        logits: Tensor = self.canaries(images[:, :, self._rows :].flatten(1))
+        """Map images, shape (batch, channels, all rows, ...), to logits, shape (batch, num_outputs)."""
+        logits = F.pad(self.canaries(images[:, :, self._rows :].flatten(1)), (self._num_outputs - 1, 0))
         return logits if self.model is None else logits + self.model(images[:, :, : self._rows])
 
 

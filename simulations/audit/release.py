@@ -26,7 +26,7 @@ from privacy.randomness import CryptographicGenerator
 from shared_models.layouts import training_layout
 from shared_models.manifest import Manifest, flatten, unflatten
 from shared_models.study import Study, Training
-from shared_models.tasks import task_of
+from shared_models.tasks.registry import task_of
 from shared_models.vector import IntVector
 
 Doubles = NDArray[np.float64]

@@ -12,6 +12,7 @@ from scipy import stats
 
 from privacy.audit.proportions import count_interval
 from shared_models.study import Study
+from shared_models.tasks.registry import task_of
 from simulations.audit.findings import Finding, Findings, Keys
 from simulations.audit.patients import NEGATIVE, WithCanaries, canary_images, patient_set
 from simulations.audit.release import Release, clipping_bound
@@ -45,11 +46,13 @@ def watch_samples(
     bound = clipping_bound(study)
     release = Release.of(study, reach=2.0 * bound).quiet().training(local_steps=1, momentum=0.0, flip=False)
     channels = study.image.channels
-    model = WithCanaries(None, rows=0, num_pixels=channels * 8 * -(-num_patients // (channels * 8)))
+    task = task_of(study)
+    num_pixels = channels * 8 * -(-num_patients // (channels * 8))
+    model = WithCanaries(None, rows=0, num_pixels=num_pixels, num_outputs=task.num_outputs)
     images = canary_images(num_patients, (channels, 0, 8), brightness=1e3 * bound)
     own = [image[None] for image in images]
     own[0] = own[0].repeat(MANY, 1, 1, 1)
-    patients = patient_set(own, [NEGATIVE] * num_patients)
+    patients = patient_set(own, [NEGATIVE] * num_patients, task)
     generator = keys()
     sums = np.stack([release.round(model, [patients], generator)[:num_patients] for _ in range(num_steps)])
     parts = sums / bound

@@ -1,8 +1,7 @@
 """Rounds in which no patient says anything, so that what is opened is noise and nothing else.
 
-Every made-up patient is positive, and the study's weight of positive images in the loss is 1e-30, which float32 takes
-for zero: each gradient that is computed, clipped and summed is exactly zero. Sampling, model, clipping, noise, steps
-and encoding are as ever.
+Of no made-up patient the label is known, which leaves the loss zero: each gradient that is computed, clipped and summed
+is exactly zero. Sampling, model, clipping, noise, steps and encoding are as ever.
 """
 
 import math
@@ -26,13 +25,12 @@ from privacy.audit.gaussian import (
 from shared_models.architectures import build_model
 from shared_models.manifest import Manifest, trainable_weights
 from shared_models.study import Study
+from shared_models.tasks.registry import task_of
 from shared_models.vector import IntVector
 from simulations.audit.findings import Finding, Findings, Keys
-from simulations.audit.patients import POSITIVE, patient_set, random_images
+from simulations.audit.patients import SILENT, patient_set, random_images
 from simulations.audit.release import Doubles, Release
 
-VANISHING = 1e-30
-"""Weight of positive images that makes their gradients vanish."""
 _FALSE_ALARM, _ALL_FALSE_ALARMS = 2e-6, 2e-5
 """Of one finding; of the findings about all numbers of hospitals together."""
 _PATIENTS, _NOTHING = 8, 1e-30
@@ -57,10 +55,10 @@ class Silence:
         """Have as many hospitals as the study allows make as many rounds as statistics need."""
         model = build_model(study)
         own = random_images(_PATIENTS, study.image.shape, keys())
-        patients = patient_set([image[None] for image in own], [POSITIVE] * _PATIENTS)
+        patients = patient_set([image[None] for image in own], [SILENT] * _PATIENTS, task_of(study))
         release = Release.of(study, reach=1.0)
         loudest = 10.0 * release.opening.standard_deviation(1)
-        release = Release.of(study, reach=loudest).training(positive_weight=VANISHING)
+        release = Release.of(study, reach=loudest)
         size = Manifest.of(model).num_weights
         return cls(
             release=release,

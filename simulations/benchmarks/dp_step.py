@@ -24,7 +24,7 @@ from privacy.clipping import ClippedGradientSum
 from privacy.randomness import CryptographicGenerator
 from shared_models.networks.small_cnn import SmallCNN
 from shared_models.study import Training
-from shared_models.tasks import BinaryClassification
+from shared_models.tasks.binary import BinaryClassification
 from simulations.benchmarks.memory import can_measure_resident, cuda_peak_mib, resident_peak_mib
 from simulations.benchmarks.networks import UNet, densenet121, resnet18, volume_cnn
 from simulations.benchmarks.table import Benchmark, Row, rows_of

@@ -36,7 +36,7 @@ from shared_models.study import Image, Study
 from simulations.benchmarks.table import Benchmark, Row, rows_of
 from simulations.preparation.hospital_folder import LABEL_KEY
 from simulations.preparation.hospitals import prepare
-from simulations.preparation.phantom_hospitals import LABEL_COLUMN
+from simulations.preparation.phantom_hospitals import LABEL_COLUMN, NEGATIVE, POSITIVE
 from simulations.preparation.sources import PhantomSource
 from simulations.scenario import read_scenario
 
@@ -174,9 +174,8 @@ def _site(folder: Path, images: Path, patients: Sequence[str]) -> SiteFile:
     with labels.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([LABEL_KEY, LABEL_COLUMN])
-        task = _study().task
         for number, patient in enumerate(dict.fromkeys(patients)):
-            writer.writerow((patient, (task.positive if number % 2 else task.negative)[0]))
+            writer.writerow((patient, POSITIVE if number % 2 else NEGATIVE))
     return SiteFile(
         name="benchmark",
         state=folder / "state",
