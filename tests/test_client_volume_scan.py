@@ -324,22 +324,28 @@ def test_of_a_patient_who_withdrew_nothing_is_read_and_nothing_kept(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_slice_that_ends_the_decoder_costs_its_series_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("segfault", "decoder-crashed"),
+        ("eat", "too-much-memory"),
+        ("large", "decoder-crashed"),
+        pytest.param("spin", "too-slow", marks=pytest.mark.thorough),
+    ],
+)
+def test_a_slice_that_ends_the_decoder_costs_its_series_and_no_other(
+    tmp_path: Path, kind: str, code: str
+) -> None:
     hospital = volume_hospital(tmp_path / "h")
-    paths = sorted((hospital.images / "0" / "0000").iterdir())
-    for path, name in zip(paths, ("segfault", "spin", "eat"), strict=False):
-        harmed = path.rename(path.with_name(f"{name}.dcm"))
-        limits = Limits(memory_bytes=2**30, processor_seconds=1, clock_seconds=100)
-        found = ingest(
-            hospital.site(), STUDY, SECRET, make_reader=lambda limits=limits: DecodingWorker(limits, FAULTY)
-        )
-        code = {"segfault": "decoder-crashed", "spin": "too-slow", "eat": "too-much-memory"}[name]
-        assert reasons_below(found.index, "0/0000") == {code}
-        assert [entry.path for entry in found.index.images] == ["0/0003/all.dcm", "1/0004/000.dcm"]
-        harmed.rename(path)
-        shutil.rmtree(hospital.site().state)
-    found = ingest(hospital.site(), STUDY, SECRET)
-    assert len(found.index.images) == 3
+    path = hospital.images / "0" / "0000" / "004.dcm"
+    path.rename(path.with_name(f"{kind}.dcm"))
+    limits = Limits(memory_bytes=2**30, processor_seconds=1, clock_seconds=100)
+    found = ingest(hospital.site(), STUDY, SECRET, make_reader=lambda: DecodingWorker(limits, FAULTY))
+    assert reasons_below(found.index, "0/0000") == {code}
+    assert [entry.path for entry in found.index.images] == ["0/0003/all.dcm", "1/0004/000.dcm"]
+    path.with_name(f"{kind}.dcm").rename(path)
+    shutil.rmtree(hospital.site().state)
+    assert len(ingest(hospital.site(), STUDY, SECRET).index.images) == 3
 
 
 @pytest.mark.slow
