@@ -28,6 +28,7 @@ _UNTOLD_SECONDS = 10.0
 # fmt: off
 _LIBRARIES = (
     "numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "python-gdcm",
+    "scipy",
 )
 # fmt: on
 RESERVE_BYTES = 2**30

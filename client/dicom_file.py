@@ -66,6 +66,7 @@ _FACT_KEYWORDS = (
     "BodyPartExamined",
     "BurnedInAnnotation",
 )
+_MASK_KEYWORDS = ("SegmentationType", "MaximumFractionalValue")
 HEADER_KEYWORDS = (
     *IDENTIFIER_KEYWORDS,
     "SOPClassUID",
@@ -74,6 +75,7 @@ HEADER_KEYWORDS = (
     *_PIXEL_KEYWORDS,
     *_PALETTE_KEYWORDS,
     *_GEOMETRY_KEYWORDS,
+    *_MASK_KEYWORDS,
 )
 _CODECS = frozenset(codecs.lookup(name).name for name in (*python_encoding.values(), "ascii"))
 MAX_HEADER_BYTES = 64 * 2**20

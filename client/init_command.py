@@ -98,7 +98,7 @@ def init(  # noqa: PLR0917 - the options of a command line
             default_factory=asked(
                 "--key",
                 "DICOM attribute in the labels' first column (PatientID, StudyInstanceUID, "
-                "AccessionNumber, SOPInstanceUID)",
+                "AccessionNumber, SeriesInstanceUID, SOPInstanceUID)",
                 questions.a_label_key,
             ),
             show_default=False,

@@ -74,7 +74,12 @@ def prepare(
     return np.clip(prepared, 0.0, 1.0)
 
 
-def fit(plane: Plane, image: Image, ratio: float = 1.0) -> Plane:
+def fit(
+    plane: Plane,
+    image: Image,
+    ratio: float = 1.0,
+    resampling: Pillow.Resampling = Pillow.Resampling.BILINEAR,
+) -> Plane:
     """Bring a plane to the study's rows and columns.
 
     *Pad* keeps the whole plane and fills with 0, *crop* cuts the centre to the study's aspect, *stretch*
@@ -88,6 +93,7 @@ def fit(plane: Plane, image: Image, ratio: float = 1.0) -> Plane:
         plane: float32 of any shape (height, width).
         image: rows, columns and aspect.
         ratio: height of a pixel over its width; pixels of the result are square.
+        resampling: the filter; a mask takes the nearest pixel.
 
     Returns:
         float32 (rows, columns).
@@ -95,19 +101,26 @@ def fit(plane: Plane, image: Image, ratio: float = 1.0) -> Plane:
     height, width = plane.shape
     tall = height * ratio  # in widths of a pixel
     if image.aspect == "stretch":
-        return _resized(plane, image.rows, image.columns)
+        return _resized(plane, image.rows, image.columns, resampling)
     wider = width * image.rows > tall * image.columns
     if image.aspect == "crop":
         cut_rows = height if wider else max(1, min(height, round(width * image.rows / image.columns / ratio)))
         cut_columns = max(1, min(width, round(tall * image.columns / image.rows))) if wider else width
         top, left = (height - cut_rows) // 2, (width - cut_columns) // 2
-        return _resized(plane[top : top + cut_rows, left : left + cut_columns], image.rows, image.columns)
+        cut = plane[top : top + cut_rows, left : left + cut_columns]
+        return _resized(cut, image.rows, image.columns, resampling)
     rows = max(1, round(tall * image.columns / width)) if wider else image.rows
     columns = image.columns if wider else max(1, round(width * image.rows / tall))
-    return _padded(_resized(plane, rows, columns), image)
+    return _padded(_resized(plane, rows, columns, resampling), image)
 
 
-def resampled(plane: Plane, spacing: tuple[float, float], wanted: float, image: Image) -> Plane:
+def resampled(
+    plane: Plane,
+    spacing: tuple[float, float],
+    wanted: float,
+    image: Image,
+    resampling: Pillow.Resampling = Pillow.Resampling.BILINEAR,
+) -> Plane:
     """Bring a plane to the study's size of pixels, then its middle to the study's rows and columns.
 
     What is larger is cut, what is smaller is padded with 0; nothing is scaled. Nothing larger than the study's size
@@ -118,6 +131,7 @@ def resampled(plane: Plane, spacing: tuple[float, float], wanted: float, image: 
         spacing: mm between its rows and between its columns.
         wanted: mm between rows and columns of the result.
         image: rows and columns.
+        resampling: the filter; a mask takes the nearest pixel.
 
     Returns:
         float32 (rows, columns).
@@ -131,7 +145,7 @@ def resampled(plane: Plane, spacing: tuple[float, float], wanted: float, image: 
     if plane.shape == tuple(sizes) and not any(margins):
         return _padded(plane, image)
     made = Pillow.fromarray(np.ascontiguousarray(plane)).resize(
-        (sizes[1], sizes[0]), Pillow.Resampling.BILINEAR, box=(left, top, width - left, height - top)
+        (sizes[1], sizes[0]), resampling, box=(left, top, width - left, height - top)
     )
     return _padded(np.asarray(made, dtype=np.float32), image)
 
@@ -144,12 +158,10 @@ def _padded(plane: Plane, image: Image) -> Plane:
     return padded
 
 
-def _resized(plane: Plane, rows: int, columns: int) -> Plane:
+def _resized(plane: Plane, rows: int, columns: int, resampling: Pillow.Resampling) -> Plane:
     if plane.shape == (rows, columns):
         return plane
-    resized = Pillow.fromarray(np.ascontiguousarray(plane)).resize(
-        (columns, rows), Pillow.Resampling.BILINEAR
-    )
+    resized = Pillow.fromarray(np.ascontiguousarray(plane)).resize((columns, rows), resampling)
     return np.asarray(resized, dtype=np.float32)
 
 

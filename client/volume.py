@@ -119,13 +119,7 @@ def resampled(
     Returns:
         float32 of *shape*.
     """
-    grid = np.zeros((3, 3))
-    for axis, millimetres in enumerate(spacing):
-        grid[2 - axis, axis] = millimetres  # z, y, x
-    half = (np.array(shape) - 1) / 2.0
-    to_voxel = np.linalg.inv(volume.steps)
-    matrix = to_voxel @ grid
-    offset = to_voxel @ (volume.middle - grid @ half - volume.origin)
+    matrix, offset = _grid_in_voxels(volume, spacing, shape)
     placed: Voxels = ndimage.affine_transform(
         _smoothed(volume.values, matrix),
         matrix,
@@ -137,6 +131,36 @@ def resampled(
     )
     placed[_beyond(matrix, offset, shape, volume.values.shape)] = outside
     return placed
+
+
+def nearest(
+    volume: Volume, *, spacing: tuple[float, float, float], shape: tuple[int, int, int], outside: float
+) -> Voxels:
+    """Return the same grid as `resampled`, each place with the value of the voxel in which it lies."""
+    matrix, offset = _grid_in_voxels(volume, spacing, shape)
+    placed: Voxels = ndimage.affine_transform(
+        volume.values,
+        matrix,
+        offset,
+        output_shape=shape,
+        output=np.float32,
+        order=0,
+        mode="nearest",
+    )
+    placed[_beyond(matrix, offset, shape, volume.values.shape)] = outside
+    return placed
+
+
+def _grid_in_voxels(
+    volume: Volume, spacing: tuple[float, float, float], shape: tuple[int, int, int]
+) -> tuple[Millimetres, Millimetres]:
+    """The linear map and the offset from places of the grid to indices of the volume."""
+    grid = np.zeros((3, 3))
+    for axis, millimetres in enumerate(spacing):
+        grid[2 - axis, axis] = millimetres  # z, y, x
+    half = (np.array(shape) - 1) / 2.0
+    to_voxel = np.linalg.inv(volume.steps)
+    return to_voxel @ grid, to_voxel @ (volume.middle - grid @ half - volume.origin)
 
 
 def _beyond(

@@ -72,6 +72,8 @@ def misbehave(path: Path, image):
 
 def misbehave_in_series(paths, image):
     for path in paths:
+        if path.stem == "large":
+            return answer(np.zeros((9, 9, 9)))
         if not path.stem.isdigit() and path.stem != "all":
             misbehave(path, image)
     return prepare_series(paths, image)

@@ -172,6 +172,20 @@ def test_task_model_and_training_are_told_with_their_figures(file, ledger) -> No
     assert "drawn with probability 0.5" in said
 
 
+def test_of_volumes_the_grid_is_told_and_what_becomes_of_a_broken_series(file, ledger) -> None:
+    volumes = {
+        'architecture = "small-cnn"': 'architecture = "small-cnn-3d"',
+        'modalities = ["CR"]': 'modalities = ["MR"]',
+        "columns = 16": "columns = 16\ndepth = 8\nspacing = 1.5\nslice_spacing = 4.0\n"
+        'intensity = "percentiles"',
+    }
+    said = text(reviewed(make_study(volumes), file, ledger)["training"])
+    assert "brought to 8 slices of 16 × 16 pixels along the patient's axes: 4 mm from slice to slice" in said
+    assert "from the volume's percentile 0.5 (black) to 99.5 (white)" in said
+    assert "with a slice that cannot be used is left out as a whole" in said
+    assert "of the kind “small-cnn-3d”, width 8: 45,441 numbers" in said
+
+
 def test_folder_labels_and_roles_are_told(file, ledger) -> None:
     said = text(reviewed(make_study(), file, ledger)["images"])
     assert str(file.images.folder) in said

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
+from pydicom.uid import RLELossless
 from pydicom.values import converters
 from series_files import HOUNSFIELD, by_simpleitk, changed, shuffled, write_enhanced, write_series
 
@@ -88,6 +90,19 @@ def test_a_slice_that_does_not_say_where_it_lies_or_what_it_shows_is_refused(
     paths = write_series(tmp_path / "series")
     changed(paths[2], **{keyword: value})
     assert refusal(paths).reason is reason
+
+
+def test_a_file_that_claims_a_million_frames_is_refused_before_one_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_enhanced(tmp_path / "one.dcm")
+    dataset = dcmread(path)
+    dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+    dataset.save_as(path)
+    read_series([path], HOUNSFIELD)
+    changed(path, NumberOfFrames=1_000_000)
+    monkeypatch.setattr("client.series.decode", None)
+    assert refusal([path]).reason is Reason.TOO_LARGE
 
 
 def test_the_groups_of_all_frames_are_parsed_once_and_not_for_each_frame(

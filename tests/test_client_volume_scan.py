@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from dicom_files import SECRET, Hospital
 from ingest_runs import folder_of, images_of, kept, killed_at, run
+from rich.console import Console
 from series_files import (
     by_simpleitk,
     changed,
@@ -30,7 +32,7 @@ from client.decoding import DecodingWorker
 from client.decoding_limits import Limits
 from client.dicom_index import Index
 from client.evaluation import image_scores
-from client.index_report import INDEX_NAME
+from client.index_report import INDEX_NAME, render_index
 from client.ingestion import Ingested, ingest
 from client.labels import LabelsError
 from client.scan_memory import SCAN_NAME
@@ -151,11 +153,12 @@ def test_each_series_of_a_patient_is_an_image_and_each_file_is_in_the_index_once
     assert sorted(
         path for entry in written["images"] for path in (entry["path"], *entry.get("further", ()))
     ) == sorted(path for entry in index.images for path in entry.paths)
-    sizes = {
-        number: len(part.images_of(number)) for part in found.patients.values() for number in range(len(part))
-    }
     assert sum(len(part.images) for part in found.patients.values()) == 4
-    assert sizes
+    console = Console(file=StringIO(), width=300)
+    console.print(render_index(index))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"31 of {len(there)} files are used in 4 volumes: 3 of 6 patients" in said
+    assert "no window" not in said
 
 
 # What becomes none
@@ -321,22 +324,28 @@ def test_of_a_patient_who_withdrew_nothing_is_read_and_nothing_kept(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_slice_that_ends_the_decoder_costs_its_series_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("segfault", "decoder-crashed"),
+        ("eat", "too-much-memory"),
+        ("large", "decoder-crashed"),
+        pytest.param("spin", "too-slow", marks=pytest.mark.thorough),
+    ],
+)
+def test_a_slice_that_ends_the_decoder_costs_its_series_and_no_other(
+    tmp_path: Path, kind: str, code: str
+) -> None:
     hospital = volume_hospital(tmp_path / "h")
-    paths = sorted((hospital.images / "0" / "0000").iterdir())
-    for path, name in zip(paths, ("segfault", "spin", "eat"), strict=False):
-        harmed = path.rename(path.with_name(f"{name}.dcm"))
-        limits = Limits(memory_bytes=2**30, processor_seconds=1, clock_seconds=100)
-        found = ingest(
-            hospital.site(), STUDY, SECRET, make_reader=lambda limits=limits: DecodingWorker(limits, FAULTY)
-        )
-        code = {"segfault": "decoder-crashed", "spin": "too-slow", "eat": "too-much-memory"}[name]
-        assert reasons_below(found.index, "0/0000") == {code}
-        assert [entry.path for entry in found.index.images] == ["0/0003/all.dcm", "1/0004/000.dcm"]
-        harmed.rename(path)
-        shutil.rmtree(hospital.site().state)
-    found = ingest(hospital.site(), STUDY, SECRET)
-    assert len(found.index.images) == 3
+    path = hospital.images / "0" / "0000" / "004.dcm"
+    path.rename(path.with_name(f"{kind}.dcm"))
+    limits = Limits(memory_bytes=2**30, processor_seconds=1, clock_seconds=100)
+    found = ingest(hospital.site(), STUDY, SECRET, make_reader=lambda: DecodingWorker(limits, FAULTY))
+    assert reasons_below(found.index, "0/0000") == {code}
+    assert [entry.path for entry in found.index.images] == ["0/0003/all.dcm", "1/0004/000.dcm"]
+    path.with_name(f"{kind}.dcm").rename(path)
+    shutil.rmtree(hospital.site().state)
+    assert len(ingest(hospital.site(), STUDY, SECRET).index.images) == 3
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import server.command
 import simulations.command
 from client.basic_profile import Kind
 from client.fetch_reasons import Outcome
+from client.mask_problems import MaskProblem
 from client.network_file import NetworkFile
 from client.pacs_file import Pacs
 from client.quality_file import SiteQuality
@@ -252,6 +253,13 @@ def test_the_data_page_has_no_reason_that_the_code_does_not_have() -> None:
         ("## What is wrong in the labels file", LabelProblem),
     ):
         assert first_cells(section(text, heading)) == {reason.code for reason in kind}
+
+
+def test_the_data_page_names_every_problem_of_a_mask_as_in_the_code() -> None:
+    text = section(page("data.md"), "## Masks")
+    for problem in MaskProblem:
+        assert f"| `{problem.code}` | {problem.sentence} | {problem.remedy} |\n" in text
+    assert first_cells(text) == {problem.code for problem in MaskProblem}
 
 
 # quality.md
