@@ -193,11 +193,11 @@ def columns_of(file: Labels, task: TaskTable) -> tuple[str, ...]:
         LabelsError: site.toml names one column where the study wants several.
     """
     if file.column is None:
-        return task.columns
+        return tuple(file.columns.get(column, column) for column in task.columns)
     if len(task.columns) > 1:
         raise LabelsError(
             f"{file.file}: labels.column in site.toml names one column, and the study takes labels from "
-            f"{len(task.columns)}; remove labels.column, and name the file's columns as the study does: "
+            f"{len(task.columns)}; remove labels.column, and say in [labels.columns] what the file calls these: "
             f"{', '.join(dict.fromkeys(task.columns))}"
         )
     return (file.column,)
@@ -210,7 +210,7 @@ def check_columns(file: Labels) -> None:
         LabelsError: as of `read_labels`.
     """
     header, _ = _read_rows(file.file)
-    wanted = [file.key, *([file.column] if file.column else [])]
+    wanted = [file.key, *([file.column] if file.column else []), *file.columns.values()]
     if missing := [name for name in wanted if name not in header]:
         raise LabelsError(
             f"{file.file}: column {', '.join(missing)} is missing. {_shown(header, file.column or '')}"
@@ -282,4 +282,7 @@ def _shown(header: list[str], *labels: str) -> str:
     known = {name.lower() for name in (*IDENTIFIER_KEYWORDS, *labels, ROLE_COLUMN)}
     if not known & {name.lower() for name in header}:
         return f"Its first line has {len(header)} cells and none is a name known here: is the header line missing?"
-    return f"There are: {', '.join(header)}. Rename one in the file, or set labels.key or labels.column in site.toml"
+    return (
+        f"There are: {', '.join(header)}. Rename one in the file, or set labels.key, labels.column or labels.columns in "
+        "site.toml"
+    )
