@@ -283,6 +283,6 @@ def _shown(header: list[str], *labels: str) -> str:
     if not known & {name.lower() for name in header}:
         return f"Its first line has {len(header)} cells and none is a name known here: is the header line missing?"
     return (
-        f"There are: {', '.join(header)}. Rename one in the file, or set labels.key, labels.column or labels.columns in "
-        "site.toml"
+        f"There are: {', '.join(header)}. Rename one in the file, or set labels.key, labels.column or labels.columns "
+        "in site.toml"
     )
