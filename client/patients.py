@@ -83,16 +83,21 @@ def gather_patients(index: Index, stored: Callable[[Sequence[str]], StoredImages
     by_role: dict[Role, list[IndexedImage]] = {role: [] for role in Role}
     for entry in sorted(index.images, key=lambda entry: (entry.patient, entry.path)):
         by_role[entry.role].append(entry)
-    return {role: _gather(entries, stored) for role, entries in by_role.items()}
+    findings = [len(index.task.finding_names)] if index.task.finding_names else []
+    return {role: _gather(entries, stored, findings) for role, entries in by_role.items()}
 
 
-def _gather(entries: Sequence[IndexedImage], stored: Callable[[Sequence[str]], StoredImages]) -> PatientSet:
+def _gather(
+    entries: Sequence[IndexedImage],
+    stored: Callable[[Sequence[str]], StoredImages],
+    findings: Sequence[int],
+) -> PatientSet:
     sizes: Mapping[str, int] = {
         patient: len(list(group)) for patient, group in groupby(entries, key=lambda entry: entry.patient)
     }
     return PatientSet(
         pseudonyms=tuple(sizes),
         images=stored([entry.path for entry in entries]),
-        labels=torch.tensor([entry.label for entry in entries], dtype=torch.int64),
+        labels=torch.tensor([entry.label for entry in entries], dtype=torch.int64).view(-1, *findings),
         first_image=np.cumsum([0, *sizes.values()], dtype=np.int64),
     )

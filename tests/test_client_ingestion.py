@@ -26,12 +26,16 @@ from dicom_files import (
 from rich.console import Console
 
 from client.dicom_index import Index
+from client.evaluation import patient_scores
 from client.index_report import INDEX_NAME, render_index, summary_of
 from client.ingestion import DataRefused, Ingested, check_policy, ingest
 from client.labels import LabelsError
 from client.reasons import LabelProblem, Reason
 from client.roles import Role, role_of
+from client.training import Machine
+from shared_models.architectures import build_model
 from shared_models.study import Study
+from shared_models.tasks.registry import task_of
 from shared_models.tasks.task import MISSING
 
 
@@ -436,3 +440,18 @@ def test_an_image_of_which_no_finding_is_known_is_left_out(hospital: Hospital) -
     index = ingest(hospital.site(), study_with(studies.TWO_FINDINGS), SECRET).index
     assert set(index.left_out_counts) == {"label-empty"}
     assert index.num_patients() == 1
+
+
+@pytest.mark.parametrize("table", [studies.ONE_QUESTION, studies.THREE_CLASSES, studies.TWO_FINDINGS])
+def test_a_role_without_patients_is_evaluated_as_nothing(hospital: Hospital, table: str) -> None:
+    hospital.label([("PAT-0001", "clear", "1", "train")], header=("PatientID", "finding", "effusion", "role"))
+    hospital.add_patients([1])
+    patients = make_study(roles="column").patients
+    study = study_with(table).model_copy(update={"patients": patients})
+    task, found = task_of(study), ingest(hospital.site(), study, SECRET)
+    nobody = found.patients[Role.TEST]
+    assert len(found.patients[Role.TRAIN]) == 1
+    assert nobody.labels.shape == (0, *task.label_shape)
+    machine = Machine(device=torch.device("cpu"), physical_batch=8, mixed_precision=False)
+    scores, labels = patient_scores(build_model(study), nobody, task=task, machine=machine)
+    assert task.statistics(scores, labels).tolist() == [0] * task.num_statistics
