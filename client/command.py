@@ -14,10 +14,11 @@ from client.agent_command import agent
 from client.doctor_command import doctor
 from client.fetch_command import fetch
 from client.foreground import foreground
+from client.index_command import index
 from client.init_command import init
-from client.inspect_command import index, ledger
 from client.journal_command import app as journal_app
 from client.key_change import take_new_keys
+from client.ledger_command import ledger
 from client.membership import MembershipError, check_node_key, check_node_key_file, read_joined
 from client.membership import join as join_consortium
 from client.network_command import connect, init_network, network_status, no_server

@@ -1,7 +1,8 @@
 """Reading the header of one DICOM file that may be odd, broken or hostile.
 
-Only the attributes in `HEADER_KEYWORDS` are kept; the patient's name is never among them. Whatever goes
-wrong becomes one `Unusable` with a named reason, whose text never holds a value of an identifying attribute.
+Only the attributes in `HEADER_KEYWORDS` are kept; the patient's name is never among them (`client.person` reads it, to
+hash it). Whatever goes wrong becomes one `Unusable` with a named reason, whose text never holds a value of an
+identifying attribute.
 """
 
 import codecs
@@ -10,7 +11,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,13 @@ from client.reasons import Reason
 logging.getLogger("pydicom").addFilter(lambda record: False)
 logging.getLogger("pydicom").propagate = False  # for its children
 
-IDENTIFIER_KEYWORDS = ("PatientID", "StudyInstanceUID", "AccessionNumber", "SOPInstanceUID")
+IDENTIFIER_KEYWORDS = (
+    "PatientID",
+    "StudyInstanceUID",
+    "AccessionNumber",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+)
 _PALETTE_KEYWORDS = tuple(
     f"{colour}PaletteColorLookupTable{part}"
     for part in ("Descriptor", "Data")
@@ -48,7 +55,7 @@ _PIXEL_KEYWORDS = (
 )
 _GEOMETRY_KEYWORDS = (
     "ImageType", "RescaleType", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing",
-    "PixelAspectRatio", "PatientOrientation", "ImageOrientationPatient", "ImagePositionPatient", "SeriesInstanceUID",
+    "PixelAspectRatio", "PatientOrientation", "ImageOrientationPatient", "ImagePositionPatient",
 )
 # fmt: on
 FRAME_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -208,13 +215,16 @@ def file_meta(file: BoundedReader) -> Dataset:
     return meta
 
 
-def read_header(file: BoundedReader, *, with_frames: bool = False) -> FileDataset:
+def read_header(
+    file: BoundedReader, *, with_frames: bool = False, besides: Collection[str] = ()
+) -> FileDataset:
     """Read the attributes in `HEADER_KEYWORDS`, not the pixel data.
 
     Args:
         file: the file, open at its start; left at its pixel data element, or at its end if there is none.
         with_frames: read `FRAME_KEYWORDS` too. They may hold anything about frames and patients: only what
             `client.frames` takes of them is to be kept.
+        besides: keywords of further attributes, which the caller is to remove.
 
     Raises:
         Unusable: not DICOM, broken header, nested too deeply, or larger than any header is.
@@ -227,7 +237,7 @@ def read_header(file: BoundedReader, *, with_frames: bool = False) -> FileDatase
         file.seek(0)
     if start[128:] != b"DICM":
         raise Unusable(Reason.NOT_DICOM)
-    keywords = (*HEADER_KEYWORDS, *FRAME_KEYWORDS) if with_frames else HEADER_KEYWORDS
+    keywords = (*HEADER_KEYWORDS, *(FRAME_KEYWORDS if with_frames else ()), *besides)
     tags = [tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None]
     with guarded(Reason.BROKEN_HEADER):
         if not file_meta(file).get("TransferSyntaxUID"):
@@ -273,6 +283,7 @@ class Identifiers:
     StudyInstanceUID: str = field(repr=False)
     AccessionNumber: str = field(repr=False)
     SOPInstanceUID: str = field(repr=False)
+    SeriesInstanceUID: str = field(default="", repr=False)
 
     def value(self, keyword: str) -> str:
         """Return the identifier with this DICOM keyword."""

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from client.dicom_file import Unusable
 from client.dicomdir import is_dicomdir, missing_files
+from client.image_conflicts import Candidate, Identities, conflicts
+from client.index_tally import Counted, Tally, tally
 from client.labels import LabelTable
+from client.quality_file import SiteQuality
+from client.quality_gate import QualityGate
 from client.reasons import LabelProblem, Reason
 from client.roles import Role, role_at, stated_role
 from client.scan_memory import Record
@@ -21,7 +25,8 @@ class IndexedImage:
     """One usable image. Patient and study are pseudonyms; the path is relative and stays at the site.
 
     ``has_window`` is false for a grey image without window or VOI lookup table: a study that uses windows sees its
-    full range.
+    full range. ``burned_in`` is true where its header says that text in the picture identifies the patient. A volume
+    has ``further`` files beside the first of its series.
     """
 
     path: str = field(repr=False)
@@ -30,6 +35,18 @@ class IndexedImage:
     label: Label
     role: Role
     has_window: bool
+    burned_in: bool = False
+    further: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all its files."""
+        return (self.path, *self.further)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Of the label: one, or one for each finding."""
+        return self.label if isinstance(self.label, tuple) else (self.label,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +70,7 @@ class Index:
         num_patients_found: different Patient IDs in readable DICOM files, of whatever kind.
         task: the study's, which says what labels mean.
         finding_problems: those of the label problems that concern one finding, by finding.
+        tally: what the headers add up to.
     """
 
     images: tuple[IndexedImage, ...]
@@ -62,11 +80,17 @@ class Index:
     num_patients_found: int
     task: TaskTable
     finding_problems: Mapping[str, Mapping[LabelProblem, int]] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def num_files(self) -> int:
         """All files below the images folder, save the labels file; with those that a DICOMDIR names and that lack."""
-        return len(self.images) + len(self.left_out)
+        return self.num_used_files + len(self.left_out)
+
+    @property
+    def num_used_files(self) -> int:
+        """Files of usable images; a volume has as many as its series."""
+        return len(self.images) + sum(len(entry.further) for entry in self.images)
 
     @property
     def unusable_share(self) -> float:
@@ -108,9 +132,28 @@ class Index:
         largest: dict[str, tuple[int, ...]] = {}
         for entry in self.images:
             if role in (None, entry.role):
-                label = entry.label if isinstance(entry.label, tuple) else (entry.label,)
-                largest[entry.patient] = tuple(map(max, label, largest.get(entry.patient, label)))
+                before = largest.get(entry.patient, entry.values)
+                largest[entry.patient] = tuple(map(max, entry.values, before))
         return Counter(pair for label in largest.values() for pair in enumerate(label))
+
+    def num_patients_by_class(self, role: Role | None = None) -> dict[str, int]:
+        """Return how many patients, of a role where given, each class of the task has, by the class's name.
+
+        Of several findings each has two: those who have it, and those who have it not.
+        """
+        counts = self.label_counts(role)
+        return {name: counts[place] for place, name in self.class_names.items()}
+
+    @property
+    def class_names(self) -> dict[tuple[int, int], str]:
+        """Names of all classes by (finding, label), as of `label_counts`; without those of findings not known."""
+        if not self.task.finding_names:
+            return {(0, label): name for label, name in enumerate(self.task.class_names)}
+        return {
+            (number, label): f"{finding}-{name}"
+            for number, finding in enumerate(self.task.finding_names)
+            for label, name in enumerate(self.task.class_names)
+        }
 
     @property
     def num_studies(self) -> int:
@@ -120,11 +163,17 @@ class Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """An image that is usable as far as it itself goes; its patient's role is still to be settled."""
+    """An image that is usable as far as it itself goes; what all files together show is still to be settled."""
 
     path: str
     record: Record
     label: Label
+    further: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all its files."""
+        return (self.path, *self.further)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,22 +188,26 @@ class IndexBuilder:
         study: what is wanted.
         key: the DICOM attribute that the labels file is keyed by.
         withdrawn: pseudonyms of patients whose images are left out.
+        quality: what the site itself asks of files.
     """
 
     labels: LabelTable
     study: Study
     key: LabelKey
     withdrawn: Collection[str]
+    quality: SiteQuality = field(default_factory=SiteQuality)
+    records: dict[str, Record] = field(default_factory=dict)
     found: list[_Found] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     patients: set[str] = field(default_factory=set)
-    instances: set[str] = field(default_factory=set)
+    instances: dict[str, str] = field(default_factory=dict)
+    identities: Identities = field(default_factory=Identities)
     stated_roles: dict[str, set[Role]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of files that were added."""
-        return len(self.found) + len(self.left_out)
+        return len(self.found) + sum(len(image.further) for image in self.found) + len(self.left_out)
 
     def check_wanted(self, record: Record) -> Label:
         """Return the label of a file whose pixels are wanted, as far as is known by now.
@@ -167,21 +220,26 @@ class IndexBuilder:
         """
         if record.pseudonyms.get("PatientID") in self.withdrawn:
             raise Unusable(Reason.WITHDRAWN)
-        if record.finding is not None and record.finding.stage != "pixels":
+        if record.finding is not None and record.finding.stage in ("file", "header"):
             raise record.finding.raised()
-        required = ("PatientID", "StudyInstanceUID", "SOPInstanceUID", self.key)
+        if (header := record.header) is not None:
+            self._gate.check_header(header)
+        required = ["PatientID", "StudyInstanceUID", "SOPInstanceUID", self.key]
+        if self.study.image.depth is not None:
+            required.append("SeriesInstanceUID")
         if missing := [keyword for keyword in required if not record.pseudonyms[keyword]]:
             raise Unusable(Reason.MISSING_IDENTIFIER, f"{', '.join(missing)} is empty.")
         label = self.labels.label_of(record.pseudonyms[self.key])
-        if record.pseudonyms["SOPInstanceUID"] in self.instances:
-            raise Unusable(Reason.DUPLICATE)
+        used = self.instances.get(record.pseudonyms["SOPInstanceUID"])
+        if used is not None:
+            raise Unusable(Reason.DUPLICATE_FILE if used == record.content else Reason.DUPLICATE)
+        if record.finding is None and (pixels := record.pixels) is not None:
+            self._gate.check_pixels(pixels)
         return label
 
     def add(self, path: str, record: Record) -> LeftOut | None:
         """Take the next file; return why it is left out, None where it is used as far as it itself goes."""
-        self.keys.add(record.pseudonyms.get(self.key, ""))
-        if patient := record.pseudonyms.get("PatientID"):
-            self.patients.add(patient)
+        self._note(path, record)
         try:
             label = self.check_wanted(record)
             if record.finding is not None:
@@ -190,11 +248,30 @@ class IndexBuilder:
             left_out = LeftOut(path=path, reason=finding.reason, detail=finding.detail)
             self.left_out.append(left_out)
             return left_out
-        self.instances.add(record.pseudonyms["SOPInstanceUID"])
-        roles = self.labels.roles.get(record.pseudonyms[self.key], ())
-        self.stated_roles.setdefault(record.pseudonyms["PatientID"], set()).update(roles)
-        self.found.append(_Found(path=path, record=record, label=label))
+        self._use(_Found(path=path, record=record, label=label), [record])
         return None
+
+    def add_volume(self, paths: Sequence[str], records: Sequence[Record]) -> None:
+        """Take the files of a usable volume, each of which is wanted, and all of one patient and key."""
+        for path, record in zip(paths, records, strict=True):
+            self._note(path, record)
+        label = self.check_wanted(records[0])
+        self._use(_Found(path=paths[0], record=records[0], label=label, further=tuple(paths[1:])), records)
+
+    def _note(self, path: str, record: Record) -> None:
+        """Take what a file says of its patient, whether it is used or not."""
+        self.records[path] = record
+        self.identities.add(record.pseudonyms)
+        self.keys.add(record.pseudonyms.get(self.key, ""))
+        if patient := record.pseudonyms.get("PatientID"):
+            self.patients.add(patient)
+
+    def _use(self, image: _Found, records: Sequence[Record]) -> None:
+        self.instances.update((record.pseudonyms["SOPInstanceUID"], record.content) for record in records)
+        pseudonyms = image.record.pseudonyms
+        roles = self.labels.roles.get(pseudonyms[self.key], ())
+        self.stated_roles.setdefault(pseudonyms["PatientID"], set()).update(roles)
+        self.found.append(image)
 
     def settle_dicomdirs(self, folder: Path, names: Sequence[str]) -> None:
         """Tell DICOMDIRs from other files without pixels, and add the files that they name and that are not there.
@@ -220,30 +297,46 @@ class IndexBuilder:
 
     def finished(self) -> Index:
         """Return the index of all files that were added."""
-        images, without_role = self._with_roles()
+        images, left_out = self._settled()
         problems = dict(self.labels.problems)
         if unmatched := len(self.labels.keys - self.keys):
             problems[LabelProblem.NO_FILE] = unmatched
         return Index(
             images=tuple(images),
-            left_out=tuple(sorted([*self.left_out, *without_role], key=lambda file: file.path)),
+            left_out=tuple(sorted(left_out, key=lambda file: file.path)),
             label_problems=problems,
             num_label_rows=self.labels.num_rows,
             num_patients_found=len(self.patients),
             task=self.study.task,
             finding_problems=self.labels.finding_problems,
+            tally=self._tally(left_out),
         )
 
-    def _with_roles(self) -> tuple[list[IndexedImage], list[LeftOut]]:
-        """Settle roles, once all images of each patient are known."""
+    @property
+    def _gate(self) -> QualityGate:
+        return QualityGate(study=self.study.quality, site=self.quality)
+
+    def _settled(self) -> tuple[list[IndexedImage], list[LeftOut]]:
+        """Settle conflicts and roles, once all files are known."""
         images: list[IndexedImage] = []
-        left_out: list[LeftOut] = []
+        left_out = [self._with_owner(file) for file in self.left_out]
+        against = conflicts(
+            [self._candidate(image) for image in self.found],
+            self.identities,
+            self.study.quality,
+            self.quality,
+        )
         for image in self.found:
+            if (reason := against.get(image.path)) is not None:
+                left_out += [LeftOut(path=path, reason=reason) for path in image.paths]
+                continue
             pseudonyms = image.record.pseudonyms
             try:
                 role = self._role(pseudonyms["PatientID"], image.record.role_draw)
             except Unusable as finding:
-                left_out.append(LeftOut(path=image.path, reason=finding.reason, detail=finding.detail))
+                left_out += [
+                    LeftOut(path=path, reason=finding.reason, detail=finding.detail) for path in image.paths
+                ]
                 continue
             images.append(
                 IndexedImage(
@@ -253,9 +346,49 @@ class IndexBuilder:
                     label=image.label,
                     role=role,
                     has_window=image.record.has_window,
+                    burned_in=any(self._is_burned_in(path) for path in image.paths),
+                    further=image.further,
                 )
             )
         return images, left_out
+
+    def _candidate(self, image: _Found) -> Candidate:
+        pixels = image.record.pixels
+        return Candidate(
+            path=image.path,
+            patient=image.record.pseudonyms["PatientID"],
+            label=image.label,
+            pixels="" if pixels is None or pixels.blank else pixels.digest,
+            shared=any(self.identities.is_shared(self.records[path].pseudonyms) for path in image.paths),
+        )
+
+    def _is_burned_in(self, path: str) -> bool:
+        header = self.records[path].header
+        return header is not None and header.burned_in == "YES"
+
+    def _with_owner(self, file: LeftOut) -> LeftOut:
+        """A copy of an image that is there under another Patient ID too is no mere copy."""
+        if (
+            file.reason in (Reason.DUPLICATE, Reason.DUPLICATE_FILE)
+            and self.study.quality.shared_pixels == "refuse"
+            and self.identities.is_shared(self.records[file.path].pseudonyms)
+        ):
+            return LeftOut(path=file.path, reason=Reason.TWO_PATIENTS)
+        return file
+
+    def _tally(self, left_out: Sequence[LeftOut]) -> Tally:
+        reasons = {file.path: file.reason for file in left_out}
+        shared = {
+            self.records[path].pseudonyms["PatientID"]
+            for path, reason in reasons.items()
+            if reason is Reason.TWO_PATIENTS
+        }
+        counted = (
+            Counted(header, reasons.get(path))
+            for path, record in self.records.items()
+            if reasons.get(path) is not Reason.WITHDRAWN and (header := record.header) is not None
+        )
+        return tally(counted, self.identities, sorted(shared))
 
     def _role(self, patient: str, draw: float) -> Role:
         if self.study.patients.roles == "column":

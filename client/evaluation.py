@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.patients import PatientSet
-from client.training import Machine
+from client.training import Machine, images_at_a_time
 from shared_models.tasks.patients import by_patient
 from shared_models.tasks.task import Task
 
@@ -31,9 +31,10 @@ def image_scores(model: nn.Module, patients: PatientSet, *, task: Task, machine:
     """Return the task's probabilities of each image, float64, shape (num_images,) or (num_images, num_outputs)."""
     model.eval()
     scores = [task.scores(torch.zeros(0, task.num_outputs, dtype=torch.float64)).numpy()]
+    num = images_at_a_time(patients.images.shape)
     with torch.no_grad():
-        for first in range(0, len(patients.images), 256):
-            batch = patients.images[first : first + 256].to(machine.device, non_blocking=True)
+        for first in range(0, len(patients.images), num):
+            batch = patients.images[first : first + num].to(machine.device, non_blocking=True)
             with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=machine.mixed_precision):
                 logits = model(batch)
             scores.append(task.scores(logits.double()).cpu().numpy())

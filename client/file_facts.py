@@ -6,6 +6,7 @@ validated where they are made and where they arrive, because the process that re
 
 import hashlib
 import re
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydantic import Field
 from pydicom.dataset import FileDataset
 
 from client.dicom_file import Unusable, code_of, number_of, text_of
+from client.identifying_facts import IdentifyingFacts
 from client.pixel_size import spacing_of
 from shared_models.configuration import Frozen
 
@@ -35,41 +37,53 @@ class HeaderFacts(Frozen):
     scanner: Annotated[str, Field(pattern=r"^([A-Za-z0-9 ._/()+-]{0,64}|\?)$")] = ""
     view: Code = ""
     body_part: Code = ""
-    photometric: Code = ""
+    photometric: Annotated[str, Field(pattern=r"^([A-Z0-9_]{0,16}|PALETTE COLOR|\?)$")] = ""
     rows: Number | None = None
     columns: Number | None = None
     bits_stored: Number | None = None
     spacing: Annotated[tuple[float, float] | None, Field(strict=False)] = None
     burned_in: Code = ""
+    identifying: IdentifyingFacts = IdentifyingFacts()
 
 
 class PixelFacts(Frozen):
     """What the stored values of an image say.
 
-    ``digest`` is SHA-256 over shape, type and values: equal for equal pixels, however they are compressed.
+    ``digest`` is SHA-256 over shape, type and values: equal for equal pixels, however they are compressed. What is
+    remembered is a keyed hash of that (`keyed`).
     ``lowest_share`` and ``highest_share``: of all samples, those that have the image's own lowest and highest value.
     ``blank``: there is one value only.
     """
 
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    digest: Annotated[str, Field(pattern=r"^([0-9a-f]{64}|[0-9a-f]{32})$")]
     lowest_share: Share
     highest_share: Share
     blank: bool
 
+    def keyed(self, pseudonym: Callable[[str], str]) -> "PixelFacts":
+        """The same with what *pseudonym* makes of the digest: whoever has the image cannot find it here."""
+        return self.model_copy(update={"digest": pseudonym(self.digest)})
 
-def header_facts(header: FileDataset) -> HeaderFacts:
-    """Return what a header says, whatever else is wrong with it."""
+
+def header_facts(header: FileDataset, identifying: IdentifyingFacts) -> HeaderFacts:
+    """Return what a header says, whatever else is wrong with it.
+
+    Args:
+        header: what `client.dicom_file.read_header` returned.
+        identifying: how much of the whole header could identify somebody.
+    """
     return HeaderFacts(
         modality=_code(header, "Modality"),
         scanner=_scanner(header),
         view=_code(header, "ViewPosition"),
         body_part=_code(header, "BodyPartExamined"),
-        photometric=_code(header, "PhotometricInterpretation"),
+        photometric=_photometric(header),
         rows=_number(header, "Rows"),
         columns=_number(header, "Columns"),
         bits_stored=_number(header, "BitsStored"),
         spacing=_spacing(header),
         burned_in=_code(header, "BurnedInAnnotation"),
+        identifying=identifying,
     )
 
 
@@ -96,6 +110,14 @@ def _code(header: FileDataset, keyword: str) -> str:
         return code_of(header, keyword)
     except Unusable:
         return "?"
+
+
+def _photometric(header: FileDataset) -> str:
+    try:
+        text = text_of(header, "PhotometricInterpretation")
+    except Unusable:
+        return "?"
+    return text if text == "PALETTE COLOR" else _code(header, "PhotometricInterpretation")
 
 
 def _number(header: FileDataset, keyword: str) -> int | None:

@@ -21,7 +21,9 @@ from client.dicom_file import (
 from client.dicom_image import check_image, with_pixels
 from client.file_facts import HeaderFacts, PixelFacts, header_facts, pixel_facts
 from client.frames import chosen_frame, take_frame
+from client.header_walk import look_through
 from client.intensity import has_window
+from client.person import PERSON_KEYWORDS, person_values
 from client.preparation import Plane, prepare
 from client.reasons import Reason
 from shared_models.study import Image
@@ -35,16 +37,21 @@ class Header:
         identifiers: by keyword, empty where the file has none.
         facts: what may be remembered.
         finding: why it is no image of the study, None where nothing speaks against it yet.
+        person: name, birth date and sex, by keyword: to be hashed, and never kept.
     """
 
     identifiers: Mapping[str, str] = field(repr=False)
     facts: HeaderFacts
     finding: Unusable | None
+    person: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
-    """An image as the model sees it, whether its file says how it is to be shown, and what its stored values say."""
+    """An image as the model sees it, whether its file says how it is to be shown, and what its stored values say.
+
+    Of a volume ``facts`` are those of all its slices in their order, in the study's units.
+    """
 
     plane: Plane = field(repr=False)
     has_window: bool
@@ -84,8 +91,10 @@ class OpenFile:
         self.close()
         status = _status(path)
         file = self._open.enter_context(opened(path, max_inflated=MAX_INFLATED_BYTES))
-        header = read_header(file, with_frames=True)
-        identifiers = identifiers_of(header)
+        header = read_header(file, with_frames=True, besides=PERSON_KEYWORDS)
+        identifiers, person = identifiers_of(header), person_values(header)
+        for keyword in PERSON_KEYWORDS:
+            header.pop(keyword, None)
         finding = None
         try:
             check_image(header, file, image)
@@ -93,8 +102,9 @@ class OpenFile:
             finding = found.with_traceback(None)
         told = Header(
             identifiers={keyword: identifiers.value(keyword) for keyword in IDENTIFIER_KEYWORDS},
-            facts=header_facts(header),
+            facts=header_facts(header, look_through(file, header)),
             finding=finding,
+            person=person,
         )
         if finding is None:
             self._current = _Current(path=path, image=image, status=status, header=header, file=file)

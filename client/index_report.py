@@ -15,8 +15,11 @@ from rich.text import Text
 
 from client.dicom_index import Index
 from client.private_file import replace_private_file
+from client.quality_notes import quality_notes
 from client.reasons import LabelProblem
 from client.roles import Role
+from client.scanner_rows import scanner_rows
+from shared_models.study import Study
 from shared_models.tasks.task import MISSING
 
 INDEX_NAME = "index.json"
@@ -31,6 +34,7 @@ class Counts:
         num_files: in the images folder.
         num_images: of these, usable.
         unusable_share: of the files.
+        smallest_class: training patients of the class that has fewest.
         time: when it was written, UTC.
     """
 
@@ -38,6 +42,7 @@ class Counts:
     num_files: int
     num_images: int
     unusable_share: float
+    smallest_class: int
     time: datetime
 
 
@@ -55,18 +60,19 @@ def read_counts(state: Path, study_hash: str) -> Counts | None:
             num_files=summary["num_files"],
             num_images=summary["num_images"],
             unusable_share=summary["unusable_share"],
+            smallest_class=min(summary["patients"][Role.TRAIN.value].values()),
             time=time,
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None  # it can be made again at any time
 
 
-def write_index(index: Index, state: Path, *, study_hash: str) -> Path:
+def write_index(index: Index, state: Path, *, study: Study) -> Path:
     """Write the index to the site's state folder: whole or not at all, mode 0600. Returns its path."""
     head = {
         "schema": 1,
-        "study_hash": study_hash,
-        "summary": summary_of(index),
+        "study_hash": study.hash,
+        "summary": summary_of(index, study),
         "label_problems": _codes(index.label_problems),
         "finding_problems": {name: _codes(counted) for name, counted in index.finding_problems.items()},
     }
@@ -78,6 +84,7 @@ def write_index(index: Index, state: Path, *, study_hash: str) -> Path:
             "label": entry.label,
             "role": entry.role.value,
             "has_window": entry.has_window,
+            **({"further": entry.further} if entry.further else {}),
         }
         for entry in index.images
     )
@@ -100,7 +107,7 @@ def _listed(name: str, entries: Iterable[Mapping[str, object]]) -> str:
     return f' "{name}": [\n  {lines}\n ]' if lines else f' "{name}": []'
 
 
-def summary_of(index: Index) -> dict[str, object]:
+def summary_of(index: Index, study: Study) -> dict[str, object]:
     """The counts of an index, ready for JSON: what ``collegium-client index --json`` prints."""
     return {
         "num_files": index.num_files,
@@ -112,6 +119,15 @@ def summary_of(index: Index) -> dict[str, object]:
         "patients": {role.value: _by_value(index, role) for role in Role},
         "labels": {role.value: _by_name(index, role) for role in Role},
         "left_out": index.left_out_counts,
+        "scanners": {
+            name: {
+                "used": tally.num_used,
+                "left_out": {reason.code: number for reason, number in tally.left_out.items()},
+            }
+            for name, tally in index.tally.scanners.items()
+        },
+        "identifying": {kind.field: number for kind, number in index.tally.kinds.items()},
+        "notes": list(quality_notes(index, study)),
     }
 
 
@@ -139,10 +155,11 @@ def _by_name(index: Index, role: Role) -> dict[str, object]:
     }
 
 
-def render_index(index: Index) -> RenderableType:
-    """Return the index as tables: files used, why others are not, and patients by role and label."""
+def render_index(index: Index, study: Study) -> RenderableType:
+    """Return the index as tables: files used, why others are not and what to do, scanners, patients, notes."""
+    volumes = f" in {len(index.images)} volumes" if index.num_used_files > len(index.images) else ""
     usable = (
-        f"{len(index.images)} of {index.num_files} files are used: "
+        f"{index.num_used_files} of {index.num_files} files are used{volumes}: "
         f"{index.num_patients()} of {index.num_patients_found} patients, {index.num_studies} studies."
     )
     parts: list[RenderableType] = [Text(usable, style="bold")]
@@ -150,11 +167,17 @@ def render_index(index: Index) -> RenderableType:
         parts.append(_left_out_table(index))
     if index.label_problems:
         parts.append(_label_table(index))
+    if index.tally.scanners:
+        parts.append(_scanner_table(index))
     parts += _patient_tables(index)
-    if windowless := sum(not entry.has_window for entry in index.images):
+    if index.tally.num_headers:
         parts.append(
-            Text(f"{windowless} images have no window; a study that uses windows sees their full range.")
+            Text(
+                f"{index.tally.num_removed} of {index.tally.num_headers} headers say that the patient's identity was "
+                f"removed; {index.tally.num_to_remove} hold values that the Basic Profile of DICOM PS3.15 removes."
+            )
         )
+    parts += [Text(note, style="yellow") for note in quality_notes(index, study)]
     return Group(*parts)
 
 
@@ -168,6 +191,18 @@ def _left_out_table(index: Index) -> Table:
     table.add_column("What to do")
     for reason, number in index.left_out_reasons:
         table.add_row(str(number), reason.code, reason.sentence, reason.remedy)
+    return table
+
+
+def _scanner_table(index: Index) -> Table:
+    table = Table(title="By scanner", title_justify="left")
+    table.add_column("Scanner")
+    for heading in ("Files", "Used"):
+        table.add_column(heading, justify="right")
+    table.add_column("Main reason against the others")
+    for row in scanner_rows(index):
+        reason = row.main_reason.code if row.main_reason else ""
+        table.add_row(Text(row.name), str(row.num_files), str(row.num_used), reason)
     return table
 
 

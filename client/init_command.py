@@ -203,6 +203,12 @@ max_runs_per_study = {max_runs:<10}# each run of a study costs its epsilon again
 # lifetime_delta = 1e-5
 allow_no_privacy = false       # true admits studies without differential privacy
 
+[quality]
+# How careful this hospital is with its own files; see docs/quality.md.
+patient_conflicts = "tell"     # "refuse": leave out who seems to have several Patient IDs, or shares one
+identifiers = "tell"           # "refuse": use only files that were de-identified
+thumbnails = 4                 # images of each class on the page of collegium-client index; 0: none
+
 [consortium]
 root = "root.pub"              # the coordinator's; only a roster that this key signed is used
 roster = "roster.toml"         # the consortium's sites; see: collegium-client join

@@ -20,8 +20,8 @@ class PatientSet:
 
     Args:
         pseudonyms: of each patient, increasing.
-        images: float32, shape (num_images, channels, rows, columns), in [0, 1]: a tensor, or where they are stored.
-            Both give a tensor for a slice or for positions.
+        images: float32, shape (num_images, channels, rows, columns), or (num_images, 1, depth, rows, columns) of
+            volumes, in [0, 1]: a tensor, or where they are stored. Both give a tensor for a slice or for positions.
         labels: int64, shape (num_images,), or (num_images, num_findings) where a label has several values; those that
             are not known are `shared_models.tasks.task.MISSING`.
         first_image: int64, shape (num_patients + 1,); the images of patient p are first_image[p] to
@@ -80,11 +80,16 @@ def gather_patients(index: Index, stored: Callable[[Sequence[str]], StoredImages
     Returns:
         One `PatientSet` for each role, possibly of no patients.
     """
+    findings = [len(index.task.finding_names)] if index.task.finding_names else []
+    return {role: _gather(entries, stored, findings) for role, entries in images_by_role(index).items()}
+
+
+def images_by_role(index: Index) -> dict[Role, list[IndexedImage]]:
+    """The images of each role, in the order in which its `PatientSet` has them."""
     by_role: dict[Role, list[IndexedImage]] = {role: [] for role in Role}
     for entry in sorted(index.images, key=lambda entry: (entry.patient, entry.path)):
         by_role[entry.role].append(entry)
-    findings = [len(index.task.finding_names)] if index.task.finding_names else []
-    return {role: _gather(entries, stored, findings) for role, entries in by_role.items()}
+    return by_role
 
 
 def _gather(

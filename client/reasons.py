@@ -145,10 +145,75 @@ class Reason(Enum):
         "Its header says that it does not lie as the study wants, and not clearly enough how to turn it.",
         "Correct Patient Orientation (0020,0020) at the source, or export the image upright.",
     )
+    OTHER_VIEW = (
+        "other-view",
+        "Its View Position (0018,5101) is not one of the study's, or is empty and the study wants it stated.",
+        "Nothing to do; keep only the study's views in the folder if it should not count.",
+    )
+    OTHER_BODY_PART = (
+        "other-body-part",
+        "Its Body Part Examined (0018,0015) is not one of the study's, or is empty and the study wants it stated.",
+        "Nothing to do; keep only the study's body parts in the folder if it should not count.",
+    )
+    OTHER_PHOTOMETRIC = (
+        "other-photometric",
+        "Its Photometric Interpretation (0028,0004) is not one of the study's.",
+        "Export the original image instead of a converted one; keep others out of the folder.",
+    )
+    WRONG_SIZE = (
+        "wrong-size",
+        "It has fewer or more rows or columns than the study allows.",
+        "Export the original image instead of a preview or a printed page; keep others out of the folder.",
+    )
+    BURNED_IN = (
+        "burned-in",
+        "Its header says that text in the picture identifies the patient, or the study wants the contrary stated.",
+        "Export the image without annotations; do not just change the flag Burned In Annotation (0028,0301).",
+    )
+    NOT_DEIDENTIFIED = (
+        "not-deidentified",
+        "Its header still holds what can identify somebody, and this site uses de-identified files only.",
+        "De-identify the export by the Basic Profile of PS3.15, or set quality.identifiers in site.toml.",
+    )
+    BLANK = (
+        "blank",
+        "All its pixels have one value.",
+        "Look whether the exposure failed or the export lost the pixels; export the image again.",
+    )
+    SATURATED = (
+        "saturated",
+        "More of its pixels have its lowest or its highest value than the study allows.",
+        "Look whether it is over-exposed, a mask or a screenshot; export the original image.",
+    )
     DUPLICATE = (
         "duplicate",
-        "Another file with the same SOPInstanceUID (0008,0018) is already used.",
+        "A file with the same SOPInstanceUID (0008,0018) and other content is already used.",
+        "Find out which of the two is right, and keep that one.",
+    )
+    DUPLICATE_FILE = (
+        "duplicate-file",
+        "The same file, byte for byte, is already used.",
         "Remove one of the copies.",
+    )
+    DUPLICATE_PIXELS = (
+        "duplicate-pixels",
+        "Another image of its patient with the same pixels is already used.",
+        "Remove one of the copies.",
+    )
+    TWO_PATIENTS = (
+        "two-patients",
+        "The same image is there under another Patient ID as well; nobody knows whose it is.",
+        "Find out whose image it is, and remove the other; merge the two if they are one patient.",
+    )
+    PATIENT_CONFLICT = (
+        "patient-conflict",
+        "Files of its Patient ID name different birth dates or sexes, and this site leaves such patients out.",
+        "Find out whether two patients share the Patient ID, and correct the files at their source.",
+    )
+    TWO_IDS = (
+        "two-ids",
+        "Its patient seems to have another Patient ID as well, and this site leaves such patients out.",
+        "Find out whether they are one patient, and give all files the same Patient ID.",
     )
     NO_LABEL = (
         "no-label",

@@ -12,13 +12,14 @@ import zlib
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from client.dicom_file import Unusable
 from client.file_facts import HeaderFacts, PixelFacts
 from client.reasons import Reason
 
-SCHEMA = 1
+SCHEMA = 2
 SCAN_NAME = "scan.sqlite"
 
 _REASONS = {reason.code: reason for reason in Reason}
@@ -28,7 +29,10 @@ _PUT = "INSERT OR REPLACE INTO files VALUES (?, ?, ?)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Why a file cannot be used. ``stage``: ``file`` (nothing is known of it), ``header`` or ``pixels``."""
+    """Why a file cannot be used.
+
+    ``stage``: ``file`` (nothing is known of it), ``header``, ``pixels``, or ``volume``: that of its series.
+    """
 
     stage: str
     reason: Reason
@@ -46,13 +50,16 @@ class Record:
     Attributes:
         size: of the file, in bytes.
         mtime_ns: when it was last changed, nanoseconds of the file system's clock.
-        pseudonyms: of patient, study, accession number and instance, by DICOM keyword; empty where the file has none.
+        pseudonyms: of patient, study, accession number and instance, by DICOM keyword, and of the person
+            (`client.person.Person.pseudonyms`); empty where the file has none.
         role_draw: the patient's number that fixes the role.
         finding: why the file cannot be used, whatever the labels say; None where nothing was found.
         content: keyed hash of its bytes; empty where its pixels were not wanted yet.
         has_window: whether it says how it is to be shown; means nothing without content.
         header_facts: JSON of `HeaderFacts`, empty where there are none.
         pixel_facts: JSON of `PixelFacts`, empty where there are none.
+        volume: keyed hash of the contents of all files of its series, where a finding of stage ``volume`` and the
+            facts of the pixels are those of that volume; empty where they are of the file itself.
     """
 
     size: int
@@ -64,11 +71,12 @@ class Record:
     has_window: bool = False
     header_facts: str = ""
     pixel_facts: str = ""
+    volume: str = ""
 
     @property
     def header(self) -> HeaderFacts | None:
         """What the header says, as far as it may be remembered."""
-        return HeaderFacts.model_validate_json(self.header_facts) if self.header_facts else None
+        return _header_of(self.header_facts) if self.header_facts else None
 
     @property
     def pixels(self) -> PixelFacts | None:
@@ -89,13 +97,16 @@ class Record:
                 self.has_window,
                 self.header_facts,
                 self.pixel_facts,
+                self.volume,
             ]
         )
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
         """Return the record that `to_json` wrote. Raises ValueError, LookupError or TypeError for any other text."""
-        size, mtime_ns, pseudonyms, role_draw, finding, content, has_window, header, pixels = json.loads(text)
+        size, mtime_ns, pseudonyms, role_draw, finding, content, has_window, header, pixels, volume = (
+            json.loads(text)
+        )
         if finding is not None:
             stage, code, detail = finding
             finding = Finding(stage=stage, reason=_REASONS[code], detail=detail)
@@ -109,7 +120,14 @@ class Record:
             has_window=has_window,
             header_facts=header,
             pixel_facts=pixels,
+            volume=volume,
         )
+
+
+@lru_cache(maxsize=4096)
+def _header_of(text: str) -> HeaderFacts:
+    """Headers of one scanner often say the same."""
+    return HeaderFacts.model_validate_json(text)
 
 
 class ScanMemory:

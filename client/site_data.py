@@ -4,8 +4,9 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 
+from client.data_floor import check_floors
 from client.dicom_index import Index
-from client.ingestion import DataRefused, Ingested, check_policy, ingest
+from client.ingestion import Ingested, ingest
 from client.patients import PatientSet
 from client.roles import Role
 from client.secret import SiteSecret
@@ -58,7 +59,7 @@ class SiteData:
         """Return index and patients.
 
         Raises:
-            DataRefused: they are not fit for the study, or the policy does not let them train.
+            DataRefused: they are below the floor of the study or of the site's policy, or cannot be read.
             LabelsError: the labels file cannot be used.
         """
         gone = frozenset(withdrawn)
@@ -67,9 +68,6 @@ class SiteData:
             ingested = ingest(self._file, study, self._secret, withdrawn=gone, progress=ProgressLines())
             kept = (study.hash, gone, ingested)
         index, patients = kept[2].index, kept[2].patients
-        check_policy(index, self._file.policy)
-        num, needed = len(patients[Role.TRAIN]), study.patients.min_training
-        if num < needed:
-            raise DataRefused(f"{num} training patients, the study asks for at least {needed}")
+        check_floors(index, study, self._file.policy)
         self._kept = kept
         return index, patients

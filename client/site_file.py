@@ -8,11 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from client.pacs_file import Pacs
+from client.quality_file import SiteQuality
 from shared_models.configuration import Frozen, read_toml
 from shared_models.study import Slug
 
 FilePath = Annotated[Path, Field(strict=False)]
-LabelKey = Literal["PatientID", "StudyInstanceUID", "AccessionNumber", "SOPInstanceUID"]
+LabelKey = Literal["PatientID", "StudyInstanceUID", "AccessionNumber", "SeriesInstanceUID", "SOPInstanceUID"]
 
 
 class Images(Frozen):
@@ -157,6 +158,7 @@ class SiteFile(Frozen):
     server: Server | None = None
     agent: AgentDoor | None = None
     compute: Compute = Compute()
+    quality: SiteQuality = SiteQuality()
     pacs: Pacs | None = None
     testing: Testing | None = None
 

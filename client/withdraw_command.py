@@ -31,6 +31,7 @@ out = Console(highlight=False, soft_wrap=True)
 
 def withdraw(config: ConfigOption = SITE_FILE, file: FileOption = None) -> None:
     """Exclude patients from now on, in running studies too; what they have spent is not refunded."""
+    from client.index_page import PAGE_NAME
     from client.withdrawal import known_patients, withdrawn
     from client.withdrawal import withdraw as exclude
 
@@ -41,6 +42,12 @@ def withdraw(config: ConfigOption = SITE_FILE, file: FileOption = None) -> None:
     pseudonyms = [secret.pseudonym("patient", patient) for patient in patients]
     known = known_patients(site.state)
     fresh = exclude(journal, pseudonyms)
+    page = site.state / PAGE_NAME
+    if fresh and page.exists():  # it may show an image of such a patient
+        page.unlink()
+        out.print(
+            f"{page} was deleted, since it shows images; collegium-client index makes it again.", markup=False
+        )
     out.print(
         f"{fresh} of {len(patients)} patients are excluded from now on, {len(patients) - fresh} were before; "
         f"{len(withdrawn(journal))} in all."

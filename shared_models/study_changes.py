@@ -33,6 +33,22 @@ WORDS: Mapping[str, str] = {
     "image.frames": "what becomes of files of several frames",
     "image.orientation": "whether images are turned to the standard orientation",
     "image.spacing": "size of a pixel of the prepared image, in mm",
+    "quality.views": "views that are used (ViewPosition)",
+    "quality.body_parts": "body parts that are used (BodyPartExamined)",
+    "quality.photometric": "kinds of pixel values that are used (PhotometricInterpretation)",
+    "quality.unstated": "what becomes of images that name no view or body part",
+    "quality.min_rows": "fewest rows of a stored image",
+    "quality.min_columns": "fewest columns of a stored image",
+    "quality.max_rows": "most rows of a stored image",
+    "quality.max_columns": "most columns of a stored image",
+    "quality.blank": "what becomes of images of one value only",
+    "quality.max_saturated_share": "largest share of an image at its lowest or highest value",
+    "quality.burned_in": "what becomes of images with identifying text in their pixels",
+    "quality.shared_pixels": "what becomes of images that stand under several Patient IDs",
+    "quality.min_patients_per_class": "fewest training patients of each class of a hospital",
+    "quality.max_unusable_share": "largest share of a hospital's files that may be left out",
+    "image.depth": "slices of the prepared volume",
+    "image.slice_spacing": "distance of the slices of the prepared volume, in mm",
     "model.architecture": "architecture of the model",
     "model.width": "width of the model",
     "model.weight_standardisation": "weights of the convolutions standardised",
@@ -183,8 +199,11 @@ def _higher(old: Value, new: Value) -> bool:
 
 
 _PROTECTION: Sequence[Value] = ("none", "distributed", "local")
+_LEFT_OUT: Sequence[Value] = ("use", "refuse", "require-no")
 _WEAKER: Mapping[str, Callable[[Value, Value], bool]] = {
     "privacy.mode": lambda old, new: _PROTECTION.index(new) < _PROTECTION.index(old),
+    "quality.burned_in": lambda old, new: _LEFT_OUT.index(new) < _LEFT_OUT.index(old),
+    "quality.shared_pixels": lambda old, new: _LEFT_OUT.index(new) < _LEFT_OUT.index(old),
     "privacy.epsilon": _higher,
     "privacy.delta": _higher,
     "evaluation.epsilon": _higher,

@@ -1,12 +1,12 @@
-"""Pages that need no network and no other file, from the templates beside this module."""
+"""Pages that need no network and no other file: templates beside this module, in the style of `client.pages`."""
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 
 def render(template: str, **values: object) -> str:
     """Return the page: values are escaped, and a missing one is an error."""
     environment = Environment(
-        loader=PackageLoader("simulations", "."),
+        loader=ChoiceLoader([PackageLoader("simulations", "."), PackageLoader("client", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -21,6 +21,7 @@ from pydicom.uid import (
 
 from client.secret import SiteSecret
 from client.site_file import Consortium, Images, Labels, Policy, SiteFile
+from shared_models.quality import Quality
 from shared_models.study import (
     Aggregation,
     Evaluation,
@@ -145,7 +146,11 @@ def make_image(**changes: object) -> Image:
     return Image.model_validate({**values, **changes})
 
 
-def make_study(*, roles: str = "hash", image: Image | None = None) -> Study:
+LENIENT = Quality(blank="use", shared_pixels="use", burned_in="use")
+"""For tests that are not about quality, and make one picture serve for many."""
+
+
+def make_study(*, roles: str = "hash", image: Image | None = None, quality: Quality = LENIENT) -> Study:
     """A small study without privacy."""
     return Study(
         name="test-study",
@@ -155,6 +160,7 @@ def make_study(*, roles: str = "hash", image: Image | None = None) -> Study:
         ),
         patients=Patients(roles=roles, min_training=1, validation_fraction=0.2, test_fraction=0.2),  # type: ignore[arg-type]
         image=image or make_image(),
+        quality=quality,
         model=Model(architecture="small-cnn", width=8),
         training=Training(num_rounds=1, local_steps=1, sample_rate=0.5, learning_rate=0.1),
         privacy=Privacy(mode="none"),
@@ -186,7 +192,9 @@ class Hospital:
         rows = []
         for number in numbers:
             patient = f"PAT-{number:04d}"
-            self.add(f"{number:04d}.dcm", dataset(gradient(), patient=patient))
+            pixels = gradient()
+            pixels[0, :2] = divmod(number, 256)  # no two patients have the same image
+            self.add(f"{number:04d}.dcm", dataset(pixels, patient=patient))
             rows.append((patient, "yes" if number % 2 else "no"))
         return rows
 

@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_read_now_is_tried_again(hospital: Hospital) -> No
     assert reasons(first)["link.dcm"] == "not-a-file"
     hospital.add("later.dcm", dataset(gradient(), patient="PAT-0000", image="77"))
     second, _, _ = run(hospital)
-    assert "link.dcm" not in reasons(second) or reasons(second)["link.dcm"] == "duplicate"
+    assert "link.dcm" not in reasons(second) or reasons(second)["link.dcm"] == "duplicate-file"
 
 
 def test_another_study_with_the_same_images_prepares_nothing_and_another_size_prepares_all(

@@ -189,6 +189,51 @@ def test_several_workers_run_side_by_side(tmp_path: Path) -> None:
     assert found == [True] * 60
 
 
+LIAR = """
+import json, os, socket, sys
+from client.decoding_process import HEADER, LENGTH, READY, received
+with socket.socket(fileno=int(sys.argv[1])) as connection:
+    connection.sendall(LENGTH.pack(1) + READY)
+    while (request := received(connection)) is not None:
+        path = os.fsdecode(bytes.fromhex(json.loads(request)["path"]))
+        reply = HEADER + open(path, "rb").read()
+        connection.sendall(LENGTH.pack(len(reply)) + reply)
+"""
+TOLD = {
+    "identifiers": dict.fromkeys(("PatientID", "StudyInstanceUID", "AccessionNumber", "SOPInstanceUID"), "1"),
+    "facts": {"scanner": "Maker", "identifying": {"patient": 1}},
+    "person": {"PatientName": "A^B", "PatientBirthDate": "", "PatientSex": ""},
+}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"person": None},
+        {"person": {}},
+        {"person": {**TOLD["person"], "PatientName": 7}},
+        {"person": {**TOLD["person"], "PatientName": "x" * 10_001}},
+        {"facts": {"scanner": "<b>Maker</b>"}},
+        {"facts": {"identifying": {"patient": -1}}},
+        {"facts": {"identifying": {"patient": 2**40}}},
+        {"facts": {"identifying": {"names": "Oftering"}}},
+        {"facts": {"identifying": {"removed": "Oftering"}}},
+        {"facts": {"identifying": "Oftering"}},
+    ],
+)
+def test_what_cannot_be_said_of_a_header_is_not_believed(tmp_path: Path, lie: dict[str, object]) -> None:
+    (tmp_path / "honest").write_text(json.dumps(TOLD))
+    (tmp_path / "lie").write_text(json.dumps({**TOLD, **lie}))
+    with DecodingWorker(program=[sys.executable, "-c", LIAR]) as worker:
+        header = worker.header(tmp_path / "honest", make_image())
+        assert header.person == TOLD["person"]
+        assert header.facts.identifying.patient == 1
+        with pytest.raises(Unusable) as caught:
+            worker.header(tmp_path / "lie", make_image())
+    assert caught.value.reason is Reason.DECODER_CRASHED
+    assert "Oftering" not in str(caught.value)
+
+
 def test_closing_ends_the_process_even_in_the_middle_of_a_file(tmp_path: Path) -> None:
     worker = DecodingWorker(TIGHT, FAULTY)
     pid = int(finding(worker, tmp_path / "pid.dcm").detail)

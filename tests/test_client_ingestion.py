@@ -25,10 +25,11 @@ from dicom_files import (
 )
 from rich.console import Console
 
+from client.data_floor import check_floors
 from client.dicom_index import Index
 from client.evaluation import patient_scores
 from client.index_report import INDEX_NAME, render_index, summary_of
-from client.ingestion import DataRefused, Ingested, check_policy, ingest
+from client.ingestion import DataRefused, Ingested, ingest
 from client.labels import LabelsError
 from client.reasons import LabelProblem, Reason
 from client.roles import Role, role_of
@@ -44,9 +45,9 @@ def hospital(tmp_path: Path) -> Hospital:
     return Hospital(tmp_path / "hospital")
 
 
-def printed(index: Index) -> str:
+def printed(index: Index, study: Study | None = None) -> str:
     console = Console(file=StringIO(), width=300)
-    console.print(render_index(index))
+    console.print(render_index(index, study or make_study()))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -82,7 +83,7 @@ def test_training_goes_on_with_the_rest_and_the_report_says_what_was_left_out(ho
     assert index.num_patients() == 20
     assert index.num_patients_found == 22
     assert sum(len(patients) for patients in found.patients.values()) == 20
-    check_policy(index, hospital.site(max_unusable_share=0.2).policy)
+    check_floors(index, make_study(), hospital.site(max_unusable_share=0.2).policy)
 
     report = printed(index)
     assert "20 of 24 files are used: 20 of 22 patients" in report
@@ -103,7 +104,7 @@ def test_above_the_share_in_the_site_file_the_site_refuses_and_says_why(hospital
     with_rubbish(hospital)
     index = ingest(hospital.site(), make_study(), SECRET).index
     with pytest.raises(DataRefused) as refusal:
-        check_policy(index, hospital.site(max_unusable_share=0.1).policy)
+        check_floors(index, make_study(), hospital.site(max_unusable_share=0.1).policy)
     message = str(refusal.value)
     assert "4 of 24 files cannot be used (16.7%), policy.max_unusable_share allows 10.0%" in message
     assert "1 × not-an-image; 1 × not-dicom; 1 × other-modality" in message
@@ -114,11 +115,11 @@ def test_too_few_training_patients_are_refused(hospital: Hospital) -> None:
     hospital.label(hospital.add_patients(range(20)))
     index = ingest(hospital.site(), make_study(), SECRET).index
     num_training = index.num_patients(Role.TRAIN)
-    check_policy(index, hospital.site(min_patients=num_training).policy)
+    check_floors(index, make_study(), hospital.site(min_patients=num_training).policy)
     with pytest.raises(
         DataRefused, match=f"{num_training} patients could train, policy.min_patients asks for 20"
     ):
-        check_policy(index, hospital.site(min_patients=20).policy)
+        check_floors(index, make_study(), hospital.site(min_patients=20).policy)
 
 
 def test_an_empty_folder_is_refused(hospital: Hospital) -> None:
@@ -128,7 +129,7 @@ def test_an_empty_folder_is_refused(hospital: Hospital) -> None:
     assert all(len(patients) == 0 for patients in found.patients.values())
     assert found.patients[Role.TRAIN].images.shape == (0, 1, 16, 16)
     with pytest.raises(DataRefused, match="0 of 0 files"):
-        check_policy(found.index, hospital.site(max_unusable_share=0.9).policy)
+        check_floors(found.index, make_study(), hospital.site(max_unusable_share=0.9).policy)
 
 
 def test_a_missing_folder_is_refused_by_name(hospital: Hospital) -> None:
@@ -143,7 +144,7 @@ def test_no_name_or_identifier_is_written_or_shown(hospital: Hospital) -> None:
     site = hospital.site(max_unusable_share=0.0, min_patients=1000)
     found = ingest(site, make_study(), SECRET)
     with pytest.raises(DataRefused) as refusal:
-        check_policy(found.index, site.policy)
+        check_floors(found.index, make_study(), site.policy)
     told = [(site.state / INDEX_NAME).read_text(), printed(found.index), str(refusal.value), repr(found)]
     identifiers = [NAME, "Oftering", "Walburga", "STRANGER", "PAT-0", "ACC-", uid("PAT-0001", "1", "1")]
     for text in told:
@@ -309,10 +310,12 @@ def test_of_two_files_with_one_identifier_the_first_usable_one_is_used(hospital:
     write_truncated(hospital.images / "a.dcm", made)
     for name in ("b.dcm", "c.dcm"):
         write(hospital.images / name, made)
+    made.StudyDescription = "the same image again"
+    write(hospital.images / "d.dcm", made)
     hospital.label([("PAT-0001", "yes")])
     index = ingest(hospital.site(), make_study(), SECRET).index
     assert [entry.path for entry in index.images] == ["b.dcm"]
-    assert reasons(index) == {"a.dcm": "truncated", "c.dcm": "duplicate"}
+    assert reasons(index) == {"a.dcm": "truncated", "c.dcm": "duplicate-file", "d.dcm": "duplicate"}
 
 
 def test_a_file_whose_pixels_cannot_be_decoded_is_in_the_index(hospital: Hospital) -> None:
@@ -338,11 +341,14 @@ def test_missing_identifiers_are_a_reason(hospital: Hospital) -> None:
 def test_images_without_a_window_are_counted_where_windows_are_wanted(hospital: Hospital) -> None:
     hospital.label(hospital.add_patients(range(3)))
     hospital.add(
-        "window.dcm", dataset(gradient(), image="2", patient="PAT-0001", WindowCenter=9, WindowWidth=9)
+        "window.dcm",
+        dataset(gradient(high=9), image="2", patient="PAT-0001", WindowCenter=9, WindowWidth=9),
     )
-    index = ingest(hospital.site(), make_study(image=make_image(intensity="window")), SECRET).index
+    study = make_study(image=make_image(intensity="window"))
+    index = ingest(hospital.site(), study, SECRET).index
     assert sum(entry.has_window for entry in index.images) == 1
-    assert "3 images have no window" in printed(index)
+    assert "3 images have no window" in printed(index, study)
+    assert "no window" not in printed(index)
 
 
 def test_a_labels_file_inside_the_images_folder_is_not_counted(hospital: Hospital) -> None:
@@ -390,10 +396,11 @@ def test_patients_of_each_class_are_counted_by_name_and_the_last_class_counts(ho
     several_images(hospital)
     rows = [("ACC-A-1", "opacity"), ("ACC-A-2", "mass"), ("ACC-B-1", "clear")]
     hospital.label(rows, header=("AccessionNumber", "finding"))
-    found = ingest(hospital.site(key="AccessionNumber"), study_with(studies.THREE_CLASSES), SECRET)
+    study = study_with(studies.THREE_CLASSES)
+    found = ingest(hospital.site(key="AccessionNumber"), study, SECRET)
     index = found.index
     assert [index.num_patients(label=label) for label in range(3)] == [1, 0, 1]
-    counted = [json.loads(json.dumps(summary_of(index)))["labels"][role.value] for role in Role]
+    counted = [json.loads(json.dumps(summary_of(index, study)))["labels"][role.value] for role in Role]
     assert {name: sum(each[name] for each in counted) for name in counted[0]} == {
         "clear lungs": 1,
         "opacity": 0,

@@ -15,6 +15,7 @@ from test_server_aggregation import DISTRIBUTED
 
 from client.admission import objections
 from client.index_report import Counts
+from client.quality_file import SiteQuality
 from client.review import Earlier, review_run, review_study
 from client.review_leaving import vector_bytes
 from client.review_sentences import Section, Sentence, at_most, num_bytes, share
@@ -23,6 +24,7 @@ from client.site_file import SiteFile
 from privacy.accounting import filter_order
 from privacy.ledger import Ledger, LedgerRun
 from privacy.secure_aggregation.terms import Terms
+from shared_models.quality import Quality
 from shared_models.study import Study
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -31,6 +33,7 @@ COUNTS = Counts(
     num_files=7_000,
     num_images=6_500,
     unusable_share=500 / 7_000,
+    smallest_class=1_000,
     time=NOW - timedelta(days=3, hours=1),
 )
 NAMES = ("training", "images", "leaving", "epsilon", "budget", "sums", "policy", "changes")
@@ -189,6 +192,51 @@ def test_counts_are_told_with_their_age_and_where_they_are_too_few(file, ledger)
     found = loud(reviewed(make_study(), strict, ledger, counts=COUNTS)["images"])
     assert "4,120 training patients are too few" in found[0]
     assert "7.1% of the files cannot be used" in found[1]
+
+
+def test_what_the_study_and_the_site_ask_of_images_is_said_in_words(file, ledger) -> None:
+    plain = text(reviewed(make_study(), file, ledger)["images"])
+    assert "Left out are images of one value only" in plain
+    assert "images that are there under several Patient IDs" in plain
+    assert "only images" not in plain
+    quality = Quality(
+        views=("PA", "AP"),
+        body_parts=("CHEST",),
+        unstated="refuse",
+        photometric=("MONOCHROME2",),
+        min_rows=100,
+        max_columns=5_000,
+        max_saturated_share=0.4,
+        burned_in="require-no",
+        min_patients_per_class=20,
+    )
+    study = make_study().model_copy(update={"quality": quality})
+    careful = file.model_copy(
+        update={"quality": SiteQuality(identifiers="refuse", patient_conflicts="refuse")}
+    )
+    section = reviewed(study, careful, ledger)["images"]
+    said = text(section)
+    for words in (
+        "that state “PA”, “AP” as view; that state “CHEST” as body part; stored as “MONOCHROME2”",
+        "of at least 100 rows; of at most 5,000 columns",
+        "more than 40% of the pixels",
+        "does not say that no text in the picture",
+        "still hold what can identify somebody",
+        "who seem to have several Patient IDs, are left out",
+        "With fewer than 20 training patients of any class",
+    ):
+        assert words in said
+    assert not loud(section)
+    loose = study.model_copy(update={"quality": Quality(burned_in="use", shared_pixels="use", blank="use")})
+    assert len(loud(reviewed(loose, file, ledger)["images"])) == 2
+
+
+def test_floors_of_the_study_that_the_counted_images_do_not_reach_are_warned_of(file, ledger) -> None:
+    quality = Quality(min_patients_per_class=1_001, max_unusable_share=0.05)
+    study = make_study(private=True).model_copy(update={"quality": quality})
+    found = loud(reviewed(study, file, ledger, counts=COUNTS)["images"])
+    assert "has 1,000 training patients, and the study asks for 1,001" in found[0]
+    assert "7.1% of the files cannot be used, and the study allows 5.0%" in found[1]
 
 
 def test_a_delta_above_one_over_the_number_of_patients_is_warned_of(file, ledger) -> None:

@@ -20,6 +20,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from dicom_files import Hospital, dataset
+from journals import journal_in
 from secure_sites import secrets_in
 from site_talk import ALL, ME, NAME, RUN, Conversation
 from studies import make_study
@@ -196,6 +197,28 @@ def test_a_model_of_another_version_is_refused(hospital, tmp_path) -> None:
 def test_too_few_training_patients_are_refused(hospital, tmp_path) -> None:
     study = make_study({"min_training = 1": "min_training = 1000"})
     assert reason(start(hospital, tmp_path, study).open()) == "data"
+
+
+@pytest.mark.parametrize(
+    ("quality", "words"),
+    [
+        ("min_patients_per_class = 1000", "quality.min_patients_per_class asks for 1000"),
+        (
+            'views = ["PA"]\nunstated = "refuse"\nmax_unusable_share = 0.5',
+            "quality.max_unusable_share allows 50.0%",
+        ),
+    ],
+)
+def test_below_a_floor_of_the_study_a_run_is_refused_before_anything_is_spent(
+    hospital, tmp_path, quality: str, words: str
+) -> None:
+    study = make_study({"[model]": f"[quality]\n{quality}\n\n[model]"}, private=True)
+    talk = start(hospital, tmp_path, study)
+    reply, payload = talk.ask(talk.open_header())
+    assert (reply, payload) == (Refusal(run_id=RUN, reason="data"), b"")
+    assert not talk.ledger.runs()
+    refused = list(journal_in(talk.file.state).entries("refused"))
+    assert words in str(refused[-1].body)
 
 
 def test_a_run_that_was_not_opened_is_refused(hospital, tmp_path) -> None:

@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 import client.command
 import server.command
 import simulations.command
+from client.basic_profile import Kind
 from client.fetch_reasons import Outcome
 from client.network_file import NetworkFile
 from client.pacs_file import Pacs
+from client.quality_file import SiteQuality
 from client.reasons import LabelProblem, Reason
 from client.review_sentences import share
 from client.site_file import SiteFile
@@ -29,13 +31,14 @@ from server.server_file import ServerFile
 from shared_models.configuration import Frozen, parse_toml
 from shared_models.messages import Refusal
 from shared_models.proposal import ProposedStudy
+from shared_models.quality import Quality
 from shared_models.roster import RosterFile
 from shared_models.site_request import SiteRequest
 from shared_models.study import Study
 from simulations.audit.findings import Audit
 from simulations.audit.suite import CHECKS
 from simulations.plan import Plan
-from simulations.preparation.sources import HamSource, MedMnistSource, PhantomSource
+from simulations.preparation.sources import HamSource, MedMnistSource, NodulePhantomSource, PhantomSource
 from simulations.scenario import Scenario, built_in_scenarios
 
 ROOT = Path(__file__).parents[1]
@@ -194,7 +197,7 @@ def test_the_figures_of_the_review_page_are_the_reviews() -> None:
 def test_the_files_page_names_every_key_of_a_scenario_and_every_built_in_one() -> None:
     text = section(page("files.md"), "## Scenario files")
     sources: set[str] = set()
-    for source in (PhantomSource, MedMnistSource, HamSource):
+    for source in (PhantomSource, NodulePhantomSource, MedMnistSource, HamSource):
         sources |= set(source.model_fields) - {"kind"}
         assert f'`hospitals.kind = "{source.model_fields["kind"].default}"`' in text
     assert first_cells(text) == set(Scenario.model_fields) | sources
@@ -249,6 +252,36 @@ def test_the_data_page_has_no_reason_that_the_code_does_not_have() -> None:
         ("## What is wrong in the labels file", LabelProblem),
     ):
         assert first_cells(section(text, heading)) == {reason.code for reason in kind}
+
+
+# quality.md
+
+
+def test_the_quality_page_explains_every_check_and_no_other() -> None:
+    order = list(Reason)
+    checks = set(order[order.index(Reason.OTHER_VIEW) : order.index(Reason.TWO_IDS) + 1])
+    codes = {reason.code for reason in checks | {Reason.LABEL_CONTRADICTORY}}
+    assert first_cells(section(page("quality.md"), "## Each check")) == codes
+
+
+def test_the_quality_page_names_who_asks_for_each_check_by_keys_that_there_are() -> None:
+    for cells in rows(section(page("quality.md"), "## Each check")):
+        keys = {"study": Quality, "site": SiteQuality}.get(cells[1].split(":")[0])
+        named = re.findall(r"`(\w+)`", cells[1])
+        assert bool(named) == (keys is not None), cells[0]
+        assert keys is None or set(named) <= set(keys.model_fields), cells[0]
+    said = section(page("quality.md"), "## Each check") + section(
+        page("quality.md"), "## When the site does not train"
+    )
+    unsaid = {key for key in Quality.model_fields if f"{key}`" not in said}
+    assert not unsaid
+
+
+def test_the_kinds_of_the_quality_page_are_the_codes() -> None:
+    table = section(page("quality.md"), "## What headers still say")
+    for kind in Kind:
+        assert f"| {kind.title} | {kind.examples} |\n" in table
+    assert len(re.findall(r"^\| (?!kind|---)", table, flags=re.MULTILINE)) == len(Kind)
 
 
 def test_every_refusal_is_explained() -> None:

@@ -66,6 +66,21 @@ def test_what_weakens_protection_is_marked_in_that_direction_only(changed: dict[
     assert key not in [change.key for change in stronger if change.note == WEAKER]
 
 
+@pytest.mark.parametrize(
+    ("stricter", "looser"),
+    [
+        ("", 'burned_in = "use"'),
+        ('burned_in = "require-no"', ""),
+        ('burned_in = "require-no"', 'burned_in = "use"'),
+        ("", 'shared_pixels = "use"'),
+    ],
+)
+def test_images_that_identify_somebody_and_that_are_let_in_are_marked(stricter: str, looser: str) -> None:
+    strict, loose = (make_study({"[model]": f"[quality]\n{lines}\n[model]"}) for lines in (stricter, looser))
+    assert [one.note for one in changes(strict, loose)] == [WEAKER]
+    assert [one.note for one in changes(loose, strict)] == [""]
+
+
 def test_privacy_given_up_and_another_unit_are_marked() -> None:
     marked = {one.key: one.note for one in changes(make_study(private=True), make_study())}
     assert marked["privacy.mode"] == WEAKER

@@ -49,7 +49,7 @@ def watch_samples(
     task = task_of(study)
     num_pixels = channels * 8 * -(-num_patients // (channels * 8))
     model = WithCanaries(None, rows=0, num_pixels=num_pixels, num_outputs=task.num_outputs)
-    images = canary_images(num_patients, channels=channels, rows=0, columns=8, brightness=1e3 * bound)
+    images = canary_images(num_patients, (channels, 0, 8), brightness=1e3 * bound)
     own = [image[None] for image in images]
     own[0] = own[0].repeat(MANY, 1, 1, 1)
     patients = patient_set(own, [NEGATIVE] * num_patients, task)

@@ -1,108 +1,22 @@
-"""``collegium-client index`` and ``ledger``: what the site has, and what its patients have spent."""
+"""``collegium-client ledger``: what the site's patients have spent."""
 
 import json
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
-from client.approvals import Approvals
-from client.chosen_study import chosen_study
 from client.options import SITE_FILE, ConfigOption, JsonOption
 from client.site_file import SiteFile, read_site
 from client.site_journal import read_journal
-from shared_models.configuration import ConfigurationError
 
 if TYPE_CHECKING:
     from privacy.ledger import Ledger
 
 
 out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-
-class RateColumn(ProgressColumn):
-    """Files a second, of late."""
-
-    def render(self, task: Task) -> Text:
-        """Return the rate; nothing before there is one."""
-        return Text("" if task.speed is None else f"{task.speed:,.0f} files/s")
-
-
-def index(
-    config: ConfigOption = SITE_FILE,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 1 where the site would refuse to train.")
-    ] = False,
-    study: Annotated[
-        Path | None, typer.Option(help="A study or proposal; without it the approved one.", dir_okay=False)
-    ] = None,
-    recheck: Annotated[
-        bool,
-        typer.Option(
-            "--recheck", help="Read every file, even where its size and time of change are the same."
-        ),
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Read all images and labels as a run would, and say what can be used and why the rest cannot."""
-    from client.index_report import INDEX_NAME, render_index, summary_of
-    from client.ingestion import DataRefused, check_policy, ingest
-    from client.labels import LabelsError
-    from client.secret import SecretError, SiteSecret
-    from client.withdrawal import withdrawn
-
-    site = read_site(config)
-    journal = read_journal(site)
-    agreed = chosen_study(site, Approvals(journal, site.state), study)
-    columns = (
-        TextColumn("reading images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeRemainingColumn(),
-    )
-    try:
-        with Progress(*columns, console=err, transient=True) as bar:
-            task = bar.add_task("files", total=None)
-            ingested = ingest(
-                site,
-                agreed,
-                SiteSecret.load(site.state),
-                withdrawn=withdrawn(journal),
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-                tell=lambda line: bar.console.print(line, style="yellow", markup=False),
-                recheck=recheck,
-            )
-    except (DataRefused, LabelsError, SecretError) as error:
-        raise ConfigurationError(str(error)) from error
-    refusal = None
-    try:
-        check_policy(ingested.index, site.policy)
-    except DataRefused as error:
-        refusal = str(error)
-    if as_json:
-        typer.echo(json.dumps({**summary_of(ingested.index), "refused": refusal}, indent=2))
-    else:
-        out.print(render_index(ingested.index))
-        out.print(f"Each file with its reason: {site.state / INDEX_NAME}", markup=False)
-        if refusal:
-            out.print(f"This site would refuse to train: {refusal}", style="red", markup=False)
-    if strict and refusal:
-        raise typer.Exit(1)
 
 
 def ledger(config: ConfigOption = SITE_FILE, as_json: JsonOption = False) -> None:
