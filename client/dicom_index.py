@@ -43,6 +43,11 @@ class IndexedImage:
         """Of all its files."""
         return (self.path, *self.further)
 
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Of the label: one, or one for each finding."""
+        return self.label if isinstance(self.label, tuple) else (self.label,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
@@ -63,9 +68,9 @@ class Index:
         label_problems: how many rows (or keys) of the labels file have which problem.
         num_label_rows: rows of the labels file.
         num_patients_found: different Patient IDs in readable DICOM files, of whatever kind.
-        tally: what the headers add up to.
         task: the study's, which says what labels mean.
         finding_problems: those of the label problems that concern one finding, by finding.
+        tally: what the headers add up to.
     """
 
     images: tuple[IndexedImage, ...]
@@ -74,8 +79,8 @@ class Index:
     num_label_rows: int
     num_patients_found: int
     task: TaskTable
-    tally: Tally = field(default_factory=Tally)
     finding_problems: Mapping[str, Mapping[LabelProblem, int]] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def num_files(self) -> int:
@@ -127,19 +132,27 @@ class Index:
         largest: dict[str, tuple[int, ...]] = {}
         for entry in self.images:
             if role in (None, entry.role):
-                label = entry.label if isinstance(entry.label, tuple) else (entry.label,)
-                largest[entry.patient] = tuple(map(max, label, largest.get(entry.patient, label)))
+                before = largest.get(entry.patient, entry.values)
+                largest[entry.patient] = tuple(map(max, entry.values, before))
         return Counter(pair for label in largest.values() for pair in enumerate(label))
 
     def num_patients_by_class(self, role: Role | None = None) -> dict[str, int]:
-        """Return how many patients, of a role where given, each class has, by its name; or each value of a finding."""
-        counts, classes = self.label_counts(role), self.task.class_names
+        """Return how many patients, of a role where given, each class of the task has, by the class's name.
+
+        Of several findings each has two: those who have it, and those who have it not.
+        """
+        counts = self.label_counts(role)
+        return {name: counts[place] for place, name in self.class_names.items()}
+
+    @property
+    def class_names(self) -> dict[tuple[int, int], str]:
+        """Names of all classes by (finding, label), as of `label_counts`; without those of findings not known."""
         if not self.task.finding_names:
-            return {name: counts[0, label] for label, name in enumerate(classes)}
+            return {(0, label): name for label, name in enumerate(self.task.class_names)}
         return {
-            f"{finding}: {name}": counts[number, label]
+            (number, label): f"{finding}-{name}"
             for number, finding in enumerate(self.task.finding_names)
-            for label, name in enumerate(classes)
+            for label, name in enumerate(self.task.class_names)
         }
 
     @property
@@ -294,9 +307,9 @@ class IndexBuilder:
             label_problems=problems,
             num_label_rows=self.labels.num_rows,
             num_patients_found=len(self.patients),
-            tally=self._tally(left_out),
             task=self.study.task,
             finding_problems=self.labels.finding_problems,
+            tally=self._tally(left_out),
         )
 
     @property

@@ -187,6 +187,7 @@ folder = {json.dumps(str(images), ensure_ascii=False)}
 file = {json.dumps(str(labels), ensure_ascii=False)}
 key = {json.dumps(key)}
 # column = "diagnosis"   # where the label's column has another name than in the study
+# columns = {{ effusion = "Erguss" }}   # the same where a study has several findings
 
 [policy]
 # What this hospital refuses, whatever the server asks. Review every line.

@@ -6,17 +6,18 @@ What is not known, not there or contradictory is counted, never guessed.
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from client.dicom_file import IDENTIFIER_KEYWORDS, Unusable
 from client.identifiers import normalised
+from client.label_statements import Statements
 from client.reasons import LabelProblem, Reason
 from client.roles import Role
 from client.site_file import Labels
 from shared_models.study import Study
-from shared_models.tasks.task import MISSING, Label, TaskTable
+from shared_models.tasks.task import Label, TaskTable
 
 ROLE_COLUMN = "role"
 DELIMITERS = (",", ";")
@@ -73,78 +74,6 @@ class _Columns:
     num_columns: int
 
 
-class _Said:
-    """What the rows of each key say, column by column; and what is wrong with them."""
-
-    def __init__(self, task: TaskTable) -> None:
-        self._task = task
-        self._kinds = _OF_FINDING if task.finding_names else _OF_LABEL
-        self._by_key: dict[str, tuple[set[int | Reason], ...]] = {}
-        self.problems: Counter[LabelProblem] = Counter()
-        self._by_column: tuple[Counter[LabelProblem], ...] = tuple(Counter() for _ in task.columns)
-
-    def add(self, key: str, cells: Sequence[str]) -> None:
-        """Add what the label's cells of one row say to what earlier rows of its key said."""
-        said = self._by_key.setdefault(key, tuple(set[int | Reason]() for _ in cells))
-        stated = [(column, said[column], cell) for column, cell in enumerate(cells) if cell]
-        for column in set(range(len(cells))) - {column for column, _, _ in stated}:
-            self._by_column[column][self._kinds.empty] += 1
-        news = [self._add(column, earlier, cell) for column, earlier, cell in stated]
-        self.problems[LabelProblem.REPEATED] += bool(news) and not any(news)
-
-    def _add(self, column: int, earlier: set[int | Reason], cell: str) -> bool:
-        """Add what one cell says; return whether it is something else than *earlier* rows said."""
-        value: int | Reason | None = self._task.value_of(cell, column)
-        if value is None:
-            value = Reason.LABEL_UNKNOWN
-            self._by_column[column][self._kinds.unknown] += 1
-        if value in earlier and len(earlier) == 1:
-            return False
-        if earlier:
-            self._by_column[column][self._kinds.contradictory] += 1
-        earlier.add(value)
-        return True
-
-    def resolved(self) -> tuple[dict[str, Label], dict[str, Reason]]:
-        """The labels, and why other keys have none."""
-        labels: dict[str, Label] = {}
-        unusable: dict[str, Reason] = {}
-        for key, columns in self._by_key.items():
-            values = [_resolved(said) for said in columns]
-            known = tuple(MISSING if isinstance(value, Reason) else value for value in values)
-            if all(value == MISSING for value in known):
-                unusable[key] = next(reason for reason in _GRAVEST if reason in values)
-            else:
-                labels[key] = known if self._task.finding_names else known[0]
-        return labels, unusable
-
-    def all_problems(self) -> dict[LabelProblem, int]:
-        """Of rows and of all columns."""
-        return dict(+sum(self._by_column, self.problems.copy()))
-
-    def finding_problems(self) -> dict[str, dict[LabelProblem, int]]:
-        """Of each finding that has any."""
-        named = zip(self._task.finding_names, self._by_column, strict=False)
-        return {name: dict(counted) for name, counted in named if counted}
-
-
-@dataclass(frozen=True, slots=True)
-class _Kinds:
-    """How problems of a cell are called: of the label, or of one finding of several."""
-
-    empty: LabelProblem
-    unknown: LabelProblem
-    contradictory: LabelProblem
-
-
-_OF_LABEL = _Kinds(LabelProblem.EMPTY_LABEL, LabelProblem.UNKNOWN_LABEL, LabelProblem.CONTRADICTORY)
-_OF_FINDING = _Kinds(
-    LabelProblem.EMPTY_FINDING, LabelProblem.UNKNOWN_FINDING, LabelProblem.CONTRADICTORY_FINDING
-)
-_GRAVEST = (Reason.LABEL_CONTRADICTORY, Reason.LABEL_UNKNOWN, Reason.LABEL_EMPTY)
-"""Of the reasons why no finding is known, the one that is told."""
-
-
 def read_labels(file: Labels, study: Study) -> LabelTable:
     """Read a labels file: UTF-8 with or without byte order mark, ``,`` or ``;`` between cells, one header row.
 
@@ -162,7 +91,7 @@ def read_labels(file: Labels, study: Study) -> LabelTable:
     """
     header, rows = _read_rows(file.file)
     columns = _find_columns(header, file, study)
-    said = _Said(study.task)
+    said = Statements(study.task)
     roles: dict[str, set[Role]] = {}
     for row in rows:
         if len(row) != columns.num_columns:
@@ -193,11 +122,11 @@ def columns_of(file: Labels, task: TaskTable) -> tuple[str, ...]:
         LabelsError: site.toml names one column where the study wants several.
     """
     if file.column is None:
-        return task.columns
+        return tuple(file.columns.get(column, column) for column in task.columns)
     if len(task.columns) > 1:
         raise LabelsError(
             f"{file.file}: labels.column in site.toml names one column, and the study takes labels from "
-            f"{len(task.columns)}; remove labels.column, and name the file's columns as the study does: "
+            f"{len(task.columns)}; remove labels.column, and say in [labels.columns] what the file calls these: "
             f"{', '.join(dict.fromkeys(task.columns))}"
         )
     return (file.column,)
@@ -210,7 +139,7 @@ def check_columns(file: Labels) -> None:
         LabelsError: as of `read_labels`.
     """
     header, _ = _read_rows(file.file)
-    wanted = [file.key, *([file.column] if file.column else [])]
+    wanted = [file.key, *([file.column] if file.column else []), *file.columns.values()]
     if missing := [name for name in wanted if name not in header]:
         raise LabelsError(
             f"{file.file}: column {', '.join(missing)} is missing. {_shown(header, file.column or '')}"
@@ -222,13 +151,6 @@ def _add_role(stated: set[Role], cell: str, problems: Counter[LabelProblem]) -> 
         stated.add(Role(cell))
     else:
         problems[LabelProblem.UNKNOWN_ROLE] += 1
-
-
-def _resolved(said: set[int | Reason]) -> int | Reason:
-    """What the rows of one key say together."""
-    if not said:
-        return Reason.LABEL_EMPTY
-    return next(iter(said)) if len(said) == 1 else Reason.LABEL_CONTRADICTORY
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -282,4 +204,7 @@ def _shown(header: list[str], *labels: str) -> str:
     known = {name.lower() for name in (*IDENTIFIER_KEYWORDS, *labels, ROLE_COLUMN)}
     if not known & {name.lower() for name in header}:
         return f"Its first line has {len(header)} cells and none is a name known here: is the header line missing?"
-    return f"There are: {', '.join(header)}. Rename one in the file, or set labels.key or labels.column in site.toml"
+    return (
+        f"There are: {', '.join(header)}. Rename one in the file, or set labels.key, labels.column or labels.columns "
+        "in site.toml"
+    )

@@ -80,7 +80,8 @@ def gather_patients(index: Index, stored: Callable[[Sequence[str]], StoredImages
     Returns:
         One `PatientSet` for each role, possibly of no patients.
     """
-    return {role: _gather(entries, stored) for role, entries in images_by_role(index).items()}
+    findings = [len(index.task.finding_names)] if index.task.finding_names else []
+    return {role: _gather(entries, stored, findings) for role, entries in images_by_role(index).items()}
 
 
 def images_by_role(index: Index) -> dict[Role, list[IndexedImage]]:
@@ -91,13 +92,17 @@ def images_by_role(index: Index) -> dict[Role, list[IndexedImage]]:
     return by_role
 
 
-def _gather(entries: Sequence[IndexedImage], stored: Callable[[Sequence[str]], StoredImages]) -> PatientSet:
+def _gather(
+    entries: Sequence[IndexedImage],
+    stored: Callable[[Sequence[str]], StoredImages],
+    findings: Sequence[int],
+) -> PatientSet:
     sizes: Mapping[str, int] = {
         patient: len(list(group)) for patient, group in groupby(entries, key=lambda entry: entry.patient)
     }
     return PatientSet(
         pseudonyms=tuple(sizes),
         images=stored([entry.path for entry in entries]),
-        labels=torch.tensor([entry.label for entry in entries], dtype=torch.int64),
+        labels=torch.tensor([entry.label for entry in entries], dtype=torch.int64).view(-1, *findings),
         first_image=np.cumsum([0, *sizes.values()], dtype=np.int64),
     )

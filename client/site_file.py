@@ -26,12 +26,14 @@ class Images(Frozen):
 class Labels(Frozen):
     """Where the labels are, and which DICOM attribute its key column holds.
 
-    ``column`` names the label column where it differs from the study's own name for it.
+    ``column`` names the label column where it differs from the study's own name for it. ``columns`` does so for
+    several: the file's name by the study's.
     """
 
     file: FilePath
     key: LabelKey
     column: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
 
 
 def server_address(text: str) -> str:

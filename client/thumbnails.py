@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image as Pillow
 
-from client.dicom_index import Index, IndexedImage
+from client.dicom_index import Index
 from client.patients import PatientSet, images_by_role
 from client.preparation import Plane
 from client.roles import Role
@@ -54,26 +54,15 @@ def thumbnails(
         key=lambda drawn: drawn[0],
     )
     found: list[Thumbnail] = []
-    for name, finding, label in _groups(index):
+    for (finding, label), name in index.class_names.items():
         shown: set[str] = set()
         for _, role, position, entry in drawn:
             if len(shown) == per_class:
                 break
-            if _label(entry, finding) == label and entry.patient not in shown:
+            if entry.values[finding] == label and entry.patient not in shown:
                 shown.add(entry.patient)
                 found.append(_thumbnail(name, patients[role].images[position].numpy()))
     return tuple(found)
-
-
-def _groups(index: Index) -> list[tuple[str, int, int]]:
-    """Name, place in the label and value of what is shown: each class, or each finding."""
-    if index.task.finding_names:
-        return [(name, number, 1) for number, name in enumerate(index.task.finding_names)]
-    return [(name, 0, label) for label, name in enumerate(index.task.class_names)]
-
-
-def _label(entry: IndexedImage, finding: int) -> int:
-    return entry.label[finding] if isinstance(entry.label, tuple) else entry.label
 
 
 def _thumbnail(class_name: str, plane: Plane) -> Thumbnail:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from shared_models.study import Study
+from shared_models.tasks.registry import TABLES
 from shared_models.visible_text import quoted, visible
 
 Value: TypeAlias = "bool | int | float | str | tuple[int | str, ...] | None"
@@ -14,18 +15,7 @@ WORDS: Mapping[str, str] = {
     "title": "title",
     "patient": "what a Patient ID stands for",
     "task.kind": "kind of task",
-    "task.label": "column of the labels file",
-    "task.positive": "values that count as positive",
-    "task.negative": "values that count as negative",
-    "task.focusing": "exponent of the focal loss; 0 is cross-entropy",
-    "task.classes.name": "names of the classes, in their order",
-    "task.classes.values": "values that mean the class",
-    "task.classes.weight": "weight in the loss of the class",
-    "task.findings.name": "names of the findings, in their order",
-    "task.findings.column": "column of the labels file of the finding",
-    "task.findings.positive": "values that say yes to the finding",
-    "task.findings.negative": "values that say no to the finding",
-    "task.findings.positive_weight": "weight in the loss of images with the finding",
+    **{f"task.{key}": words for table in TABLES for key, words in table.words.items()},
     "patients.roles": "how patients are spread over training, validation and test",
     "patients.min_training": "fewest training patients of a hospital",
     "patients.validation_fraction": "share of validation patients",

@@ -46,7 +46,8 @@ def modes_command(
     A model that --out holds already is not trained again. With --candidates, test patients are not looked at.
     """
     from client.roles import Role
-    from shared_models.configuration import read_toml
+    from shared_models.configuration import ConfigurationError, read_toml
+    from shared_models.tasks.registry import task_of
     from simulations.hospital_data import num_patients_by_class
     from simulations.modes import MODES, Settings, train_jobs
     from simulations.modes_jobs import as_json as written
@@ -56,6 +57,11 @@ def modes_command(
     if unknown := sorted(set(modes or ()) - set(MODES)):
         raise typer.BadParameter(f"{', '.join(unknown)}; choose from {', '.join(MODES)}", param_hint="--mode")
     chosen = read_scenario(scenario)
+    if candidates is not None and (several := task_of(chosen.study).num_histograms) > 1:
+        raise ConfigurationError(
+            f"--candidates: settings are chosen by the standard error of one AUROC, and the study's is a mean over "
+            f"{several} classes or findings; compare settings with --settings, one after the other"
+        )
     kinds = [
         (mode, epsilon)
         for mode in MODES

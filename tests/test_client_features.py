@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from studies import make_study
+from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS, make_study
 
 from client import features as features_module
 from client.features import trained_part, with_features
@@ -40,10 +40,15 @@ def seen(study: Study, own: PatientSet) -> PatientSet:
     return with_features(build_model(study), own, training=study.training, machine=MACHINE)
 
 
+@pytest.mark.parametrize(
+    "table", [ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS], ids=["binary", "classes", "findings"]
+)
 @pytest.mark.parametrize("private", [True, False])
-def test_a_round_on_features_is_the_round_on_images_within_rounding(private: bool) -> None:
-    study = make_study(SCATTERING, private=private)
+def test_a_round_on_features_is_the_round_on_images_within_rounding(private: bool, table: str) -> None:
+    study = make_study({**SCATTERING, ONE_QUESTION: table}, private=private)
     own = patients()
+    if shape := task_of(study).label_shape:
+        own = replace(own, labels=own.labels[:, None].repeat(1, *shape))
     updates = []
     for training_set in (own, seen(study, own)):
         model = build_model(study)

@@ -27,12 +27,16 @@ from rich.console import Console
 
 from client.data_floor import check_floors
 from client.dicom_index import Index
+from client.evaluation import patient_scores
 from client.index_report import INDEX_NAME, render_index, summary_of
 from client.ingestion import DataRefused, Ingested, ingest
 from client.labels import LabelsError
 from client.reasons import LabelProblem, Reason
 from client.roles import Role, role_of
+from client.training import Machine
+from shared_models.architectures import build_model
 from shared_models.study import Study
+from shared_models.tasks.registry import task_of
 from shared_models.tasks.task import MISSING
 
 
@@ -392,13 +396,11 @@ def test_patients_of_each_class_are_counted_by_name_and_the_last_class_counts(ho
     several_images(hospital)
     rows = [("ACC-A-1", "opacity"), ("ACC-A-2", "mass"), ("ACC-B-1", "clear")]
     hospital.label(rows, header=("AccessionNumber", "finding"))
-    found = ingest(hospital.site(key="AccessionNumber"), study_with(studies.THREE_CLASSES), SECRET)
+    study = study_with(studies.THREE_CLASSES)
+    found = ingest(hospital.site(key="AccessionNumber"), study, SECRET)
     index = found.index
     assert [index.num_patients(label=label) for label in range(3)] == [1, 0, 1]
-    counted = [
-        json.loads(json.dumps(summary_of(index, study_with(studies.THREE_CLASSES))))["labels"][role.value]
-        for role in Role
-    ]
+    counted = [json.loads(json.dumps(summary_of(index, study)))["labels"][role.value] for role in Role]
     assert {name: sum(each[name] for each in counted) for name in counted[0]} == {
         "clear lungs": 1,
         "opacity": 0,
@@ -445,3 +447,18 @@ def test_an_image_of_which_no_finding_is_known_is_left_out(hospital: Hospital) -
     index = ingest(hospital.site(), study_with(studies.TWO_FINDINGS), SECRET).index
     assert set(index.left_out_counts) == {"label-empty"}
     assert index.num_patients() == 1
+
+
+@pytest.mark.parametrize("table", [studies.ONE_QUESTION, studies.THREE_CLASSES, studies.TWO_FINDINGS])
+def test_a_role_without_patients_is_evaluated_as_nothing(hospital: Hospital, table: str) -> None:
+    hospital.label([("PAT-0001", "clear", "1", "train")], header=("PatientID", "finding", "effusion", "role"))
+    hospital.add_patients([1])
+    patients = make_study(roles="column").patients
+    study = study_with(table).model_copy(update={"patients": patients})
+    task, found = task_of(study), ingest(hospital.site(), study, SECRET)
+    nobody = found.patients[Role.TEST]
+    assert len(found.patients[Role.TRAIN]) == 1
+    assert nobody.labels.shape == (0, *task.label_shape)
+    machine = Machine(device=torch.device("cpu"), physical_batch=8, mixed_precision=False)
+    scores, labels = patient_scores(build_model(study), nobody, task=task, machine=machine)
+    assert task.statistics(scores, labels).tolist() == [0] * task.num_statistics

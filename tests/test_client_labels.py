@@ -148,11 +148,18 @@ def test_a_labels_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 # Several classes
 
 
-def with_task(tmp_path: Path, text: str, table: str, *, column: str | None = None) -> LabelTable:
+def with_task(
+    tmp_path: Path,
+    text: str,
+    table: str,
+    *,
+    column: str | None = None,
+    columns: dict[str, str] | None = None,
+) -> LabelTable:
     path = tmp_path / "labels.csv"
     path.write_text(text, encoding="utf-8")
     study = studies.make_study({studies.ONE_QUESTION: table})
-    return read_labels(Labels(file=path, key="PatientID", column=column), study)
+    return read_labels(Labels(file=path, key="PatientID", column=column, columns=columns or {}), study)
 
 
 def test_values_of_classes_become_their_numbers_and_others_are_counted(tmp_path: Path) -> None:
@@ -239,3 +246,14 @@ def test_every_column_of_a_finding_has_to_be_there(tmp_path: Path) -> None:
 def test_one_column_of_the_site_file_cannot_stand_for_several_findings(tmp_path: Path) -> None:
     with pytest.raises(LabelsError, match=r"the study takes labels from 2; remove labels\.column"):
         with_task(tmp_path, FINDINGS + "a,1,opacity\n", studies.TWO_FINDINGS, column="finding")
+
+
+def test_columns_that_the_hospital_calls_otherwise_are_named_in_the_site_file(tmp_path: Path) -> None:
+    text = "PatientID,Erguss,finding\na,1,opacity\n"
+    other = {"effusion": "Erguss", "of another study": "Erguss"}
+    assert with_task(tmp_path, text, studies.TWO_FINDINGS, columns=other).labels == {"a": (1, 1)}
+    assert with_task(
+        tmp_path, "PatientID,dx\na,mass\n", studies.THREE_CLASSES, columns={"finding": "dx"}
+    ).labels == {"a": 2}
+    with pytest.raises(LabelsError, match="column Erguss is missing"):
+        with_task(tmp_path, FINDINGS + "a,1,opacity\n", studies.TWO_FINDINGS, columns=other)

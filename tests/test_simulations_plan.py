@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from studies import study_text, write_study_file
+from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS, study_text, write_study_file
 from test_server_aggregation import DISTRIBUTED
 from typer.testing import CliRunner
 
 from client.budget import evaluation_cost, training_cost
 from client.review_leaving import vector_bytes
+from shared_models.architectures import build_model
 from shared_models.configuration import ConfigurationError
+from shared_models.manifest import Manifest
 from shared_models.proposal import sign_study
 from shared_models.tasks.binary import BinaryClassification
+from shared_models.tasks.multi_class import MultiClassClassification
+from shared_models.tasks.registry import task_of
 from simulations.command import app
 from simulations.evaluation_noise import ASSUMED_AUROC, _made_up, auroc_deviation
 from simulations.plan import Plan
@@ -276,3 +280,47 @@ def test_the_plan_is_the_same_twice(file: str) -> None:
     words = ("plan", file, "--patients", "3000", "--json")
     first, second = (CliRunner().invoke(app, words).stdout for _ in range(2))
     assert json.loads(first) == json.loads(second)
+
+
+# Several classes and findings
+
+
+def test_the_told_noise_of_the_mean_auroc_is_that_of_the_task_itself() -> None:
+    """Four classes of equal size, all of their histograms noised together, as a site does it."""
+    task = MultiClassClassification(num_bins=20, names=tuple("abcd"), weights=(1.0,) * 4)
+    num, classes = 2_000, 4
+    score, _ = _made_up(num, share=1 / classes)
+    labels = np.arange(num) % classes
+    scores = np.stack([np.roll(score, own + 1) for own in range(classes)], axis=1)
+    exact = task.statistics(scores, labels)
+    wanted = task.metrics(exact)
+    assert [wanted[f"auroc/{name}"] for name in "abcd"] == pytest.approx([ASSUMED_AUROC] * 4, abs=0.02)
+    random = np.random.default_rng(4)
+    means = [
+        task.metrics(exact + np.rint(random.normal(0, 3.0, exact.shape)).astype(np.int64))["auroc"]
+        for _ in range(400)
+    ]
+    told = auroc_deviation(task, bin_deviation=3.0, num_patients=num)
+    assert told == pytest.approx(float(np.std(np.array(means, dtype=float))), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("table", "bins"),
+    [(THREE_CLASSES, "3 × 2 × 20 bins"), (TWO_FINDINGS, "2 × 2 × 20 bins")],
+    ids=["classes", "findings"],
+)
+def test_a_plan_tells_of_the_bins_and_the_mean_auroc_of_several(
+    tmp_path: Path, table: str, bins: str
+) -> None:
+    changed = {**TERMS, ONE_QUESTION: table, "\nepsilon = 4.0": "\nepsilon = 50.0"}
+    study = write_study_file(tmp_path / "study.toml", changed, private=True)
+    file = str(tmp_path / "study.toml")
+    plan, cost, task = planned(file, "--patients", "9000"), evaluation_cost(study), task_of(study)
+    assert cost is not None
+    assert plan.evaluation.num_histograms == task.num_outputs
+    assert plan.num_weights == Manifest.of(build_model(study)).num_weights
+    expected = cost.standard_deviation * math.sqrt(task.num_outputs + 1.25) * math.sqrt(10)
+    assert plan.evaluation.bin_deviation == pytest.approx(expected)
+    shown = " ".join(told(file, "--patients", "9000").split())
+    assert bins in shown
+    assert "moves the final mean AUROC by ±" in shown

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -24,6 +25,10 @@ from simulations.preparation.sources import PhantomSource
 from simulations.runner import Options, run_scenario
 from simulations.scenario import read_scenario
 
+needs_data = pytest.mark.skipif(
+    "COLLEGIUM_DATA" not in os.environ,
+    reason="set COLLEGIUM_DATA to a folder that holds the public data sets",
+)
 TABLES = {"classes": THREE_CLASSES, "findings": TWO_FINDINGS}
 EACH = pytest.mark.parametrize("kind", TABLES)
 NAMES = {"classes": ("clear lungs", "opacity", "mass"), "findings": ("opacity", "effusion")}
@@ -213,3 +218,32 @@ def test_the_terminal_shows_each_class_or_finding(kind: str, plain: dict[str, Do
     shown = console.export_text()
     assert "exact, simulation only" in shown
     assert all(f"│ {name}" in shown for name in NAMES[kind])
+
+
+# Real images
+
+
+@pytest.mark.slow
+@needs_data
+def test_seven_classes_of_ham10000_train_although_two_of_the_sources_lack_one(tmp_path: Path) -> None:
+    whole = read_scenario("ham10000-7")
+    training = whole.study.training.model_copy(update={"num_rounds": 2, "sample_rate": 0.2})
+    evaluation = whole.study.evaluation.model_copy(update={"validation_rounds": (2,)})
+    study = whole.study.model_copy(update={"training": training, "evaluation": evaluation})
+    hospitals = whole.hospitals.model_copy(update={"max_patients": 250})
+    scenario = whole.model_copy(update={"study": study, "hospitals": hospitals})
+    options = Options(engine="local", compare=False, out=tmp_path / "out", num_workers=2)
+    result = run_scenario(scenario, options, quiet())
+
+    assert result.test["num_patients"]
+    names = study.task.class_names
+    assert len(names) == 7
+    assert sum(result.test[f"num_patients/{name}"] or 0 for name in names) == result.test["num_patients"]
+    trained = []
+    for site in result.sites:
+        state = tmp_path / "out" / "work" / "sites" / site.name / "state"
+        index = json.loads((state / "index.json").read_text(encoding="ascii"))
+        assert not index["label_problems"]
+        trained.append(index["summary"]["labels"]["train"]["actinic keratosis"])
+    assert trained.count(0) >= 2
+    assert any(trained)

@@ -1,5 +1,6 @@
 """Binary classification: each image is positive or negative."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -35,6 +36,11 @@ class BinaryTable(Frozen):
     takes_positive_weight: ClassVar[bool] = True
     class_names: ClassVar[tuple[str, ...]] = ("negative", "positive")
     finding_names: ClassVar[tuple[str, ...]] = ()
+    words: ClassVar[Mapping[str, str]] = {
+        "label": "column of the labels file",
+        "positive": "values that count as positive",
+        "negative": "values that count as negative",
+    }
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:

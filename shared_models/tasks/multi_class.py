@@ -1,6 +1,7 @@
 """Multi-class classification: each image is of one of several classes."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -53,6 +54,13 @@ class MultiClassTable(Frozen):
 
     takes_positive_weight: ClassVar[bool] = False
     finding_names: ClassVar[tuple[str, ...]] = ()
+    words: ClassVar[Mapping[str, str]] = {
+        "label": "column of the labels file",
+        "classes.name": "names of the classes, in their order",
+        "classes.values": "values that mean the class",
+        "classes.weight": "weight in the loss of the class",
+        "focusing": "exponent of the focal loss; 0 is cross-entropy",
+    }
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:

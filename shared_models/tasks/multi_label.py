@@ -1,6 +1,7 @@
 """Multi-label classification: several findings, of each of which an image says yes, no, or nothing."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -59,6 +60,14 @@ class MultiLabelTable(Frozen):
 
     takes_positive_weight: ClassVar[bool] = False
     class_names: ClassVar[tuple[str, ...]] = ("negative", "positive")
+    words: ClassVar[Mapping[str, str]] = {
+        "findings.name": "names of the findings, in their order",
+        "findings.column": "column of the labels file of the finding",
+        "findings.positive": "values that say yes to the finding",
+        "findings.negative": "values that say no to the finding",
+        "findings.positive_weight": "weight in the loss of images with the finding",
+        "focusing": "exponent of the focal loss; 0 is cross-entropy",
+    }
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -7,13 +7,16 @@ from pydantic import Field
 from shared_models.tasks.binary import BinaryTable
 from shared_models.tasks.multi_class import MultiClassTable
 from shared_models.tasks.multi_label import MultiLabelTable
-from shared_models.tasks.task import Constants, Task
+from shared_models.tasks.task import Constants, Task, TaskTable
 
 if TYPE_CHECKING:  # it holds one of the tables
     from shared_models.study import Study
 
 AnyTable: TypeAlias = Annotated[BinaryTable | MultiClassTable | MultiLabelTable, Field(discriminator="kind")]
 """The table ``[task]`` of a study, by its ``kind``."""
+
+TABLES: tuple[type[TaskTable], ...] = (BinaryTable, MultiClassTable, MultiLabelTable)
+"""The same, one by one."""
 
 
 def task_of(study: "Study") -> Task:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,9 @@ class Parts:
 
 class TaskTable(Protocol):
     """The table ``[task]`` of a study of one kind: which columns say what. All of it is public."""
+
+    words: ClassVar[Mapping[str, str]]
+    """What each key of the table means, for whoever is told of a change; those of a list of tables are dotted."""
 
     @property
     def kind(self) -> str:
