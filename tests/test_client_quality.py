@@ -306,7 +306,7 @@ class BrokenNames(CountingReader):
 
     def header(self, path, image):
         header = super().header(path, image)
-        object.__setattr__(header, "person", {"PatientName": "\ud800" * 500, "PatientSex": "\0"})
+        object.__setattr__(header, "person", {**somebody("\ud800" * 500), "PatientSex": "M\0"})
         return header
 
 
