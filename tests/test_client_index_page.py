@@ -118,6 +118,7 @@ def test_the_page_says_how_many_are_usable_and_why_the_others_are_not(hospital: 
     assert "1 say yes, 23 say no, 1 do not say" in text
     assert "No readable file of the images folder has this key." in text
     assert "16 × 16 23 100.0%" in text
+    assert "not stated 23 100.0%" in text
     assert "would train" in text
 
 
