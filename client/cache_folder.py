@@ -119,7 +119,7 @@ class PreparedImages:
 def opened_cache(
     state: Path,
     preparation: str,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     *,
     limit: int,
     withdrawn: Collection[str],

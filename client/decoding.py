@@ -1,4 +1,4 @@
-"""Decoding in a process of its own: a file that crashes, hangs or floods a decoder costs that file only."""
+"""Decoding in a process of its own: what crashes, hangs or floods a decoder costs that file, or its series, only."""
 
 import functools
 import json
@@ -71,7 +71,7 @@ class DecodingWorker:
             Unusable: it has no header that could be read; or the process ended while it read it.
             DecoderDoesNotStart: no file can be read.
         """
-        kind, content = self._asked("header", path, image)
+        kind, content = self._asked("header", [path], image)
         try:
             if kind == HEADER and (told := _header(content)) is not None:
                 return told
@@ -81,7 +81,7 @@ class DecodingWorker:
 
     def digest(self, path: Path, image: Image) -> bytes:
         """Return SHA-256 of the file's bytes. Raises as `header`."""
-        kind, content = self._asked("digest", path, image)
+        kind, content = self._asked("digest", [path], image)
         if kind == DIGEST and len(content) == 32:
             return content
         raise self._impossible()
@@ -100,7 +100,30 @@ class DecodingWorker:
             Unusable: with the reason; decoder-crashed, too-slow and too-much-memory are those of the process.
             DecoderDoesNotStart: no file can be read.
         """
-        kind, content = self._asked("pixels", path, image)
+        return self._prepared("pixels", [path], image)
+
+    def prepare_series(self, paths: Sequence[Path], image: Image) -> Prepared:
+        """Read, decode and prepare all files of one series as one volume.
+
+        Args:
+            paths: of its files, at least one.
+            image: what the study wants; it has a depth.
+
+        Returns:
+            What `client.series.prepare_series` makes of them.
+
+        Raises:
+            Unusable, DecoderDoesNotStart: as `prepare`.
+        """
+        return self._prepared("series", paths, image)
+
+    def interrupt(self) -> None:
+        """Kill the process, from another thread: whoever waits for it gets an answer at once."""
+        if (process := self._process) is not None:
+            process.kill()
+
+    def _prepared(self, ask: str, paths: Sequence[Path], image: Image) -> Prepared:
+        kind, content = self._asked(ask, paths, image)
         try:
             if kind == IMAGE and (prepared := _prepared(content, image)) is not None:
                 return prepared
@@ -108,17 +131,13 @@ class DecodingWorker:
             pass
         raise self._impossible()
 
-    def interrupt(self) -> None:
-        """Kill the process, from another thread: whoever waits for it gets an answer at once."""
-        if (process := self._process) is not None:
-            process.kill()
-
-    def _asked(self, ask: str, path: Path, image: Image) -> tuple[bytes, bytes]:
+    def _asked(self, ask: str, paths: Sequence[Path], image: Image) -> tuple[bytes, bytes]:
         """Kind and content of the answer. Raises Unusable where it is a reason, or there is none."""
         connection = self._ready()
-        wanted = {"ask": ask, "path": os.fsencode(path.absolute()).hex(), "image": _json(image)}
-        request = json.dumps(wanted).encode()
-        connection.settimeout(self.limits.clock_seconds + _GRACE_SECONDS)
+        named = [os.fsencode(path.absolute()).hex() for path in paths]
+        request = json.dumps({"ask": ask, "paths": named, "image": _json(image)}).encode()
+        limits = self.limits.of_series(len(paths)) if ask == "series" else self.limits
+        connection.settimeout(limits.clock_seconds + _GRACE_SECONDS)
         try:
             connection.sendall(LENGTH.pack(len(request)) + request)
             reply = received(connection)
@@ -133,7 +152,7 @@ class DecodingWorker:
             self._end()
             raise
         if reply is None:
-            raise Unusable(*self._why_it_ended())
+            raise Unusable(*self._why_it_ended(limits))
         if reply[:1] == UNUSABLE:
             try:
                 finding = _finding(json.loads(reply[1:]))
@@ -209,8 +228,8 @@ class DecodingWorker:
             process.kill()
         return process.wait()
 
-    def _why_it_ended(self) -> tuple[Reason, str]:
-        """The process closed the connection without an answer."""
+    def _why_it_ended(self, limits: Limits) -> tuple[Reason, str]:
+        """The process closed the connection without an answer; *limits* are those of what it was asked for."""
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_SECONDS)
@@ -220,9 +239,9 @@ class DecodingWorker:
         name = signal.Signals(-status).name
         if -status in (signal.SIGXCPU, signal.SIGALRM):
             limit = (
-                f"{self.limits.processor_seconds} s of computing"
+                f"{limits.processor_seconds} s of computing"
                 if -status == signal.SIGXCPU
-                else f"{self.limits.clock_seconds} s"
+                else f"{limits.clock_seconds} s"
             )
             return Reason.TOO_SLOW, f"More than {limit}."
         if -status == signal.SIGKILL:  # not by us: the system was short of memory
@@ -259,7 +278,7 @@ def _header(content: bytes) -> Header | None:
 
 def _prepared(content: bytes, image: Image) -> Prepared | None:
     """What the process says of an image; None, or an error, where it cannot be."""
-    shape, start = (image.channels, image.rows, image.columns), LENGTH.size
+    shape, start = image.shape, LENGTH.size
     end = start + LENGTH.unpack(content[:start])[0]
     if len(content) != end + 4 * int(np.prod(shape)):
         return None

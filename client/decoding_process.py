@@ -11,7 +11,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from client.decoding_limits import Limits
 from client.dicom_file import Unusable
 from client.file_reading import Header, OpenFile, Prepared, digest_of
 from client.reasons import Reason
+from client.series import prepare_series
 from shared_models.study import Image
 
 LENGTH = struct.Struct(">I")
@@ -31,6 +32,7 @@ IMAGE = b"I"
 UNUSABLE = b"U"
 
 Prepare = Callable[[Path, Image], Prepared]
+PrepareSeries = Callable[[Sequence[Path], Image], Prepared]
 
 
 def prepare_file(path: Path, image: Image) -> Prepared:
@@ -39,22 +41,31 @@ def prepare_file(path: Path, image: Image) -> Prepared:
         return file.prepared(path, image)
 
 
-def serve(connection: socket.socket, limits: Limits, prepare: Prepare | None = None) -> None:
+def serve(
+    connection: socket.socket,
+    limits: Limits,
+    prepare: Prepare | None = None,
+    prepare_series: PrepareSeries = prepare_series,
+) -> None:
     """Answer requests until the parent closes the connection.
 
-    A request is a length and JSON: what is asked for, path and image. A reply is a length and one byte of kind, and
-    then, as the kind says: JSON of what the header says; the digest of the file's bytes; the length of JSON, JSON of
-    what is known of the image, and the array's bytes; or JSON of a reason's code and detail.
+    A request is a length and JSON: what is asked for, paths and image. Only a series has several paths. A reply is a
+    length and one byte of kind, and then, as the kind says: JSON of what the header says; the digest of the file's
+    bytes; the length of JSON, JSON of what is known of the image, and the array's bytes; or JSON of a reason's code and
+    detail.
     """
     _confine(limits)
     connection.sendall(LENGTH.pack(1) + READY)
     with OpenFile() as file:
         while (request := received(connection)) is not None:
             wanted = json.loads(request)
-            path, image = Path(os.fsdecode(bytes.fromhex(wanted["path"]))), _image(wanted["image"])
-            _start_clocks(limits)
+            paths = [Path(os.fsdecode(bytes.fromhex(path))) for path in wanted["paths"]]
+            path, image, series = paths[0], _image(wanted["image"]), wanted["ask"] == "series"
+            _start_clocks(limits.of_series(len(paths)) if series else limits)
             try:
-                if wanted["ask"] == "header":
+                if series:
+                    reply = IMAGE + _array(prepare_series(paths, image))
+                elif wanted["ask"] == "header":
                     reply = HEADER + _header(file.header(path, image))
                 elif wanted["ask"] == "digest":
                     reply = DIGEST + digest_of(path)
@@ -132,7 +143,7 @@ def _start_clocks(limits: Limits) -> None:
     signal.alarm(limits.clock_seconds)
 
 
-def main(prepare: Prepare | None = None) -> None:
+def main(prepare: Prepare | None = None, prepare_series: PrepareSeries = prepare_series) -> None:
     """Serve on the socket whose number is the first argument, with the limits in the others."""
     descriptor, *numbers = (int(argument) for argument in sys.argv[1:])
     memory_bytes, processor_seconds, clock_seconds = numbers
@@ -140,7 +151,7 @@ def main(prepare: Prepare | None = None) -> None:
         memory_bytes=memory_bytes, processor_seconds=processor_seconds, clock_seconds=clock_seconds
     )
     with socket.socket(fileno=descriptor) as connection:
-        serve(connection, limits, prepare)
+        serve(connection, limits, prepare, prepare_series)
 
 
 if __name__ == "__main__":

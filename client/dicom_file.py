@@ -34,7 +34,13 @@ from client.reasons import Reason
 logging.getLogger("pydicom").addFilter(lambda record: False)
 logging.getLogger("pydicom").propagate = False  # for its children
 
-IDENTIFIER_KEYWORDS = ("PatientID", "StudyInstanceUID", "AccessionNumber", "SOPInstanceUID")
+IDENTIFIER_KEYWORDS = (
+    "PatientID",
+    "StudyInstanceUID",
+    "AccessionNumber",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+)
 _PALETTE_KEYWORDS = tuple(
     f"{colour}PaletteColorLookupTable{part}"
     for part in ("Descriptor", "Data")
@@ -49,7 +55,7 @@ _PIXEL_KEYWORDS = (
 )
 _GEOMETRY_KEYWORDS = (
     "ImageType", "RescaleType", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing",
-    "PixelAspectRatio", "PatientOrientation", "ImageOrientationPatient", "ImagePositionPatient", "SeriesInstanceUID",
+    "PixelAspectRatio", "PatientOrientation", "ImageOrientationPatient", "ImagePositionPatient",
 )
 # fmt: on
 FRAME_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -277,6 +283,7 @@ class Identifiers:
     StudyInstanceUID: str = field(repr=False)
     AccessionNumber: str = field(repr=False)
     SOPInstanceUID: str = field(repr=False)
+    SeriesInstanceUID: str = field(default="", repr=False)
 
     def value(self, keyword: str) -> str:
         """Return the identifier with this DICOM keyword."""

@@ -27,7 +27,8 @@ class IndexedImage:
     """One usable image. Patient and study are pseudonyms; the path is relative and stays at the site.
 
     ``has_window`` is false for a grey image without window or VOI lookup table: a study that uses windows sees its
-    full range. ``burned_in`` is true where its header says that text in the picture identifies the patient.
+    full range. ``burned_in`` is true where its header says that text in the picture identifies the patient. A volume
+    has ``further`` files beside the first of its series.
     """
 
     path: str = field(repr=False)
@@ -37,6 +38,12 @@ class IndexedImage:
     role: Role
     has_window: bool
     burned_in: bool = False
+    further: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all its files."""
+        return (self.path, *self.further)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +78,12 @@ class Index:
     @property
     def num_files(self) -> int:
         """All files below the images folder, save the labels file; with those that a DICOMDIR names and that lack."""
-        return len(self.images) + len(self.left_out)
+        return self.num_used_files + len(self.left_out)
+
+    @property
+    def num_used_files(self) -> int:
+        """Files of usable images; a volume has as many as its series."""
+        return len(self.images) + sum(len(entry.further) for entry in self.images)
 
     @property
     def unusable_share(self) -> float:
@@ -126,6 +138,12 @@ class _Found:
     path: str
     record: Record
     label: int
+    further: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all its files."""
+        return (self.path, *self.further)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +177,7 @@ class IndexBuilder:
 
     def __len__(self) -> int:
         """Number of files that were added."""
-        return len(self.found) + len(self.left_out)
+        return len(self.found) + sum(len(image.further) for image in self.found) + len(self.left_out)
 
     def check_wanted(self, record: Record) -> int:
         """Return the label of a file whose pixels are wanted, as far as is known by now.
@@ -172,11 +190,13 @@ class IndexBuilder:
         """
         if record.pseudonyms.get("PatientID") in self.withdrawn:
             raise Unusable(Reason.WITHDRAWN)
-        if record.finding is not None and record.finding.stage != "pixels":
+        if record.finding is not None and record.finding.stage in ("file", "header"):
             raise record.finding.raised()
         if (header := record.header) is not None:
             self._gate.check_header(header)
-        required = ("PatientID", "StudyInstanceUID", "SOPInstanceUID", self.key)
+        required = ["PatientID", "StudyInstanceUID", "SOPInstanceUID", self.key]
+        if self.study.image.depth is not None:
+            required.append("SeriesInstanceUID")
         if missing := [keyword for keyword in required if not record.pseudonyms[keyword]]:
             raise Unusable(Reason.MISSING_IDENTIFIER, f"{', '.join(missing)} is empty.")
         label = self.labels.label_of(record.pseudonyms[self.key])
@@ -189,11 +209,7 @@ class IndexBuilder:
 
     def add(self, path: str, record: Record) -> LeftOut | None:
         """Take the next file; return why it is left out, None where it is used as far as it itself goes."""
-        self.records[path] = record
-        self.identities.add(record.pseudonyms)
-        self.keys.add(record.pseudonyms.get(self.key, ""))
-        if patient := record.pseudonyms.get("PatientID"):
-            self.patients.add(patient)
+        self._note(path, record)
         try:
             label = self.check_wanted(record)
             if record.finding is not None:
@@ -202,11 +218,30 @@ class IndexBuilder:
             left_out = LeftOut(path=path, reason=finding.reason, detail=finding.detail)
             self.left_out.append(left_out)
             return left_out
-        self.instances[record.pseudonyms["SOPInstanceUID"]] = record.content
-        roles = self.labels.roles.get(record.pseudonyms[self.key], ())
-        self.stated_roles.setdefault(record.pseudonyms["PatientID"], set()).update(roles)
-        self.found.append(_Found(path=path, record=record, label=label))
+        self._use(_Found(path=path, record=record, label=label), [record])
         return None
+
+    def add_volume(self, paths: Sequence[str], records: Sequence[Record]) -> None:
+        """Take the files of a usable volume, each of which is wanted, and all of one patient and key."""
+        for path, record in zip(paths, records, strict=True):
+            self._note(path, record)
+        label = self.check_wanted(records[0])
+        self._use(_Found(path=paths[0], record=records[0], label=label, further=tuple(paths[1:])), records)
+
+    def _note(self, path: str, record: Record) -> None:
+        """Take what a file says of its patient, whether it is used or not."""
+        self.records[path] = record
+        self.identities.add(record.pseudonyms)
+        self.keys.add(record.pseudonyms.get(self.key, ""))
+        if patient := record.pseudonyms.get("PatientID"):
+            self.patients.add(patient)
+
+    def _use(self, image: _Found, records: Sequence[Record]) -> None:
+        self.instances.update((record.pseudonyms["SOPInstanceUID"], record.content) for record in records)
+        pseudonyms = image.record.pseudonyms
+        roles = self.labels.roles.get(pseudonyms[self.key], ())
+        self.stated_roles.setdefault(pseudonyms["PatientID"], set()).update(roles)
+        self.found.append(image)
 
     def settle_dicomdirs(self, folder: Path, names: Sequence[str]) -> None:
         """Tell DICOMDIRs from other files without pixels, and add the files that they name and that are not there.
@@ -261,13 +296,15 @@ class IndexBuilder:
         )
         for image in self.found:
             if (reason := against.get(image.path)) is not None:
-                left_out.append(LeftOut(path=image.path, reason=reason))
+                left_out += [LeftOut(path=path, reason=reason) for path in image.paths]
                 continue
-            pseudonyms, header = image.record.pseudonyms, image.record.header
+            pseudonyms = image.record.pseudonyms
             try:
                 role = self._role(pseudonyms["PatientID"], image.record.role_draw)
             except Unusable as finding:
-                left_out.append(LeftOut(path=image.path, reason=finding.reason, detail=finding.detail))
+                left_out += [
+                    LeftOut(path=path, reason=finding.reason, detail=finding.detail) for path in image.paths
+                ]
                 continue
             images.append(
                 IndexedImage(
@@ -277,7 +314,8 @@ class IndexBuilder:
                     label=image.label,
                     role=role,
                     has_window=image.record.has_window,
-                    burned_in=header is not None and header.burned_in == "YES",
+                    burned_in=any(self._is_burned_in(path) for path in image.paths),
+                    further=image.further,
                 )
             )
         return images, left_out
@@ -289,8 +327,12 @@ class IndexBuilder:
             patient=image.record.pseudonyms["PatientID"],
             label=image.label,
             pixels="" if pixels is None or pixels.blank else pixels.digest,
-            shared=self.identities.is_shared(image.record.pseudonyms),
+            shared=any(self.identities.is_shared(self.records[path].pseudonyms) for path in image.paths),
         )
+
+    def _is_burned_in(self, path: str) -> bool:
+        header = self.records[path].header
+        return header is not None and header.burned_in == "YES"
 
     def _with_owner(self, file: LeftOut) -> LeftOut:
         """A copy of an image that is there under another Patient ID too is no mere copy."""

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.patients import PatientSet
-from client.training import Machine
+from client.training import Machine, images_at_a_time
 from shared_models.tasks import BinaryClassification
 
 Doubles = NDArray[np.float64]
@@ -37,10 +37,10 @@ def image_scores(
 ) -> Doubles:
     """Return the probability of the positive class of each image, float64, shape (num_images,)."""
     model.eval()
-    scores = [np.zeros(0)]
+    scores, num = [np.zeros(0)], images_at_a_time(patients.images.shape)
     with torch.no_grad():
-        for first in range(0, len(patients.images), 256):
-            batch = patients.images[first : first + 256].to(machine.device, non_blocking=True)
+        for first in range(0, len(patients.images), num):
+            batch = patients.images[first : first + num].to(machine.device, non_blocking=True)
             with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=machine.mixed_precision):
                 logits = model(batch)
             scores.append(task.scores(logits.double()).cpu().numpy())

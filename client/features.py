@@ -4,14 +4,13 @@ import torch
 from torch import nn
 
 from client.patients import PatientSet
-from client.training import Machine
+from client.training import Machine, images_at_a_time
 from shared_models.manifest import trainable_weights
 from shared_models.networks.classifier import Classifier
 from shared_models.study import Training
 
 MOST_BYTES = 4 * 2**30
 """Where the features of all images would take more memory, they are computed in each step."""
-_AT_A_TIME = 256
 
 
 def with_features(
@@ -34,10 +33,8 @@ def with_features(
     images = patients.images
     if _features(model, images[:1], machine).numel() * len(images) * 4 > MOST_BYTES:
         return patients
-    parts = [
-        _features(model, images[first : first + _AT_A_TIME], machine)
-        for first in range(0, len(images), _AT_A_TIME)
-    ]
+    num = images_at_a_time(images.shape)
+    parts = [_features(model, images[first : first + num], machine) for first in range(0, len(images), num)]
     return patients.seen_as(torch.cat(parts))
 
 

@@ -48,7 +48,10 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
-    """An image as the model sees it, whether its file says how it is to be shown, and what its stored values say."""
+    """An image as the model sees it, whether its file says how it is to be shown, and what its stored values say.
+
+    Of a volume ``facts`` are those of all its slices in their order, in the study's units.
+    """
 
     plane: Plane = field(repr=False)
     has_window: bool

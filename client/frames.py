@@ -27,11 +27,13 @@ def num_frames(header: FileDataset) -> int:
 def chosen_frame(header: FileDataset, image: Image) -> int:
     """The frame that the study takes, from 0. Of an even number, *middle* is the earlier one of the two.
 
+    A study of volumes takes all of them, whatever this says.
+
     Raises:
         Unusable: several frames where the study takes images of one.
     """
     number = num_frames(header)
-    if number > 1 and image.frames == "refuse":
+    if number > 1 and image.frames == "refuse" and image.depth is None:
         raise Unusable(Reason.MULTI_FRAME, f"{number} frames.")
     return (number - 1) // 2
 

@@ -10,6 +10,7 @@ PSEUDONYM_KINDS: Mapping[str, str] = MappingProxyType(
         "StudyInstanceUID": "study",
         "AccessionNumber": "accession",
         "SOPInstanceUID": "instance",
+        "SeriesInstanceUID": "series",
     }
 )
 """The kind of pseudonym (`client.secret.SiteSecret.pseudonym`) that stands for each identifying attribute."""

@@ -51,14 +51,14 @@ class ImageCache:
 
     Args:
         folder: holds this cache alone; created (0700) where it is missing.
-        shape: channels, rows and columns of an image.
+        shape: of an image.
         limit: bytes that the records may take.
 
     Attributes:
         problems: what was found wrong when it was opened, in sentences for the site's operator.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int], *, limit: int) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, ...], *, limit: int) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder, self.shape, self.limit = folder, shape, limit
         self.record_bytes = 4 * int(np.prod(shape))
@@ -155,7 +155,7 @@ class ImageCache:
         return len(gone)
 
     def images(self) -> NDArray[np.float32]:
-        """All records, memory-mapped and read-only, shape (num_records, channels, rows, columns)."""
+        """All records, memory-mapped and read-only, shape (num_records, channels, ...)."""
         if not self._entries:
             return np.zeros((0, *self.shape), dtype=np.float32)
         with self._path.open("rb") as file:
@@ -334,8 +334,7 @@ def erase_patients(folder: Path, withdrawn: Collection[str]) -> None:
     patients = {values[2] for line in rest[:-2] if isinstance(values := json.loads(line), list)}
     if patients.isdisjoint(withdrawn):
         return
-    channels, rows, columns = json.loads(head)["shape"]
-    cache = ImageCache(folder, (channels, rows, columns), limit=0)
+    cache = ImageCache(folder, tuple(json.loads(head)["shape"]), limit=0)
     try:
         kept = {entry.content for entry in cache._entries if entry is not None}
         cache.erase(keep=kept, withdrawn=withdrawn)
@@ -343,7 +342,7 @@ def erase_patients(folder: Path, withdrawn: Collection[str]) -> None:
         cache.close()
 
 
-def _catalogue_of(text: bytes, shape: tuple[int, int, int]) -> tuple[int, list[Entry | None]]:
+def _catalogue_of(text: bytes, shape: tuple[int, ...]) -> tuple[int, list[Entry | None]]:
     """Generation and entries. Raises ValueError, LookupError or TypeError for anything but such a catalogue."""
     body, checksum, end = text.rsplit(b"\n", 2)
     if end or zlib.crc32(body) != int(checksum):

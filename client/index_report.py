@@ -81,6 +81,7 @@ def write_index(index: Index, state: Path, *, study: Study) -> Path:
             "label": entry.label,
             "role": entry.role.value,
             "has_window": entry.has_window,
+            **({"further": entry.further} if entry.further else {}),
         }
         for entry in index.images
     )
@@ -130,8 +131,9 @@ def summary_of(index: Index, study: Study) -> dict[str, object]:
 
 def render_index(index: Index, study: Study) -> RenderableType:
     """Return the index as tables: files used, why others are not and what to do, scanners, patients, notes."""
+    volumes = f" in {len(index.images)} volumes" if index.num_used_files > len(index.images) else ""
     usable = (
-        f"{len(index.images)} of {index.num_files} files are used: "
+        f"{index.num_used_files} of {index.num_files} files are used{volumes}: "
         f"{index.num_patients()} of {index.num_patients_found} patients, {index.num_studies} studies."
     )
     parts: list[RenderableType] = [Text(usable, style="bold")]

@@ -4,15 +4,17 @@ import logging
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from client.cache_folder import Tell, opened_cache, preparation_hash
 from client.decoding import DecoderDoesNotStart, DecodingWorker
+from client.decoding_limits import Limits
 from client.dicom_index import Index, IndexBuilder
 from client.file_tree import FoundFile, files_below
 from client.identifiers import PSEUDONYM_KINDS
 from client.index_report import write_index
-from client.labels import read_labels
+from client.labels import LabelsError, read_labels
 from client.patients import PatientSet, gather_patients
 from client.reading_pool import Reader
 from client.roles import Role
@@ -20,6 +22,7 @@ from client.scan import CHECKPOINT_SECONDS, Progress, Scan
 from client.scan_memory import ScanMemory
 from client.secret import SiteSecret
 from client.site_file import SiteFile
+from client.volume_scan import VolumeScan
 from shared_models.study import Study
 
 log = logging.getLogger("collegium.site")
@@ -50,7 +53,7 @@ def ingest(
     tell: Tell = log.warning,
     recheck: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    make_reader: Callable[[], Reader] = DecodingWorker,
+    make_reader: Callable[[], Reader] | None = None,
 ) -> Ingested:
     """Read the hospital's images and labels and write the index to the state folder.
 
@@ -69,7 +72,7 @@ def ingest(
         tell: gets sentences for the site's operator: what was damaged, what there is no room for.
         recheck: read every file, even where its size and time of change are as they were.
         checkpoint_seconds: what is lost at most where the process is ended.
-        make_reader: makes what reads files; a process of its own, unless a benchmark says otherwise.
+        make_reader: makes what reads files; if None, a process of its own with the limits of the study's images.
 
     Returns:
         The index, and one `PatientSet` for each role, possibly of no patients.
@@ -78,8 +81,14 @@ def ingest(
         LabelsError: the labels file as a whole cannot be used.
         DataRefused: the images folder cannot be listed, or the process that decodes does not start.
     """
+    key, image = site.labels.key, study.image
+    if image.depth is not None and key == "SOPInstanceUID":
+        raise LabelsError(
+            f"{site.labels.file}: labels.key is SOPInstanceUID, which names single slices, and the study's images are "
+            "whole series (image.depth); key the labels by SeriesInstanceUID, StudyInstanceUID, AccessionNumber or "
+            "PatientID"
+        )
     labels = read_labels(site.labels, study)
-    key = site.labels.key
     builder = IndexBuilder(
         labels=labels.keyed(lambda value: secret.pseudonym(PSEUDONYM_KINDS[key], value)),
         study=study,
@@ -87,19 +96,18 @@ def ingest(
         withdrawn=withdrawn,
         quality=site.quality,
     )
-    image = study.image
     files = _files(site.images.folder, exclude=site.labels.file)
     with opened_cache(
         site.state,
         preparation_hash(image, secret),
-        (image.channels, image.rows, image.columns),
+        image.shape,
         limit=int(site.images.cache_gib * 2**30),
         withdrawn=withdrawn,
         tell=tell,
     ) as images:
         memory = ScanMemory(images.folder, tell)
         try:
-            scan = Scan(
+            scan = (Scan if image.depth is None else VolumeScan)(
                 site.images.folder,
                 builder,
                 secret,
@@ -108,7 +116,7 @@ def ingest(
                 num_readers=site.compute.num_readers or len(os.sched_getaffinity(0)),
                 recheck=recheck,
                 checkpoint_seconds=checkpoint_seconds,
-                make_reader=make_reader,
+                make_reader=make_reader or partial(DecodingWorker, Limits.of(image)),
             )
             scan.read(files, progress)
         except DecoderDoesNotStart as error:

@@ -20,8 +20,8 @@ class PatientSet:
 
     Args:
         pseudonyms: of each patient, increasing.
-        images: float32, shape (num_images, channels, rows, columns), in [0, 1]: a tensor, or where they are stored.
-            Both give a tensor for a slice or for positions.
+        images: float32, shape (num_images, channels, rows, columns), or (num_images, 1, depth, rows, columns) of
+            volumes, in [0, 1]: a tensor, or where they are stored. Both give a tensor for a slice or for positions.
         labels: int64, shape (num_images,), 0 or 1.
         first_image: int64, shape (num_patients + 1,); the images of patient p are first_image[p] to
             first_image[p + 1] - 1, at least one.

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,10 @@ class Reader(Protocol):
 
     def prepare(self, path: Path, image: Image) -> Prepared:
         """Read, decode and prepare one file."""
+        ...
+
+    def prepare_series(self, paths: Sequence[Path], image: Image) -> Prepared:
+        """Read, decode and prepare all files of one series."""
         ...
 
     def interrupt(self) -> None:

@@ -18,11 +18,18 @@ _ASPECT = {
     "crop": "the middle of the image is cut to that shape",
     "stretch": "the image is stretched or squeezed to that shape",
 }
-_KIND: Mapping[str, Callable[[Model], str]] = {
-    "small-cnn": lambda model: (
+
+
+def _small_cnn(model: Model) -> str:
+    return (
         f"The model is a neural network of the kind “{model.architecture}”, width {model.width}"
         f"{', standardised weights' * model.weight_standardisation}"
-    ),
+    )
+
+
+_KIND: Mapping[str, Callable[[Model], str]] = {
+    "small-cnn": _small_cnn,
+    "small-cnn-3d": _small_cnn,
     "scattering": lambda model: (
         f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "
         f"{model.angles} angles, which no image changes, and a weighted sum of what they show"
@@ -127,15 +134,26 @@ def _preparation(image: Image) -> tuple[Sentence, ...]:
     if image.channels == 3:
         levels = "Colour images are used, grey ones left out"
     else:
+        whose = "image's" if image.depth is None else "volume's"
         how = {
             "window": "by the window that the image itself names, as on a viewing station",
-            "percentiles": f"from the image's percentile {image.low_percentile:g} (black) to {image.high_percentile:g} "
+            "percentiles": f"from the {whose} percentile {image.low_percentile:g} (black) to {image.high_percentile:g} "
             "(white)",
             "full-range": "over the full range that its bits allow",
             "hounsfield": f"by the study's own window over CT numbers, center {image.window_center or 0:g} and width "
             f"{image.window_width or 0:g} Hounsfield units",
         }[image.intensity]
         levels = f"Grey images are used, colour ones left out; grey values are scaled {how}"
+    if image.depth is not None:
+        return (
+            plain(
+                f"An image is a whole series of slices (CT, MR), brought to {image.depth} slices of {image.rows} × "
+                f"{image.columns} pixels along the patient's axes: {image.slice_spacing:g} mm from slice to slice, "
+                f"{image.spacing or 0:g} mm from pixel to pixel; what is larger is cut, what is smaller is filled up "
+                f"with black. {levels}. A series with a gap, with two different slices at one place or with a slice "
+                "that cannot be used is left out as a whole."
+            ),
+        )
     shape = _ASPECT[image.aspect]
     if image.spacing is not None:
         shape = (
@@ -177,8 +195,13 @@ def _counts(study: Study, file: SiteFile, counts: Counts | None, now: datetime) 
         )
         return
     train = counts.num_patients[Role.TRAIN]
+    used = (
+        f"{counts.num_images:,} of {counts.num_files:,} files can be used"
+        if study.image.depth is None
+        else f"{counted(counts.num_images, 'volume')} can be used of {counts.num_files:,} files"
+    )
     yield plain(
-        f"Counted {ago(counts.time, now)}: {counts.num_images:,} of {counts.num_files:,} files can be used. Patients: "
+        f"Counted {ago(counts.time, now)}: {used}. Patients: "
         f"{train:,} for training, {counts.num_patients[Role.VALIDATION]:,} for validation, "
         f"{counts.num_patients[Role.TEST]:,} for the test."
     )

@@ -30,14 +30,14 @@ Progress = Callable[[int, int], None]
 CHECKPOINT_SECONDS = 5.0
 _FILES_A_READER = 32
 """A process more for each so many files: it takes about as long to start as to read them."""
-_AHEAD_BYTES = 256 * 2**20
-_PASSING = frozenset({Reason.NOT_A_FILE, Reason.NOT_READABLE, Reason.TOO_SLOW, Reason.TOO_MUCH_MEMORY})
+AHEAD_BYTES = 256 * 2**20
+PASSING = frozenset({Reason.NOT_A_FILE, Reason.NOT_READABLE, Reason.TOO_SLOW, Reason.TOO_MUCH_MEMORY})
 """Reasons that may be the machine's and not the file's: such files are read again each time."""
-_COPIES = frozenset({Reason.DUPLICATE, Reason.DUPLICATE_FILE})
+COPIES = frozenset({Reason.DUPLICATE, Reason.DUPLICATE_FILE})
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class Seen:
     """A file on its way: its key in the memory, what is known of it, and its image where it was prepared just now."""
 
     file: FoundFile
@@ -89,6 +89,7 @@ class Scan:
         }
         self._on_the_way: Counter[str] = Counter()
         self._contents: dict[str, str] = {}
+        self._saved = time.monotonic()
 
     def read(self, files: Sequence[FoundFile], progress: Progress = lambda done, total: None) -> None:
         """Read all files that are to be read, and add all of them to the index.
@@ -103,9 +104,8 @@ class Scan:
         seen = [self._seen(file) for file in files]
         num_unknown = sum(each.record is None for each in seen)
         readers = min(self._num_readers, 1 + num_unknown // _FILES_A_READER)
-        ahead = min(max(_AHEAD_BYTES // self._images.cache.record_bytes, 2 * readers), 64 * readers)
+        ahead = min(max(AHEAD_BYTES // self._images.cache.record_bytes, 2 * readers), 64 * readers)
         kept: set[bytes] = set()
-        saved = time.monotonic()
         with reading_pool(self._make_reader, readers, ahead=ahead) as pool:
             started = (self._started(each, pool) for each in seen)
             for before, read in zip(seen, pool.in_order(started), strict=True):
@@ -113,14 +113,8 @@ class Scan:
                 if self._settled(each):
                     kept.add(each.key)
                 progress(len(self._builder), len(files))
-                if time.monotonic() - saved >= self._checkpoint_seconds:
-                    self._images.checkpoint()
-                    self._memory.commit()
-                    saved = time.monotonic()
-        self._images.checkpoint()
-        self._memory.forget_all_but(kept)
-        contents = {record.content for record in self._memory.records.values()}
-        self._images.erase(keep=contents | set(self._contents.values()), withdrawn=self._builder.withdrawn)
+                self._checkpoint_if_due()
+        self._ended(kept)
 
     def stored(self, paths: Sequence[str]) -> StoredImages:
         """Return the images of these used files, where they are."""
@@ -133,15 +127,29 @@ class Scan:
             shape=self._images.cache.shape,
         )
 
-    def _seen(self, file: FoundFile) -> _Seen:
+    def _checkpoint_if_due(self) -> None:
+        if time.monotonic() - self._saved >= self._checkpoint_seconds:
+            self._images.checkpoint()
+            self._memory.commit()
+            self._saved = time.monotonic()
+
+    def _ended(self, kept: set[bytes]) -> None:
+        """Make all of it safe, and forget what is not there any more."""
+        self._images.checkpoint()
+        self._memory.forget_all_but(kept)
+        records = self._memory.records.values()
+        there = {record.content for record in records} | {record.volume for record in records}
+        self._images.erase(keep=there | set(self._contents.values()), withdrawn=self._builder.withdrawn)
+
+    def _seen(self, file: FoundFile) -> Seen:
         """What is known of a file; nothing where it changed."""
         key = bytes.fromhex(self._secret.pseudonym("path", file.name))
         known = None if self._recheck else self._memory.records.get(key)
         if known is not None and (known.size, known.mtime_ns) != (file.size, file.mtime_ns):
             known = None
-        return _Seen(file, key, known)
+        return Seen(file, key, known)
 
-    def _started(self, each: _Seen, pool: ReadingPool) -> Future[_Seen] | _Seen:
+    def _started(self, each: Seen, pool: ReadingPool) -> Future[Seen] | Seen:
         """Begin to read a file, if it has to be read as far as is known by now."""
         if each.record is None:
             return pool.submit(self._examined, each)
@@ -152,7 +160,7 @@ class Scan:
             return each
         return pool.submit(self._examined, each)
 
-    def _completed(self, before: _Seen, read: _Seen, pool: ReadingPool) -> _Seen:
+    def _completed(self, before: Seen, read: Seen, pool: ReadingPool) -> Seen:
         """The file with its image, if that is wanted now that all files before it are settled."""
         if before.record is not None:
             self._on_the_way[before.record.pseudonyms.get("SOPInstanceUID", "")] -= 1
@@ -170,7 +178,7 @@ class Scan:
             return False
         return not record.pixel_facts or self._images.find(record.content) is None
 
-    def _examined(self, reader: Reader, each: _Seen) -> _Seen:
+    def _examined(self, reader: Reader, each: Seen) -> Seen:
         """Read one file, as far as it is wanted. For any thread."""
         record, plane = self._read(reader, each.file)
         return replace(each, record=record, plane=plane)
@@ -181,12 +189,12 @@ class Scan:
         try:
             record = self._with_header(record, reader.header(path, self._image))
         except Unusable as found:
-            return _with_finding(record, "file", found), None
+            return with_finding(record, "file", found), None
         try:
             self._builder.check_wanted(record)
             is_copy = False
         except Unusable as found:
-            is_copy = found.reason in _COPIES
+            is_copy = found.reason in COPIES
             if not is_copy:
                 return record, None
         try:
@@ -200,7 +208,7 @@ class Scan:
                 ), None
             prepared = reader.prepare(path, self._image)
         except Unusable as found:
-            return _with_finding(record, "pixels", found), None
+            return with_finding(record, "pixels", found), None
         facts = prepared.facts.keyed(lambda digest: self._secret.pseudonym("pixels", digest))
         record = replace(record, has_window=prepared.has_window, pixel_facts=facts.model_dump_json())
         return record, prepared.plane
@@ -226,9 +234,9 @@ class Scan:
             role_draw=role_draw(identifiers["PatientID"], self._secret) if identifiers["PatientID"] else 0.0,
             header_facts=header.facts.model_dump_json(),
         )
-        return record if header.finding is None else _with_finding(record, "header", header.finding)
+        return record if header.finding is None else with_finding(record, "header", header.finding)
 
-    def _settled(self, each: _Seen) -> bool:
+    def _settled(self, each: Seen) -> bool:
         """Put a file into the index, its image to the others and its record into the memory; whether it is kept."""
         record = each.record
         if record is None:
@@ -241,13 +249,14 @@ class Scan:
                 self._images.add(record.content, each.plane, patient=record.pseudonyms["PatientID"])
         elif finding.reason is Reason.WITHDRAWN:
             record = Record(size=record.size, mtime_ns=record.mtime_ns, pseudonyms=record.pseudonyms)
-        elif finding.reason in _COPIES:  # whether it was prepared is chance
+        elif finding.reason in COPIES:  # whether it was prepared is chance
             record = replace(record, finding=None, has_window=False, pixel_facts="")
-        if each.file.size is None or (record.finding is not None and record.finding.reason in _PASSING):
+        if each.file.size is None or (record.finding is not None and record.finding.reason in PASSING):
             return False
         self._memory.put(each.key, record)
         return True
 
 
-def _with_finding(record: Record, stage: str, found: Unusable) -> Record:
+def with_finding(record: Record, stage: str, found: Unusable) -> Record:
+    """The record with what was found against its file."""
     return replace(record, finding=Finding(stage=stage, reason=found.reason, detail=found.detail))

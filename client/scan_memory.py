@@ -29,7 +29,10 @@ _PUT = "INSERT OR REPLACE INTO files VALUES (?, ?, ?)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Why a file cannot be used. ``stage``: ``file`` (nothing is known of it), ``header`` or ``pixels``."""
+    """Why a file cannot be used.
+
+    ``stage``: ``file`` (nothing is known of it), ``header``, ``pixels``, or ``volume``: that of its series.
+    """
 
     stage: str
     reason: Reason
@@ -55,6 +58,8 @@ class Record:
         has_window: whether it says how it is to be shown; means nothing without content.
         header_facts: JSON of `HeaderFacts`, empty where there are none.
         pixel_facts: JSON of `PixelFacts`, empty where there are none.
+        volume: keyed hash of the contents of all files of its series, where a finding of stage ``volume`` and the
+            facts of the pixels are those of that volume; empty where they are of the file itself.
     """
 
     size: int
@@ -66,6 +71,7 @@ class Record:
     has_window: bool = False
     header_facts: str = ""
     pixel_facts: str = ""
+    volume: str = ""
 
     @property
     def header(self) -> HeaderFacts | None:
@@ -91,13 +97,16 @@ class Record:
                 self.has_window,
                 self.header_facts,
                 self.pixel_facts,
+                self.volume,
             ]
         )
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
         """Return the record that `to_json` wrote. Raises ValueError, LookupError or TypeError for any other text."""
-        size, mtime_ns, pseudonyms, role_draw, finding, content, has_window, header, pixels = json.loads(text)
+        size, mtime_ns, pseudonyms, role_draw, finding, content, has_window, header, pixels, volume = (
+            json.loads(text)
+        )
         if finding is not None:
             stage, code, detail = finding
             finding = Finding(stage=stage, reason=_REASONS[code], detail=detail)
@@ -111,6 +120,7 @@ class Record:
             has_window=has_window,
             header_facts=header,
             pixel_facts=pixels,
+            volume=volume,
         )
 
 

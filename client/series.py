@@ -1,6 +1,8 @@
 """The files of one DICOM series as a volume: one image each, or the frames of one."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,11 @@ from client.dicom_file import (
     text_of,
 )
 from client.dicom_image import check_image, decode, with_pixels
+from client.file_facts import pixel_facts
+from client.file_reading import Prepared
 from client.frames import num_frames, take_frame
 from client.intensity import (
     Window,
-    between_percentiles,
     hounsfield_units,
     lookup_table,
     modality_values,
@@ -39,6 +42,34 @@ _PIXELS = 0x7FE0
 """Group of the pixel data."""
 
 
+def prepare_series(paths: Sequence[Path], image: Image) -> Prepared:
+    """Turn the files of one series into the volume that enters the model.
+
+    Guarantees: depends on these files and the study alone, not on the order or the names of the files.
+
+    Args:
+        paths: of all files of the series, in any order.
+        image: what the study wants; it has a depth.
+
+    Returns:
+        float32 of ``image.shape`` in [0, 1]; what lies outside all slices is 0.
+
+    Raises:
+        Unusable: as `read_series`.
+    """
+    if image.depth is None or image.spacing is None or image.slice_spacing is None:
+        raise ValueError("the study's images are no volumes")
+    volume = read_series(paths, image)
+    facts = pixel_facts(volume.values)
+    levels = prepared_volume(
+        volume,
+        image,
+        spacing=(image.slice_spacing, image.spacing, image.spacing),
+        shape=(image.depth, image.rows, image.columns),
+    )
+    return Prepared(plane=levels[np.newaxis], has_window=True, facts=facts)
+
+
 def read_series(paths: Sequence[Path], image: Image) -> Volume:
     """Read the files of one series, in whatever order.
 
@@ -52,17 +83,32 @@ def read_series(paths: Sequence[Path], image: Image) -> Volume:
     """
     slices: list[Slice] = []
     series, room = None, MAX_VOLUME_BYTES
-    for path in paths:
-        header = _read(path, image)
-        if series not in (None, own := text_of(header, "SeriesInstanceUID")):
-            raise Unusable(Reason.NO_VOLUME, "Its files are of several series.")
-        series = own
-        rows, columns = (integer_of(header, keyword, low=1, high=65535) for keyword in ("Rows", "Columns"))
-        room -= 4 * rows * columns * num_frames(header)
-        if room < 0:
-            raise Unusable(Reason.TOO_LARGE, f"Its series has more than {MAX_VOLUME_BYTES} bytes.")
-        slices += _slices(header, image)
+    for number, path in enumerate(paths, start=1):
+        with _of_many(number, len(paths)):
+            header = _read(path, image)
+            if series not in (None, own := text_of(header, "SeriesInstanceUID")):
+                raise Unusable(Reason.NO_VOLUME, "Its files are of several series.")
+            series = own
+            rows, columns = (
+                integer_of(header, keyword, low=1, high=65535) for keyword in ("Rows", "Columns")
+            )
+            room -= 4 * rows * columns * num_frames(header)
+            if room < 0:
+                raise Unusable(Reason.TOO_LARGE, f"Its series has more than {MAX_VOLUME_BYTES} bytes.")
+            slices += _slices(header, image)
     return stacked(slices)
+
+
+@contextmanager
+def _of_many(number: int, num_files: int) -> Iterator[None]:
+    """Say in which file of the series something is wrong."""
+    try:
+        yield
+    except Unusable as found:
+        if num_files == 1:
+            raise
+        where = f"(file {number} of the {num_files} of its series, by path)"
+        raise Unusable(found.reason, f"{found.detail} {where}".lstrip()) from None
 
 
 def prepared_volume(
@@ -89,15 +135,21 @@ def prepared_volume(
         placed = resampled(volume, spacing=spacing, shape=shape, outside=np.nan)
         levels = window.apply(placed.astype(np.float64))
     elif image.intensity == "percentiles":
-        whole = Volume(
-            values=between_percentiles(volume.values, image).astype(np.float32),
-            origin=volume.origin,
-            steps=volume.steps,
-        )
+        low, high = np.percentile(volume.values, [image.low_percentile, image.high_percentile])
+        whole = replace(volume, values=_between(volume.values, float(low), float(high)))
         levels = resampled(whole, spacing=spacing, shape=shape, outside=np.nan).astype(np.float64)
     else:
         raise ValueError(f'intensity = "{image.intensity}" has no meaning for a volume')
     return np.nan_to_num(levels, nan=0.0).astype(np.float32)
+
+
+def _between(values: Voxels, low: float, high: float) -> Voxels:
+    """What lies between the two, as 0 to 1, cut outside; slice by slice, since there may be a gigabyte of it."""
+    levels = np.zeros_like(values)
+    if high > low:
+        for place, one in enumerate(values):
+            levels[place] = np.clip((one.astype(np.float64) - low) / (high - low), 0.0, 1.0)
+    return levels
 
 
 def _read(path: Path, image: Image) -> FileDataset:
@@ -121,6 +173,8 @@ def _slices(dataset: FileDataset, image: Image) -> Iterator[Slice]:
             if image.intensity == "hounsfield"
             else modality_values(stored, own, table)
         )
+        if image.intensity == "percentiles" and text_of(own, "PhotometricInterpretation") == "MONOCHROME1":
+            values = -values
         if not np.isfinite(values).all():
             raise Unusable(Reason.UNSUPPORTED_PIXELS, "It holds values that are no numbers.")
         if (spacing := spacing_of(own)) is None:

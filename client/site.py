@@ -272,8 +272,7 @@ class Site:
         if Manifest.of(model).hash != request.manifest_hash:
             raise RequestRefused("model-differs", "the server's model has other weights; versions differ")
         if study.privacy.mode != "none":
-            image = study.image
-            check_supported(model, image_shape=(image.channels, image.rows, image.columns))
+            check_supported(model, image_shape=study.image.shape)
         if against := objections(self._file, self._ledger, study, run_id=request.run_id):
             raise RequestRefused(against[0].reason, "; ".join(one.words for one in against))
         if self._file.policy.ask_each_run and not self._approvals.is_approved(study.hash, request.run_id):

@@ -13,7 +13,7 @@ from shared_models.configuration import Frozen, read_toml
 from shared_models.study import Slug
 
 FilePath = Annotated[Path, Field(strict=False)]
-LabelKey = Literal["PatientID", "StudyInstanceUID", "AccessionNumber", "SOPInstanceUID"]
+LabelKey = Literal["PatientID", "StudyInstanceUID", "AccessionNumber", "SeriesInstanceUID", "SOPInstanceUID"]
 
 
 class Images(Frozen):

@@ -15,10 +15,10 @@ class StoredImages:
     """Images by position. Indexed like a tensor's first dimension, it gives a tensor: a copy of what was asked for.
 
     Args:
-        sources: where images lie: arrays of shape (rows, channels, rows, columns), or lists of images.
+        sources: where images lie: arrays of shape (number, channels, ...), or lists of images.
         source: of each image, its place in *sources*; int64, shape (num_images,).
         row: of each image, its row in that source; int64, shape (num_images,).
-        shape: channels, rows and columns of an image.
+        shape: of an image: channels, rows and columns; of a volume channels, slices, rows and columns.
     """
 
     dtype = torch.float32
@@ -29,7 +29,7 @@ class StoredImages:
         source: NDArray[np.int64],
         row: NDArray[np.int64],
         *,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
     ) -> None:
         self._sources, self._source, self._row, self._shape = tuple(sources), source, row, shape
 
@@ -38,7 +38,7 @@ class StoredImages:
 
     @property
     def shape(self) -> torch.Size:
-        """(num_images, channels, rows, columns)."""
+        """(num_images, channels, ...)."""
         return torch.Size((len(self), *self._shape))
 
     @overload

@@ -66,6 +66,9 @@ def thumbnails(
 
 
 def _thumbnail(class_name: str, plane: Plane) -> Thumbnail:
+    """Of an image, or of the middle slice of a volume."""
+    if plane.ndim == 4:
+        plane = plane[:, plane.shape[1] // 2]
     levels = np.round(plane * 255).astype(np.uint8)
     picture = Pillow.fromarray(levels[0] if len(levels) == 1 else np.moveaxis(levels, 0, -1))
     picture.thumbnail((MAX_SIDE, MAX_SIDE))

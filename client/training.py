@@ -1,5 +1,7 @@
 """The training loop of one round at one hospital."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -18,6 +20,9 @@ from privacy.sampling import pick_images, pick_several_images, sample_patients
 from shared_models.manifest import trainable_weights
 from shared_models.study import Training
 from shared_models.tasks import BinaryClassification
+
+_VALUES_AT_A_TIME = 2**23
+"""Of all images together: the first layer makes some tens of values of each."""
 
 
 class GradientSum(Protocol):
@@ -175,6 +180,15 @@ class Machine:
         return self.physical_batch // training.rows_per_patient
 
 
+def images_at_a_time(shape: Sequence[int]) -> int:
+    """So many images go through a network at once where nothing is trained: 256, and fewer where they are large.
+
+    Args:
+        shape: (num_images, channels, ...).
+    """
+    return max(1, min(256, _VALUES_AT_A_TIME // math.prod(shape[1:])))
+
+
 def train(
     model: nn.Module,
     patients: PatientSet,
@@ -273,4 +287,4 @@ def _to_device(patients: PatientSet, positions: Tensor, device: torch.device) ->
 def _flipped(images: Tensor, generator: CryptographicGenerator) -> Tensor:
     """Each image mirrored left to right with probability one half, drawn for that image alone."""
     mirrored = torch.from_numpy(generator.uniform(len(images)) < 0.5).to(images.device)
-    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    return torch.where(mirrored.view(-1, *(1,) * (images.dim() - 1)), images.flip(-1), images)

@@ -85,6 +85,7 @@ def stacked(slices: Sequence[Slice]) -> Volume:
     order = np.argsort(depths, kind="stable")
     usual = _usual_distance(depths[order])
     kept = _without_copies([slices[place] for place in order], normal, usual)
+    first = kept[0]  # not the one that came first: directions differ in what was rounded
     positions = np.stack([one.position for one in kept])
     if len(kept) < 2:
         raise Unusable(Reason.NO_VOLUME, "All slices lie at one place.")

@@ -1,12 +1,14 @@
 """Gaussian noise, drawn in float64 from a cryptographic generator."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from privacy.noise_blocks import Block, blocks_of, for_each
 from privacy.randomness import PIECE, CryptographicGenerator
 
 
@@ -35,29 +37,49 @@ def _add_on_processor(
     parts: list[Tensor], standard_deviation: float, generator: CryptographicGenerator
 ) -> None:
     """Piece by piece, so that the noise is never in memory as a whole."""
-    left = sum(part.numel() for part in parts)
-    room = torch.empty(min(PIECE, left), dtype=torch.float64)
-    drawn = room[:0]
-    for part in parts:
-        rest = part.view(-1)
-        while len(rest):
-            if not len(drawn):
-                drawn = room[:left]
-                generator.normal_into(drawn)
-            num = min(len(drawn), len(rest))
-            here = rest[:num]
-            here.copy_(here.double().add_(drawn[:num], alpha=standard_deviation))
-            rest, drawn, left = rest[num:], drawn[num:], left - num
+    flat = [part.view(-1) for part in parts]
+
+    def add(block: Block) -> None:
+        left = block.end - block.begin
+        room = torch.empty(min(PIECE, left), dtype=torch.float64)
+        drawn = room[:0]
+        for here in _between(flat, block.begin, block.end):
+            rest = here
+            while len(rest):
+                if not len(drawn):
+                    drawn = room[:left]
+                    block.generator.normal_into(drawn)
+                num = min(len(drawn), len(rest))
+                some = rest[:num]
+                some.copy_(some.double().add_(drawn[:num], alpha=standard_deviation))
+                rest, drawn, left = rest[num:], drawn[num:], left - num
+
+    for_each(blocks_of(sum(map(len, flat)), generator), add)
+
+
+def _between(flat: list[Tensor], begin: int, end: int) -> Iterator[Tensor]:
+    """The numbers from *begin* to before *end*, counted over all parts, in the parts that they are in."""
+    for part in flat:
+        if end > 0 and begin < len(part):
+            yield part[max(0, begin) : end]
+        begin, end = begin - len(part), end - len(part)
 
 
 def _add_on_device(parts: list[Tensor], standard_deviation: float, generator: CryptographicGenerator) -> None:
     """One copy of uniform bits to the device, which makes of them what `CryptographicGenerator.normal_into` would."""
     sizes = [part.numel() for part in parts]
     num = sum(sizes)
-    even = num + num % 2
-    words = torch.from_numpy(generator.words(even)).to(parts[0].device)
-    whole = even // PIECE * PIECE
-    noise = torch.cat([_normal(words[:whole].view(-1, 2, PIECE // 2)), _normal(words[whole:].view(1, 2, -1))])
+    words = torch.empty(num + num % 2, dtype=torch.int64, pin_memory=parts[0].device.type == "cuda")
+
+    def draw(block: Block) -> None:
+        odd = (block.end - block.begin) % 2  # of the last block only
+        drawn = block.generator.words(block.end - block.begin + odd)
+        words[block.begin : block.end + odd] = torch.from_numpy(drawn)
+
+    for_each(blocks_of(num, generator), draw)
+    there = words.to(parts[0].device, non_blocking=True)
+    whole = len(there) // PIECE * PIECE
+    noise = torch.cat([_normal(there[:whole].view(-1, 2, PIECE // 2)), _normal(there[whole:].view(1, 2, -1))])
     for part, piece in zip(parts, torch.split(noise[:num], sizes), strict=True):
         part.add_(piece.view(part.shape), alpha=standard_deviation)
 

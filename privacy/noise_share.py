@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privacy.noise import noised_counts
+from privacy.noise_blocks import Block, blocks_of, for_each
 from privacy.randomness import PIECE, CryptographicGenerator
 
 LEAST_DEVIATION = 8.0
@@ -92,14 +93,16 @@ class NoiseShare:
         """Return the sum of clipped gradients, float64, shape (num_weights,), on the grid with this site's noise."""
         units = np.ones(1, dtype=np.int64)
         points = np.empty(len(gradient), dtype=np.int64)
-        for begin in range(
-            0, len(gradient), PIECE
-        ):  # so that what is in between is never in memory as a whole
-            here = slice(begin, begin + PIECE)
-            points[here] = noised_counts(
-                self.on_grid(gradient[here]),
-                units=units,
-                standard_deviation=self.deviation,
-                generator=generator,
-            )
+
+        def add(block: Block) -> None:  # in pieces: what is in between is never in memory as a whole
+            for begin in range(block.begin, block.end, PIECE):
+                here = slice(begin, min(begin + PIECE, block.end))
+                points[here] = noised_counts(
+                    self.on_grid(gradient[here]),
+                    units=units,
+                    standard_deviation=self.deviation,
+                    generator=block.generator,
+                )
+
+        for_each(blocks_of(len(gradient), generator), add)
         return points

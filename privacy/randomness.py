@@ -38,6 +38,10 @@ class CryptographicGenerator:
         """Return a generator with a fresh key from the operating system: the product's choice."""
         return cls(os.urandom(32))
 
+    def child(self) -> "CryptographicGenerator":
+        """Return a generator of its own, under a key that is the next 256 bits of this one."""
+        return type(self)(self.words(4).tobytes())
+
     def uniform(self, size: int) -> Doubles:
         """Return *size* numbers of [0, 1), float64, each a multiple of 2^-53."""
         numbers = np.empty(size)

@@ -19,6 +19,16 @@ def _small_cnn(study: Study, num_outputs: int) -> Classifier:
     )
 
 
+def _small_cnn_3d(study: Study, num_outputs: int) -> Classifier:
+    return SmallCNN(
+        channels=study.image.channels,
+        width=study.model.width,
+        num_outputs=num_outputs,
+        weight_standardisation=study.model.weight_standardisation,
+        dimensions=3,
+    )
+
+
 def _scattering(study: Study, num_outputs: int) -> Classifier:
     image, model = study.image, study.model
     return ScatteringClassifier(
@@ -33,6 +43,7 @@ def _scattering(study: Study, num_outputs: int) -> Classifier:
 
 _REGISTRY: Mapping[str, Callable[[Study, int], Classifier]] = {
     "small-cnn": _small_cnn,
+    "small-cnn-3d": _small_cnn_3d,
     "scattering": _scattering,
 }
 

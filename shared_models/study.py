@@ -18,6 +18,8 @@ from shared_models.quality import Quality
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 UPDATE_BOUND = 1.0
+MOST_VOXELS = 2**24
+"""Of a prepared volume: 64 MiB."""
 
 
 def _increasing(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -65,6 +67,9 @@ class Image(Frozen):
 
     ``window_center`` and ``window_width`` are in Hounsfield units and belong to ``intensity = "hounsfield"``.
     ``spacing`` is in mm: with it a pixel of the tensor has this size, and ``aspect`` has nothing to say.
+
+    With ``depth`` an image is a whole series of slices, and the tensor has shape (1, depth, rows, columns): along the
+    patient's axes, towards the head, the back and the left, ``slice_spacing`` mm from slice to slice.
     """
 
     modalities: tuple[str, ...] = Field(min_length=1, strict=False)
@@ -80,6 +85,44 @@ class Image(Frozen):
     frames: Literal["refuse", "middle"] = "refuse"
     orientation: Literal["as-stored", "standard"] = "as-stored"
     spacing: float | None = Field(default=None, ge=0.001, le=100.0)
+    depth: int | None = Field(default=None, ge=8, le=512)
+    slice_spacing: float | None = Field(default=None, ge=0.001, le=100.0)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a prepared image: (channels, rows, columns), or (1, depth, rows, columns)."""
+        size = (self.rows, self.columns)
+        return (self.channels, *size) if self.depth is None else (self.channels, self.depth, *size)
+
+    @model_validator(mode="after")
+    def _volume(self) -> Self:
+        if self.depth is None:
+            if self.slice_spacing is not None:
+                raise ValueError(
+                    "slice_spacing would change nothing: only volumes have it; set depth or leave it out"
+                )
+            return self
+        if missing := [name for name in ("spacing", "slice_spacing") if getattr(self, name) is None]:
+            raise ValueError(f"depth makes volumes, which need {' and '.join(missing)}, in mm")
+        if self.channels != 1:
+            raise ValueError("depth makes volumes, which are grey: set channels = 1")
+        if self.intensity not in ("hounsfield", "percentiles"):
+            raise ValueError(
+                f'intensity = "{self.intensity}" differs from slice to slice: of a volume it must be "hounsfield" or '
+                '"percentiles"'
+            )
+        if useless := [
+            name
+            for name in ("frames", "orientation")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]:
+            raise ValueError(
+                f"{' and '.join(useless)} would change nothing: with depth all frames are slices, and each volume lies "
+                "along the patient's axes; leave it out"
+            )
+        if (voxels := self.depth * self.rows * self.columns) > MOST_VOXELS:
+            raise ValueError(f"depth × rows × columns is {voxels}; must be at most {MOST_VOXELS}")
+        return self
 
     @model_validator(mode="after")
     def _hounsfield(self) -> Self:
@@ -111,12 +154,12 @@ class Image(Frozen):
 class Model(Frozen):
     """The shared network. ``seed`` fixes the initial weights, which are public.
 
-    ``width`` and ``weight_standardisation`` belong to ``small-cnn``; ``scales`` and ``angles``, of the wavelets, to
-    ``scattering``. ``trainable``: all weights, those of the last block and the head, or those of the head; the others
-    stay as the seed made them. Of ``scattering`` nothing but the head has weights.
+    ``width`` and ``weight_standardisation`` belong to ``small-cnn`` and, for volumes, ``small-cnn-3d``; ``scales`` and
+    ``angles``, of the wavelets, to ``scattering``. ``trainable``: all weights, those of the last block and the head, or
+    those of the head; the others stay as the seed made them. Of ``scattering`` nothing but the head has weights.
     """
 
-    architecture: Literal["small-cnn", "scattering"]
+    architecture: Literal["small-cnn", "small-cnn-3d", "scattering"]
     width: int = Field(default=16, ge=8, le=256, multiple_of=8)
     weight_standardisation: bool = False
     scales: int = Field(default=2, ge=1, le=4)
@@ -127,15 +170,15 @@ class Model(Frozen):
     @model_validator(mode="after")
     def _belongs(self) -> Self:
         own = {
-            "small-cnn": ("width", "weight_standardisation", "trainable"),
-            "scattering": ("scales", "angles"),
+            ("small-cnn", "small-cnn-3d"): ("width", "weight_standardisation", "trainable"),
+            ("scattering",): ("scales", "angles"),
         }
-        for architecture, keys in own.items():
+        for architectures, keys in own.items():
             wrong = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
-            if wrong and architecture != self.architecture:
+            if wrong and self.architecture not in architectures:
+                having = " or ".join(f'"{name}"' for name in architectures)
                 raise ValueError(
-                    f'{" and ".join(wrong)} would change nothing: only the architecture "{architecture}" has that; '
-                    "leave it out"
+                    f"{' and '.join(wrong)} would change nothing: only the architecture {having} has that; leave it out"
                 )
         return self
 
@@ -343,7 +386,16 @@ class Study(Frozen):
         return self
 
     def _check_image(self) -> None:
-        """Every scale of a wavelet must fit into the image."""
+        """Volumes are for networks of three dimensions; each scale of a wavelet must fit into an image."""
+        if (self.image.depth is None) == (self.model.architecture == "small-cnn-3d"):
+            raise ValueError(
+                f'model.architecture = "{self.model.architecture}" takes '
+                + (
+                    "volumes: set image.depth, or take another architecture"
+                    if self.image.depth is None
+                    else 'plane images: take "small-cnn-3d", or leave image.depth out'
+                )
+            )
         smallest = 2**self.model.scales
         if self.model.architecture == "scattering" and min(self.image.rows, self.image.columns) < smallest:
             raise ValueError(

@@ -48,6 +48,8 @@ WORDS: Mapping[str, str] = {
     "quality.shared_pixels": "what becomes of images that stand under several Patient IDs",
     "quality.min_patients_per_class": "fewest training patients of each class of a hospital",
     "quality.max_unusable_share": "largest share of a hospital's files that may be left out",
+    "image.depth": "slices of the prepared volume",
+    "image.slice_spacing": "distance of the slices of the prepared volume, in mm",
     "model.architecture": "architecture of the model",
     "model.width": "width of the model",
     "model.weight_standardisation": "weights of the convolutions standardised",

@@ -7,6 +7,7 @@ in that sum exactly and are left out. Where one party has all patients, that is 
 Figures are exact ones of all hospitals' patients together, which only a simulation can know.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from server.round_loop import next_model
 from shared_models.architectures import build_model
 from shared_models.configuration import ConfigurationError, Frozen
 from shared_models.manifest import FloatVector, flatten
+from shared_models.networks.classifier import Classifier
 from shared_models.study import Study
 from shared_models.tasks import Metrics, task_of
 from shared_models.vector import IntVector
@@ -80,6 +82,10 @@ class Settings(Frozen):
     """A file of settings; of those that fit the later ones win."""
 
     setting: tuple[Setting, ...] = Field(default=(), strict=False)
+
+
+_KEPT: dict[str, list[PatientSet]] = {}
+"""Features of one set of patients, in this process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,13 +233,14 @@ def trained_weights(
         factor = 1.0
     generator = CryptographicGenerator.from_operating_system()
     model = build_model(study).to(machine.device)  # one for all: it holds what its weights are set to
+    own = _features_kept(model, own, study, machine)
     runs = [
         OpenRun(
             run_id="modes",
             study=study,
             task=task_of(study),
             model=model,
-            patients={Role.TRAIN: with_features(model, part, training=study.training, machine=machine)},
+            patients={Role.TRAIN: part},
             num_patients=len(part)
             if cost is None
             else noised_count(len(part), study=study, generator=generator),
@@ -248,6 +255,28 @@ def trained_weights(
         vectors = [training_vector(run, number, state.weights, generator=generator).vector for run in runs]
         state, _ = next_model(study, number, state, summed(vectors))
     return state.average, None if cost is None else cost.noise_multiplier
+
+
+def _features_kept(
+    model: Classifier, parts: Sequence[PatientSet], study: Study, machine: Machine
+) -> list[PatientSet]:
+    """The patients with features: those of the last call, where nothing but the head may differ."""
+    trunk = [weight for name, weight in model.named_parameters() if not name.startswith("head.")]
+    told = [
+        study.model.model_copy(update={"seed": 0}).model_dump(),
+        study.image.model_dump(),
+        study.training.flip,
+    ]
+    digest = hashlib.sha256(json.dumps(told).encode())
+    for part in parts:
+        digest.update("\n".join(part.pseudonyms).encode())
+    for weight in trunk:
+        digest.update(weight.detach().cpu().numpy().tobytes())
+    key = digest.hexdigest()
+    if key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[key] = [with_features(model, part, training=study.training, machine=machine) for part in parts]
+    return _KEPT[key]
 
 
 def summed(vectors: Sequence[IntVector]) -> IntVector:

@@ -45,7 +45,9 @@ def modes_command(
 
     A model that --out holds already is not trained again. With --candidates, test patients are not looked at.
     """
+    from client.roles import Role
     from shared_models.configuration import read_toml
+    from simulations.hospital_data import num_patients_by_class
     from simulations.modes import MODES, Settings, train_jobs
     from simulations.modes_jobs import as_json as written
     from simulations.modes_jobs import comparison, hospitals_table, jobs_of, prepared, ranking
@@ -79,7 +81,8 @@ def modes_command(
     if not console.is_terminal:
         console.width = WIDTH_WITHOUT_TERMINAL
     if tried is not None:
-        console.print(ranking(trained))
+        num_negative, num_positive = num_patients_by_class(sites, Role.VALIDATION)
+        console.print(ranking(trained, chosen.study, num_negative=num_negative, num_positive=num_positive))
         return
     console.print(comparison(trained, chosen.title))
     if by_hospital:

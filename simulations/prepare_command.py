@@ -24,6 +24,7 @@ class PrepareKind(StrEnum):
     """What can be prepared."""
 
     PHANTOM = "phantom"
+    NODULE_PHANTOM = "nodule-phantom"
     PNEUMONIAMNIST = "pneumoniamnist"
     BREASTMNIST = "breastmnist"
     HAM10000 = "ham10000"
@@ -47,10 +48,10 @@ def prepare_command(
     ] = None,
     num_hospitals: Annotated[int | None, typer.Option(help="Number of hospitals.")] = None,
     patients: Annotated[
-        str | None, typer.Option(help="Phantom: patients per hospital, one number or one each: 150,80,80.")
+        str | None, typer.Option(help="Phantoms: patients per hospital, one number or one each: 150,80,80.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Phantom: nominal height and width in pixels.")
+        int | None, typer.Option(help="Phantoms: nominal height and width in pixels.")
     ] = None,
     partition: Annotated[
         str | None, typer.Option(help="MedMNIST: iid, quantity, dirichlet or missing-label.")

@@ -25,6 +25,16 @@ DISTRIBUTED = make_study(
     private=True,
 )
 """Two honest hospitals carry the noise; sums of three or four of four are opened; a step a round."""
+VOLUMES = make_study(
+    {
+        "num_rounds = 3": "num_rounds = 6",
+        'architecture = "small-cnn"': 'architecture = "small-cnn-3d"',
+        "rows = 16\ncolumns = 16": "rows = 8\ncolumns = 8\ndepth = 8\nspacing = 2.0\nslice_spacing = 3.0\n"
+        'intensity = "percentiles"',
+    },
+    private=True,
+)
+"""As `LOCAL`, of volumes."""
 BOTH = pytest.mark.parametrize("study", [LOCAL, DISTRIBUTED], ids=["local", "distributed"])
 
 

@@ -17,9 +17,8 @@ TASK = task_of(STUDY)
 
 def random_images(seed: int, num: int, scale: float = 1.0, *, study: Study = STUDY) -> tuple[Tensor, Tensor]:
     """Images of the study's shape and labels, one image a patient."""
-    shape = num, study.image.channels, study.image.rows, study.image.columns
     random = torch.Generator().manual_seed(seed)
-    return torch.rand(shape, generator=random) * scale, (torch.arange(num) % 2).float()
+    return torch.rand((num, *study.image.shape), generator=random) * scale, (torch.arange(num) % 2).float()
 
 
 def exact_sum(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.decoding_process import main, prepare_file
+from client.decoding_process import main, prepare_file, prepare_series
 from client.dicom_file import Unusable
 from client.file_facts import PixelFacts
 from client.file_reading import Prepared
@@ -51,7 +51,7 @@ def misbehave(path: Path, image):
     elif kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "nan":
-        return answer(np.full((image.channels, image.rows, image.columns), np.nan))
+        return answer(np.full(image.shape, np.nan))
     elif kind == "large":
         return answer(np.zeros((9, 9, 9)))
     elif kind == "talk":
@@ -70,5 +70,12 @@ def misbehave(path: Path, image):
     return prepare_file(path, image)
 
 
+def misbehave_in_series(paths, image):
+    for path in paths:
+        if not path.stem.isdigit() and path.stem != "all":
+            misbehave(path, image)
+    return prepare_series(paths, image)
+
+
 if __name__ == "__main__":
-    main(misbehave)
+    main(misbehave, misbehave_in_series)

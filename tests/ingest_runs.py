@@ -35,6 +35,10 @@ class CountingReader(ReaderInThisProcess):
         self.pixels.append(path.name)
         return super().prepare(path, image)
 
+    def prepare_series(self, paths, image):
+        self.pixels.extend(path.name for path in paths)
+        return super().prepare_series(paths, image)
+
 
 def run(hospital: Hospital, study: Study = STUDY, **options) -> tuple[Ingested, CountingReader, list[str]]:
     """Ingest in this process; return what was found, what was read, and what was told."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from audits import BOTH, DISTRIBUTED, LOCAL, TestKeys, failed, shown
+from audits import BOTH, DISTRIBUTED, LOCAL, VOLUMES, TestKeys, failed, shown
 
 import client.budget
 import client.global_step
@@ -31,6 +31,7 @@ from simulations.audit.contributions import clipping, coupling
 from simulations.audit.counts import count, evaluation
 from simulations.audit.inversion import inversion, reconstruct
 from simulations.audit.sampling import inclusion, independence, watch_samples
+from simulations.audit.short_run import short_study
 from simulations.audit.silence import Silence, calibration, each_site, reuse
 from simulations.audit.suite import run_with_restarts
 
@@ -70,6 +71,20 @@ def test_silent_rounds_pass_all_checks_of_noise(study: Study) -> None:
     findings = [*calibration(silence), *each_site(silence), *reuse(silence)]
     assert not failed(tuple(findings))
     assert len(findings) >= 3 + 2 * 2 + 2, "every number of vanished sites"
+
+
+@pytest.mark.slow
+def test_a_study_of_volumes_passes_the_same_checks() -> None:
+    silence = Silence.of(VOLUMES, TestKeys())
+    keys = TestKeys("volumes")
+    findings = [*calibration(silence), *each_site(silence), *reuse(silence), *clipping(VOLUMES, keys)]
+    findings += [*coupling(VOLUMES, keys), *count(VOLUMES, keys), *evaluation(VOLUMES, keys)]
+    assert not failed(tuple(findings))
+    release = loud_canaries(VOLUMES).quiet()
+    plan = planned_guesses(release, num_rounds=6, num_canaries=200, delta=1e-4)
+    played = play(release, TestKeys("canaries"), num_rounds=6, plan=plan)
+    assert played.num_correct > 0.9 * played.num_guesses, "without noise the game is lost"
+    assert short_study(VOLUMES).model.architecture == "small-cnn"
 
 
 @BOTH

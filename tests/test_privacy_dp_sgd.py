@@ -1,6 +1,7 @@
 """Sampling, clipping and noise do what the accountant assumes."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from privacy.clipping import ClippedGradientSum, UnsupportedModelError, check_supported
 from privacy.noise import _add_on_device, noised_counts, noised_sum
+from privacy.noise_blocks import BLOCK, Block, blocks_of, for_each
 from privacy.randomness import PIECE, CryptographicGenerator
 from privacy.sampling import pick_images, sample_patients
 from shared_models.architectures import build_model
@@ -68,6 +70,60 @@ def test_bits_sent_to_a_device_become_the_same_noise_and_parts_do_not_matter() -
     there = [torch.ones(size, dtype=torch.float64) for size in sizes]
     _add_on_device(there, 2.0, generator(8))
     assert torch.allclose(here, torch.cat(there), rtol=1e-14, atol=1e-14)
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_the_noise_of_a_large_model_does_not_depend_on_threads_parts_or_device(threads: int) -> None:
+    sizes = (3, BLOCK - 1, 2 * PIECE + 7, BLOCK + PIECE, 11)
+    parts = [torch.ones(size, dtype=torch.float64) for size in sizes]
+    here = torch.cat(noised_sum(parts, standard_deviation=2.0, generator=generator(8)))
+    keys, expected = generator(8), []
+    for begin in range(0, sum(sizes), BLOCK):
+        own = CryptographicGenerator(keys.words(4).tobytes())
+        expected.append(torch.from_numpy(own.normal(min(BLOCK, sum(sizes) - begin))))
+    whole = torch.cat(expected)
+    assert torch.equal(here, torch.ones(sum(sizes), dtype=torch.float64).add_(whole, alpha=2.0))
+    there = [torch.ones(size, dtype=torch.float64) for size in sizes]
+    _add_on_device(there, 2.0, generator(8))
+    assert torch.allclose(here, torch.cat(there), rtol=1e-14, atol=1e-14)
+
+
+def test_no_block_of_noise_repeats_another_or_what_its_generator_gives_later(threads: int) -> None:
+    drawn = generator(11)
+    first = noised_sum(
+        [torch.zeros(2 * BLOCK + 5, dtype=torch.float64)], standard_deviation=1.0, generator=drawn
+    )[0]
+    again = noised_sum(
+        [torch.zeros(BLOCK + 9, dtype=torch.float64)], standard_deviation=1.0, generator=drawn
+    )[0]
+    later = torch.from_numpy(drawn.normal(1000))
+    pieces = [
+        first[:BLOCK],
+        first[BLOCK : 2 * BLOCK],
+        again[:BLOCK],
+        *(part[-5:] for part in (first, again)),
+        later,
+    ]
+    whole = torch.cat(pieces)
+    assert len(torch.unique(whole)) > len(whole) - 10
+    correlation = float(torch.corrcoef(torch.stack(pieces[:3]))[0, 1:].abs().max())
+    assert correlation < 6 / math.sqrt(BLOCK)
+
+
+def test_what_a_thread_raises_is_raised(threads: int) -> None:
+    def broken(block: Block) -> None:
+        if block.begin:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        for_each(blocks_of(3 * BLOCK, generator(12)), broken)
 
 
 def test_normal_numbers_pass_a_kolmogorov_smirnov_test() -> None:

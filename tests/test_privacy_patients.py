@@ -40,6 +40,12 @@ from shared_models.tasks import task_of
 ROUNDING = 1e-5
 """Of a clipped sum, in units of the bound and a patient."""
 SCATTERING = {'architecture = "small-cnn"\nwidth = 8': 'architecture = "scattering"\nangles = 4'}
+VOLUMES = {
+    'architecture = "small-cnn"': 'architecture = "small-cnn-3d"',
+    'modalities = ["CR"]': 'modalities = ["MR"]',
+    "rows = 16\ncolumns = 16": "rows = 8\ncolumns = 9\ndepth = 10\nspacing = 2.0\nslice_spacing = 3.0\n"
+    'intensity = "percentiles"',
+}
 STANDARDISED = {"width = 8": "width = 8\nweight_standardisation = true"}
 ARCHITECTURES = {
     "small-cnn": {},
@@ -47,6 +53,9 @@ ARCHITECTURES = {
     "small-cnn, last block": {"width = 8": 'width = 8\ntrainable = "last-block"'},
     "small-cnn, head": {"width = 8": 'width = 8\ntrainable = "head"'},
     "small-cnn, standardised weights": STANDARDISED,
+    "small-cnn-3d": VOLUMES,
+    "small-cnn-3d, last block": {**VOLUMES, "width = 8": 'width = 8\ntrainable = "last-block"'},
+    "small-cnn-3d, standardised weights": {**VOLUMES, **STANDARDISED},
     "scattering": SCATTERING,
     "scattering, colour": {**SCATTERING, "channels = 1": "channels = 3"},
 }

@@ -72,7 +72,7 @@ def test_every_problem_is_told_at_once_with_key_value_bound_and_line() -> None:
         ("test_fraction = 0.2", "test_fraction = 0.8", "must stay below 1"),
         ("width = 8", "angles = 6", 'only the architecture "scattering" has that'),
         ("width = 8", "scales = 3\nangles = 6", "scales and angles would change nothing"),
-        ('"small-cnn"', '"scattering"', 'only the architecture "small-cnn" has that'),
+        ('"small-cnn"', '"scattering"', 'only the architecture "small-cnn" or "small-cnn-3d" has that'),
         (
             '"small-cnn"\nwidth = 8',
             '"scattering"\ntrainable = "head"',
@@ -81,7 +81,7 @@ def test_every_problem_is_told_at_once_with_key_value_bound_and_line() -> None:
         (
             '"small-cnn"\nwidth = 8',
             '"scattering"\nweight_standardisation = true',
-            'only the architecture "small-cnn" has that',
+            'only the architecture "small-cnn" or "small-cnn-3d" has that',
         ),
         ('"small-cnn"\nwidth = 8', '"scattering"\nscales = 5', "less than or equal to 4"),
         ('"small-cnn"\nwidth = 8', '"scattering"\nangles = 3', "greater than or equal to 4"),
@@ -90,10 +90,51 @@ def test_every_problem_is_told_at_once_with_key_value_bound_and_line() -> None:
             'rows = 16\ncolumns = 15\n\n[model]\narchitecture = "scattering"\nscales = 4',
             "model.scales = 4 wants images of 16 rows and columns at least, and image says 16 × 15",
         ),
+        ("columns = 16", "columns = 16\nslice_spacing = 2.0", "only volumes have it"),
+        ('"small-cnn"', '"small-cnn-3d"', "takes volumes: set image.depth"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_allowed(old: str, new: str, told: str) -> None:
     assert told in problems(study_text({old: new}))
+
+
+VOLUME = {
+    'architecture = "small-cnn"': 'architecture = "small-cnn-3d"',
+    "columns = 16": 'columns = 16\ndepth = 8\nspacing = 2.0\nslice_spacing = 3.0\nintensity = "percentiles"',
+}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("slice_spacing = 3.0\n", "", "depth makes volumes, which need slice_spacing, in mm"),
+        ("spacing = 2.0\nslice_spacing = 3.0\n", "", "need spacing and slice_spacing"),
+        ("channels = 1", "channels = 3", "set channels = 1"),
+        ('"percentiles"', '"window"', 'it must be "hounsfield" or "percentiles"'),
+        ('"percentiles"', '"full-range"', 'it must be "hounsfield" or "percentiles"'),
+        ("depth = 8", 'depth = 8\nframes = "middle"', "frames would change nothing"),
+        ("depth = 8", 'depth = 8\norientation = "standard"', "orientation would change nothing"),
+        ("depth = 8", 'depth = 8\naspect = "crop"', "would change nothing: with spacing"),
+        ("depth = 8", "depth = 7", "greater than or equal to 8"),
+        ("depth = 8", "depth = 513", "less than or equal to 512"),
+        (
+            "rows = 16\ncolumns = 16\ndepth = 8",
+            "rows = 1024\ncolumns = 1024\ndepth = 17",
+            "must be at most 16777216",
+        ),
+        ('"small-cnn-3d"', '"small-cnn"', 'takes plane images: take "small-cnn-3d"'),
+        ('"small-cnn-3d"\nwidth = 8', '"scattering"', 'takes plane images: take "small-cnn-3d"'),
+    ],
+)
+def test_what_means_nothing_for_volumes_is_refused(old: str, new: str, told: str) -> None:
+    text = study_text(VOLUME)
+    assert old in text
+    assert told in problems(text.replace(old, new))
+
+
+def test_a_prepared_image_has_the_shape_of_the_study() -> None:
+    assert make_study().image.shape == (1, 16, 16)
+    assert make_study(VOLUME).image.shape == (1, 8, 16, 16)
 
 
 def test_a_missing_table_is_told_by_name() -> None:
@@ -208,7 +249,7 @@ def test_a_change_in_one_place_changes_the_hash(change: dict[str, str]) -> None:
 
 def test_the_hash_is_the_same_in_every_version() -> None:
     """A golden value: if it changes, sites with different versions no longer agree on any study."""
-    assert make_study().hash == "401d84a514c4d14a2ccc3472ee8b8a98d690d2a3b999db008cad364b7b4c3039"
+    assert make_study().hash == "c2e5d6764127086e0c47eff09e50ac9b1ad5ac89b49e22b42144b86ef7bfeb3a"
 
 
 def test_a_study_written_by_a_simulation_reads_back_with_the_same_hash(tmp_path) -> None:

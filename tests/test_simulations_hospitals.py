@@ -17,7 +17,13 @@ from typer.testing import CliRunner
 from simulations.preparation.dicom_writer import GreyPicture
 from simulations.preparation.hospitals import PreparationError, prepare, read_hospitals
 from simulations.preparation.phantom_hospitals import phantom_caseloads
-from simulations.preparation.sources import HamSource, MedMnistSource, PhantomSource, Source
+from simulations.preparation.sources import (
+    HamSource,
+    MedMnistSource,
+    NodulePhantomSource,
+    PhantomSource,
+    Source,
+)
 from simulations.prepare_command import prepare_command
 
 SMALL = PhantomSource(num_hospitals=6, patients_per_hospital=(6,), image_size=48)
@@ -97,6 +103,7 @@ def test_dciodvfy_finds_no_error_in_any_hospital_of_any_kind(tmp_path: Path) -> 
     write_medmnist(tmp_path / "m.npz", column=True)
     sources: tuple[Source, ...] = (
         SMALL,
+        NodulePhantomSource(patients_per_hospital=(2,), image_size=24),
         HamSource(folder=tmp_path / "ham"),
         MedMnistSource(file=tmp_path / "m.npz", num_hospitals=2),
         MedMnistSource(dataset="breastmnist", file=tmp_path / "m.npz", num_hospitals=2),

@@ -17,10 +17,10 @@ class Classifier(nn.Module):
     last_block: Sequence[nn.Module]
 
     def features(self, images: Tensor) -> Tensor:
-        """Map images, shape (batch, channels, rows, columns) in [0, 1], to what the head sees."""
+        """Map images, shape (batch, channels, rows, columns) in [0, 1], or volumes, to what the head sees."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images, shape (batch, channels, rows, columns) in [0, 1], to logits, shape (batch, num_outputs)."""
+        """Map images, shape (batch, channels, ...) in [0, 1], to logits, shape (batch, num_outputs)."""
         logits: Tensor = self.head(self.features(images))
         return logits

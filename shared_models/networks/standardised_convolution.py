@@ -17,10 +17,22 @@ class StandardisedConv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images, shape (batch, in channels, rows, columns), as `nn.Conv2d` does with the standardised weights."""
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        weight = (self.weight - mean) * torch.rsqrt(variance + _SMALL)
-        outputs: Tensor = self._conv_forward(images, weight, self.bias)
+        outputs: Tensor = self._conv_forward(images, _standardised(self.weight), self.bias)
         return outputs
+
+
+class StandardisedConv3d(nn.Conv3d):
+    """The same in three dimensions."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map volumes, shape (batch, in channels, depth, rows, columns), with the standardised weights."""
+        outputs: Tensor = self._conv_forward(images, _standardised(self.weight), self.bias)
+        return outputs
+
+
+def _standardised(weight: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(weight, dim=tuple(range(1, weight.dim())), correction=0, keepdim=True)
+    return (weight - mean) * torch.rsqrt(variance + _SMALL)
 
 
 _SMALL = 1e-5

@@ -137,19 +137,11 @@ def play(release: Release, keys: Keys, *, num_rounds: int, plan: Guesses) -> Gue
 def _scores(release: Release, keys: Keys, *, num_rounds: int, inside: NDArray[np.bool_]) -> Doubles:
     """Each canary's entry, summed over all rounds of the smallest sum that the promise is about."""
     image, bound = release.study.image, clipping_bound(release.study)
-    canaries = canary_images(
-        len(inside),
-        channels=image.channels,
-        rows=image.rows,
-        columns=image.columns,
-        brightness=_BRIGHT * bound,
-    )
-    num_pixels = image.channels * (canaries.shape[2] - image.rows) * image.columns
-    model = WithCanaries(build_model(release.study), rows=image.rows, num_pixels=num_pixels)
+    canaries, rows = canary_images(len(inside), image.shape, brightness=_BRIGHT * bound), image.shape[1]
+    num_pixels = canaries[0, :, rows:].numel()
+    model = WithCanaries(build_model(release.study), rows=rows, num_pixels=num_pixels)
     ordinary = torch.zeros(_ORDINARY, *canaries.shape[1:])
-    ordinary[:, :, : image.rows] = random_images(
-        _ORDINARY, (image.channels, image.rows, image.columns), keys()
-    )
+    ordinary[:, :, :rows] = random_images(_ORDINARY, image.shape, keys())
     others = [own[None] for own in ordinary]
     first = [canary[None] for canary, there in zip(canaries, inside, strict=True) if there]
     hospitals = [patient_set([*first, *others], [NEGATIVE] * (len(first) + len(others)))]

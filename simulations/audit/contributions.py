@@ -28,7 +28,7 @@ def clipping(study: Study, keys: Keys) -> Findings:
     image = _image(study, keys)
     many = (image + 0.01 * random_images(MANY, tuple(image.shape[1:]), keys())).clamp(0.0, 1.0)
     broken = many.clone()
-    broken[0, 0, 0, 0] = math.nan
+    broken.view(-1)[0] = math.nan
     patients = {
         "1 image": image,
         f"{MANY} images": many,
@@ -104,7 +104,7 @@ class _Hospital:
 
 
 def _image(study: Study, keys: Keys) -> Tensor:
-    return random_images(1, (study.image.channels, study.image.rows, study.image.columns), keys())
+    return random_images(1, study.image.shape, keys())
 
 
 def _norm(vector: Doubles) -> float:

@@ -45,7 +45,7 @@ def evaluation(study: Study, keys: Keys) -> Findings:
     cost, task = evaluation_cost(study), task_of(study)
     if cost is None or study.privacy.delta is None:
         return ()
-    own = random_images(_PATIENTS + 1, (study.image.channels, study.image.rows, study.image.columns), keys())
+    own = random_images(_PATIENTS + 1, study.image.shape, keys())
     several = [image[None] for image in own[:-1]]
     labels = [number % 2 for number in range(_PATIENTS)]
     patients = patient_set(several, labels)
@@ -57,7 +57,7 @@ def evaluation(study: Study, keys: Keys) -> Findings:
     moved = max(
         float(np.linalg.norm((_released(study, more, None, keys) - exact) / task.noise_units))
         for label in (0, 1)
-        for more in [patient_set([*several, own[-1:].repeat(MANY, 1, 1, 1)], [*labels, label])]
+        for more in [patient_set([*several, torch.cat([own[-1:]] * MANY)], [*labels, label])]
     )
     accountant = pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(dp.GaussianDpEvent(cost.standard_deviation), cost.num_releases)

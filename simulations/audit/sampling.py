@@ -46,7 +46,7 @@ def watch_samples(
     release = Release.of(study, reach=2.0 * bound).quiet().training(local_steps=1, momentum=0.0, flip=False)
     channels = study.image.channels
     model = WithCanaries(None, rows=0, num_pixels=channels * 8 * -(-num_patients // (channels * 8)))
-    images = canary_images(num_patients, channels=channels, rows=0, columns=8, brightness=1e3 * bound)
+    images = canary_images(num_patients, (channels, 0, 8), brightness=1e3 * bound)
     own = [image[None] for image in images]
     own[0] = own[0].repeat(MANY, 1, 1, 1)
     patients = patient_set(own, [NEGATIVE] * num_patients)

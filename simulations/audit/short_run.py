@@ -204,6 +204,8 @@ def short_study(study: Study) -> Study:
     evaluation = {**study.evaluation.model_dump(), "validation_rounds": ()}
     values = {
         "task": task,
+        "model": study.model.model_dump()
+        | ({} if study.image.depth is None else {"architecture": "small-cnn"}),
         "patients": patients,
         "image": image,
         "evaluation": evaluation,

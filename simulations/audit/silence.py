@@ -56,8 +56,7 @@ class Silence:
     def of(cls, study: Study, keys: Keys) -> Self:
         """Have as many hospitals as the study allows make as many rounds as statistics need."""
         model = build_model(study)
-        shape = (study.image.channels, study.image.rows, study.image.columns)
-        own = random_images(_PATIENTS, shape, keys())
+        own = random_images(_PATIENTS, study.image.shape, keys())
         patients = patient_set([image[None] for image in own], [POSITIVE] * _PATIENTS)
         release = Release.of(study, reach=1.0)
         loudest = 10.0 * release.opening.standard_deviation(1)

@@ -228,9 +228,9 @@ def run_audit(
 
 def _check_accepted(study: Study, name: str) -> None:
     """What hospitals refuse before anything is charged is never trained."""
-    model, image = build_model(study), study.image
+    model = build_model(study)
     try:
-        check_supported(model, image_shape=(image.channels, image.rows, image.columns))
+        check_supported(model, image_shape=study.image.shape)
         check_noise_share(study, num_weights=Manifest.of(model).num_weights)
     except (GridError, PrivacyTargetError, UnsupportedModelError) as error:
         raise ConfigurationError(f"{name}: hospitals refuse this study: {error}") from error

@@ -30,6 +30,7 @@ from client.file_reading import Header, OpenFile, Prepared, digest_of
 from client.ingestion import ingest
 from client.reading_pool import Reader
 from client.secret import SiteSecret
+from client.series import prepare_series
 from client.site_file import Compute, Consortium, Images, Labels, Policy, SiteFile
 from shared_models.study import Image, Study
 from simulations.benchmarks.table import Benchmark, Row, rows_of
@@ -67,6 +68,10 @@ class ReaderInThisProcess:
     def prepare(self, path: Path, image: Image) -> Prepared:
         """Decode and prepare."""
         return self._file.prepared(path, image)
+
+    def prepare_series(self, paths: Sequence[Path], image: Image) -> Prepared:
+        """Decode and prepare a series."""
+        return prepare_series(paths, image)
 
     def interrupt(self) -> None:
         """Nothing can stop it."""

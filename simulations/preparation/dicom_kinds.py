@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
     ComputedRadiographyImageStorage,
+    CTImageStorage,
     DigitalXRayImageStorageForPresentation,
     UltrasoundImageStorage,
     VLPhotographicImageStorage,
@@ -75,6 +76,13 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             modality="CR",
             attributes={"BodyPartExamined": "CHEST", "PatientOrientation": ("L", "F")},
             empty=("ViewPosition",),
+        ),
+        # PS3.3 A.3: Computed Tomography Image IOD.
+        "computed-tomography": Kind(
+            sop_class=CTImageStorage,
+            modality="CT",
+            attributes={"BodyPartExamined": "CHEST", "PatientPosition": "HFS"},
+            empty=("AcquisitionNumber", "PositionReferenceIndicator"),
         ),
         # PS3.3 A.6: Ultrasound Image IOD.
         "ultrasound": Kind(

@@ -96,7 +96,32 @@ class JpegPicture:
     stream: bytes
 
 
-Picture = GreyPicture | JpegPicture
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlicePicture:
+    """One slice of a CT, and where it lies in the patient: x to the left, y to the back, z to the head.
+
+    Args:
+        hounsfield: int16, shape (rows, columns), at least -1024.
+        position: of the middle of the first pixel, mm, shape (3,).
+        across: unit vector in which columns count up, shape (3,).
+        down: unit vector in which rows count up, shape (3,).
+        pixel_spacing: mm between rows and between columns.
+        thickness: of the slice, mm.
+        signed: store Hounsfield units as they are; else with an offset of 1024.
+        transfer_syntax: explicit or implicit little endian, or RLE Lossless.
+    """
+
+    hounsfield: NDArray[np.int16]
+    position: NDArray[np.float64]
+    across: NDArray[np.float64]
+    down: NDArray[np.float64]
+    pixel_spacing: float
+    thickness: float
+    signed: bool = False
+    transfer_syntax: UID = ExplicitVRLittleEndian
+
+
+Picture = GreyPicture | SlicePicture | JpegPicture
 
 
 def derived_uid(*names: str | int) -> UID:
@@ -122,6 +147,8 @@ def dicom_bytes(header: Header, picture: Picture) -> bytes:
     _add_equipment(dataset, header)
     if isinstance(picture, GreyPicture):
         transfer_syntax = _add_grey(dataset, picture, header)
+    elif isinstance(picture, SlicePicture):
+        transfer_syntax = _add_slice(dataset, picture, header)
     else:
         transfer_syntax = _add_jpeg(dataset, picture)
     dataset.file_meta = _file_meta(dataset, transfer_syntax)
@@ -201,6 +228,32 @@ def _add_grey(dataset: Dataset, picture: GreyPicture, header: Header) -> UID:
     data = stored.tobytes()
     dataset.PixelData = data + b"\x00" * (len(data) % 2)
     dataset["PixelData"].VR = "OB" if allocated == 8 else "OW"
+    return picture.transfer_syntax
+
+
+def _add_slice(dataset: Dataset, picture: SlicePicture, header: Header) -> UID:
+    """CT Image, Image Plane and Frame of Reference modules. Returns the transfer syntax."""
+    values, offset = picture.hounsfield, 0 if picture.signed else 1024
+    if values.dtype != np.int16 or values.ndim != 2 or int(values.min(initial=0)) < -1024:
+        raise ValueError(
+            f"hounsfield is {values.dtype} of shape {values.shape}, lowest {values.min(initial=0)}; must be int16 of "
+            "shape (rows, columns), at least -1024"
+        )
+    dataset.ImageType = [*dataset.ImageType, "AXIAL"]
+    names = (header.dataset, header.hospital, header.subject.patient_id, header.study)
+    dataset.FrameOfReferenceUID = derived_uid("frame", *names)
+    dataset.PixelSpacing = [f"{picture.pixel_spacing:.4f}"] * 2
+    dataset.SliceThickness = f"{picture.thickness:.4f}"
+    dataset.ImagePositionPatient = [f"{value:.4f}" for value in picture.position]
+    dataset.ImageOrientationPatient = [f"{value:.8f}" for value in (*picture.across, *picture.down)]
+    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, -offset, "HU"
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    _add_layout(dataset, values.shape, samples=1, allocated=16, stored=16)
+    dataset.PixelRepresentation = int(picture.signed)
+    dataset.PixelData = (
+        (values.astype(np.int32) + offset).astype("<i2" if picture.signed else "<u2").tobytes()
+    )
+    dataset["PixelData"].VR = "OW"
     return picture.transfer_syntax
 
 

@@ -28,10 +28,10 @@ def phantom_caseloads(source: PhantomSource, seed: int) -> tuple[Caseload, ...]:
         generator = np.random.default_rng([seed, hospital])
         varied = hospital if source.scanners == "varied" else 0
         scanner = scanner_of(varied, np.random.default_rng([seed, varied, 1]))
-        prevalence = lowest + (highest - lowest) * _spread(hospital, source.num_hospitals)
-        positives = _positives(num_patients, prevalence, generator)
+        prevalence = lowest + (highest - lowest) * spread(hospital, source.num_hospitals)
+        sick = positives(num_patients, prevalence, generator)
         cases = tuple(
-            _case(source, seed, (hospital, number), name, scanner, positive=number in positives)
+            _case(source, seed, (hospital, number), name, scanner, positive=number in sick)
             for number in range(num_patients)
         )
         shown = f"{scanner.name.replace('^', ' ')}, {scanner.modality}, {scanner.bits_stored} bit"
@@ -39,13 +39,13 @@ def phantom_caseloads(source: PhantomSource, seed: int) -> tuple[Caseload, ...]:
     return tuple(caseloads)
 
 
-def _spread(hospital: int, num_hospitals: int) -> float:
+def spread(hospital: int, num_hospitals: int) -> float:
     """From 0 to 1 over the hospitals, out of step with the order of the scanners."""
     order = sorted(range(num_hospitals), key=lambda number: (number * 0.618034) % 1.0)
     return order.index(hospital) / max(1, num_hospitals - 1)
 
 
-def _positives(num_patients: int, prevalence: float, generator: np.random.Generator) -> frozenset[int]:
+def positives(num_patients: int, prevalence: float, generator: np.random.Generator) -> frozenset[int]:
     """Which patients are sick: the share is met exactly, both labels are there."""
     number = min(max(round(prevalence * num_patients), 1), num_patients - 1)
     return frozenset(int(patient) for patient in generator.permutation(num_patients)[:number])

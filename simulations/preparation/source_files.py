@@ -8,8 +8,15 @@ from pathlib import Path
 from simulations.preparation.cases import Caseload
 from simulations.preparation.ham10000 import ham10000_caseloads, locate_ham10000
 from simulations.preparation.medmnist import locate_medmnist, medmnist_caseloads
+from simulations.preparation.nodule_hospitals import nodule_caseloads
 from simulations.preparation.phantom_hospitals import phantom_caseloads
-from simulations.preparation.sources import HamSource, MedMnistSource, PhantomSource, Source
+from simulations.preparation.sources import (
+    HamSource,
+    MedMnistSource,
+    NodulePhantomSource,
+    PhantomSource,
+    Source,
+)
 
 
 @contextmanager
@@ -22,6 +29,8 @@ def open_source(source: Source, seed: int) -> Iterator[tuple[Caseload, ...]]:
     """
     if isinstance(source, PhantomSource):
         yield phantom_caseloads(source, seed)
+    elif isinstance(source, NodulePhantomSource):
+        yield nodule_caseloads(source, seed)
     elif isinstance(source, MedMnistSource):
         yield medmnist_caseloads(source, locate_medmnist(source), seed)
     else:

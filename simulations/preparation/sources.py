@@ -21,23 +21,12 @@ def _one_or_many(value: object) -> object:
 OneOrMany = Annotated[tuple[int, ...], Field(min_length=1, strict=False), BeforeValidator(_one_or_many)]
 
 
-class PhantomSource(Frozen):
-    """Synthetic chest radiographs; every hospital has its own scanner and its own share of sick patients.
+class _Synthetic(Frozen):
+    """What all synthetic hospitals have in common."""
 
-    ``patients_per_hospital`` is one number for all, or one for each. ``image_size`` is the nominal height and
-    width in pixels; scanners differ from it by up to a quarter. ``prevalence`` gives the lowest and highest share
-    of patients with pneumonia among the hospitals. ``contrast`` scales how well opacities stand
-    out, ``opacity_size`` how large they are.
-    """
-
-    kind: Literal["phantom"] = "phantom"
     num_hospitals: NumHospitals = 4
     patients_per_hospital: OneOrMany = (150,)
-    image_size: int = Field(default=96, ge=32, le=2048)
     prevalence: tuple[float, float] = Field(default=(0.3, 0.6), strict=False)
-    contrast: float = Field(default=1.0, gt=0.0, le=4.0)
-    opacity_size: float = Field(default=1.0, gt=0.0, le=4.0)
-    scanners: Literal["varied", "same"] = "varied"
 
     @property
     def num_patients(self) -> tuple[int, ...]:
@@ -58,6 +47,34 @@ class PhantomSource(Frozen):
         if not 0.0 < low <= high < 1.0:
             raise ValueError(f"prevalence is [{low}, {high}]; needs 0 < lowest <= highest < 1")
         return self
+
+
+class PhantomSource(_Synthetic):
+    """Synthetic chest radiographs; every hospital has its own scanner and its own share of sick patients.
+
+    ``patients_per_hospital`` is one number for all, or one for each. ``image_size`` is the nominal height and
+    width in pixels; scanners differ from it by up to a quarter. ``prevalence`` gives the lowest and highest share
+    of patients with pneumonia among the hospitals. ``contrast`` scales how well opacities stand
+    out, ``opacity_size`` how large they are.
+    """
+
+    kind: Literal["phantom"] = "phantom"
+    image_size: int = Field(default=96, ge=32, le=2048)
+    contrast: float = Field(default=1.0, gt=0.0, le=4.0)
+    opacity_size: float = Field(default=1.0, gt=0.0, le=4.0)
+    scanners: Literal["varied", "same"] = "varied"
+
+
+class NodulePhantomSource(_Synthetic):
+    """Synthetic CT volumes of the chest, one file a slice; every hospital has its own scanner.
+
+    ``image_size`` is the height and width of a slice in pixels. ``prevalence`` gives the lowest and highest share of
+    patients with a nodule among the hospitals; ``nodule_size`` scales how large nodules are.
+    """
+
+    kind: Literal["nodule-phantom"] = "nodule-phantom"
+    image_size: int = Field(default=40, ge=16, le=512)
+    nodule_size: float = Field(default=1.0, gt=0.0, le=4.0)
 
 
 class MedMnistSource(Frozen):
@@ -121,7 +138,9 @@ class HamSource(Frozen):
     max_patients: int | None = Field(default=None, ge=1)
 
 
-Source = Annotated[PhantomSource | MedMnistSource | HamSource, Field(discriminator="kind")]
+Source = Annotated[
+    PhantomSource | NodulePhantomSource | MedMnistSource | HamSource, Field(discriminator="kind")
+]
 
 
 def data_folder(name: str) -> Path:
