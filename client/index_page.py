@@ -76,7 +76,7 @@ def write_page(
 
 
 def _largest(counts: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Those with most images, and all others together."""
+    """Those with most files, and all others together."""
     found = sorted(counts, key=lambda item: (-item[1], item[0]))
     rest = sum(number for _, number in found[MOST_SIZES:])
     return [*found[:MOST_SIZES], *([("others", rest)] if rest else [])]

@@ -12,7 +12,7 @@ from client.reasons import Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScannerTally:
-    """Of one scanner: images used, and files left out by reason."""
+    """Of one scanner: files used, and files left out by reason."""
 
     num_used: int = 0
     left_out: Mapping[Reason, int] = field(default_factory=dict)
@@ -42,8 +42,8 @@ class Tally:
         num_to_remove: files with values that the Basic Profile removes.
         num_incomplete: files whose header could not be looked through to its end.
         burned_in: files by what Burned In Annotation says, empty where it says nothing.
-        sizes: images used, by rows and columns.
-        spacings: images used, by the size of a pixel in mm, to hundredths; None where the header does not say.
+        sizes: files used, by rows and columns.
+        spacings: files used, by the size of a pixel in mm, to hundredths; None where the header does not say.
         num_contradictory: Patient IDs with contradictory birth dates or sexes.
         num_several_ids: persons who seem to have several Patient IDs.
         num_shared: Patient IDs whose images are there under another one as well.
