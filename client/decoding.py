@@ -267,6 +267,7 @@ def _header(content: bytes) -> Header | None:
     values = (*identifiers.values(), *person.values())
     if not all(isinstance(value, str) and len(value) <= _MAX_IDENTIFIER for value in values):
         return None
+    "".join(values).encode("utf-8", "surrogateescape")  # else no keyed hash can be made of them
     return Header(
         identifiers=identifiers,
         facts=HeaderFacts.model_validate(told["facts"], strict=False),

@@ -48,7 +48,11 @@ def write_page(
     Raises:
         OSError: it cannot be written.
     """
-    sizes = sorted(index.tally.sizes.items(), key=lambda item: (-item[1], item[0]))
+    sizes = [(f"{rows} × {columns}", number) for (rows, columns), number in index.tally.sizes.items()]
+    spacings = [
+        (f"{pixel[0]:g} × {pixel[1]:g} mm" if pixel else "not stated", number)
+        for pixel, number in index.tally.spacings.items()
+    ]
     scanners = scanner_rows(index)
     page = render(
         "index.html.jinja",
@@ -65,11 +69,17 @@ def write_page(
         roles=list(Role),
         problems=sorted(index.label_problems.items(), key=_by_number),
         kinds=[(kind, index.tally.kinds.get(kind, 0)) for kind in Kind],
-        sizes=sizes[:MOST_SIZES],
-        num_other_sizes=sum(number for _, number in sizes[MOST_SIZES:]),
+        measures={"rows × columns": _largest(sizes), "size of a pixel": _largest(spacings)},
         pictures=pictures,
     )
     replace_private_file(path, page.encode("utf-8"))
+
+
+def _largest(counts: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Those with most files, and all others together."""
+    found = sorted(counts, key=lambda item: (-item[1], item[0]))
+    rest = sum(number for _, number in found[MOST_SIZES:])
+    return [*found[:MOST_SIZES], *([("others", rest)] if rest else [])]
 
 
 def _by_number(item: tuple[LabelProblem, int]) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from client.reasons import Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScannerTally:
-    """Of one scanner: images used, and files left out by reason."""
+    """Of one scanner: files used, and files left out by reason."""
 
     num_used: int = 0
     left_out: Mapping[Reason, int] = field(default_factory=dict)
@@ -42,7 +42,8 @@ class Tally:
         num_to_remove: files with values that the Basic Profile removes.
         num_incomplete: files whose header could not be looked through to its end.
         burned_in: files by what Burned In Annotation says, empty where it says nothing.
-        sizes: images used, by rows and columns.
+        sizes: files used, by rows and columns.
+        spacings: files used, by the size of a pixel in mm, to hundredths; None where the header does not say.
         num_contradictory: Patient IDs with contradictory birth dates or sexes.
         num_several_ids: persons who seem to have several Patient IDs.
         num_shared: Patient IDs whose images are there under another one as well.
@@ -56,6 +57,7 @@ class Tally:
     num_incomplete: int = 0
     burned_in: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    spacings: Mapping[tuple[float, float] | None, int] = field(default_factory=dict)
     num_contradictory: int = 0
     num_several_ids: int = 0
     num_shared: int = 0
@@ -81,6 +83,7 @@ def tally(files: Iterable[Counted], identities: Identities, shared: Sequence[str
     left_out: dict[str, Counter[Reason]] = {}
     kinds: Counter[Kind] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
+    spacings: Counter[tuple[float, float] | None] = Counter()
     burned_in: Counter[str] = Counter()
     sums = Counter[str]()
     for file in files:
@@ -88,6 +91,7 @@ def tally(files: Iterable[Counted], identities: Identities, shared: Sequence[str
         if file.reason is None:
             used[facts.scanner] += 1
             sizes[facts.rows or 0, facts.columns or 0] += 1
+            spacings[facts.spacing and (round(facts.spacing[0], 2), round(facts.spacing[1], 2))] += 1
         else:
             left_out.setdefault(facts.scanner, Counter())[file.reason] += 1
         kinds.update(kind for kind in Kind if getattr(identifying, kind.field))
@@ -109,6 +113,7 @@ def tally(files: Iterable[Counted], identities: Identities, shared: Sequence[str
         num_incomplete=sums["incomplete"],
         burned_in=dict(burned_in),
         sizes=dict(sizes),
+        spacings=dict(spacings),
         num_contradictory=len(identities.contradictory),
         num_several_ids=len(identities.several_ids),
         num_shared=len(shared),

@@ -209,6 +209,8 @@ TOLD = {
 @pytest.mark.parametrize(
     "lie",
     [
+        {"identifiers": {**TOLD["identifiers"], "PatientID": "\ud800"}},
+        {"person": {**TOLD["person"], "PatientName": "\ud800"}},
         {"person": None},
         {"person": {}},
         {"person": {**TOLD["person"], "PatientName": 7}},

@@ -14,6 +14,7 @@ import pytest
 from dicom_files import NAME, SECRET, Hospital, dataset, make_image, make_study, uid
 from ingest_runs import CountingReader
 from PIL import Image as Pillow
+from series_files import volume_hospital, volume_study
 
 from client.data_floor import floor_refusals
 from client.dicom_index import Index
@@ -118,6 +119,7 @@ def test_the_page_says_how_many_are_usable_and_why_the_others_are_not(hospital: 
     assert "1 say yes, 23 say no, 1 do not say" in text
     assert "No readable file of the images folder has this key." in text
     assert "16 × 16 23 100.0%" in text
+    assert "not stated 23 100.0%" in text
     assert "would train" in text
 
 
@@ -197,6 +199,22 @@ def test_the_page_can_be_read_aloud(hospital: Hospital) -> None:
     assert all(image["alt"] for image in elements.named("img"))
     assert all(head["scope"] in ("col", "row") for head in elements.named("th"))
     assert len(elements.named("table")) == len(elements.named("thead"))
+
+
+def test_files_of_volumes_are_counted_as_files_and_a_volume_is_shown_by_its_middle_slice(
+    tmp_path: Path,
+) -> None:
+    hospital, study = volume_hospital(tmp_path / "volumes"), volume_study()
+    found = found_in(hospital, study)
+    used, num_volumes = found.index.num_used_files, len(found.index.images)
+    assert used > num_volumes > 1
+    pictures = thumbnails(found.index, found.patients, SECRET, per_class=1)
+    text = Elements(page_of(hospital, study, found, pictures)).text
+    assert f"{used} of {found.index.num_files} files can be used, in {num_volumes} volumes" in text
+    assert all(float(share) <= 100.0 for share in re.findall(r"([\d.]+)%", text))
+    (first,) = shown(pictures[:1])
+    middles = [volume[0, volume.shape[1] // 2] for part in found.patients.values() for volume in part.images]
+    assert any(np.array_equal(np.round(middle.numpy() * 255), first) for middle in middles)
 
 
 def test_an_empty_folder_has_a_page_too(hospital: Hospital) -> None:

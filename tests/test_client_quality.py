@@ -11,6 +11,7 @@ from dicom_files import NAME, SECRET, Hospital, dataset, gradient, make_study, u
 from hypothesis import given
 from hypothesis import strategies as st
 from ingest_runs import CountingReader, folder_of, images_of, kept, killed_at, run
+from series_files import volume_study, write_series
 
 from client.data_floor import check_floors, floor_refusals
 from client.dicom_index import Index
@@ -221,6 +222,18 @@ def test_one_instance_under_two_patient_ids_is_left_out_for_both_without_looking
     assert reasons(indexed(hospital)) == {"a.dcm": "two-patients", "b.dcm": "no-label"}
 
 
+def test_the_same_volume_under_two_patient_ids_is_left_out_for_both_with_all_files(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path / "volumes")
+    for patient, high in (("A", 300.0), ("B", 300.0), ("C", 200.0)):
+        write_series(hospital.images / patient, patient=patient, high=high, shape=(4, 12, 12))
+    hospital.label([(patient, "yes") for patient in "ABC"])
+    study = volume_study(quality=Quality())
+    index = ingest(hospital.site(), study, SECRET, make_reader=CountingReader).index
+    assert [entry.path.partition("/")[0] for entry in index.images] == ["C"]
+    assert index.left_out_counts == {"two-patients": 8}
+    assert index.tally.num_shared == 2
+
+
 def test_blank_images_are_no_evidence_that_two_patients_are_one(hospital: Hospital) -> None:
     for patient in "AB":
         hospital.add(f"{patient}.dcm", dataset(np.full((16, 16), 9, np.uint8), patient=patient))
@@ -306,7 +319,7 @@ class BrokenNames(CountingReader):
 
     def header(self, path, image):
         header = super().header(path, image)
-        object.__setattr__(header, "person", {"PatientName": "\ud800" * 500, "PatientSex": "\0"})
+        object.__setattr__(header, "person", {**somebody("\ud800" * 500), "PatientSex": "M\0"})
         return header
 
 
