@@ -69,14 +69,3 @@ def exact_metrics(
     }
     total: NDArray[np.int64] = np.sum(list(counts.values()), axis=0)
     return task.metrics(total), {name: task.metrics(own) for name, own in counts.items()}
-
-
-def num_patients_by_class(site_files: tuple[Path, ...], role: Role) -> tuple[int, int]:
-    """How many negative and how many positive patients of a role all hospitals have together."""
-    positive = [
-        np.maximum.reduceat(patients[role].labels.numpy(), patients[role].first_image[:-1])
-        for patients in load_hospitals(site_files).patients.values()
-        if len(patients[role])
-    ]
-    labels = np.concatenate([np.zeros(0, dtype=np.int64), *positive])
-    return int(np.sum(labels == 0)), int(np.sum(labels == 1))

@@ -45,10 +45,7 @@ def modes_command(
 
     A model that --out holds already is not trained again. With --candidates, test patients are not looked at.
     """
-    from client.roles import Role
-    from shared_models.configuration import ConfigurationError, read_toml
-    from shared_models.tasks.registry import task_of
-    from simulations.hospital_data import num_patients_by_class
+    from shared_models.configuration import read_toml
     from simulations.modes import MODES, Settings, train_jobs
     from simulations.modes_jobs import as_json as written
     from simulations.modes_jobs import comparison, hospitals_table, jobs_of, prepared, ranking
@@ -57,11 +54,6 @@ def modes_command(
     if unknown := sorted(set(modes or ()) - set(MODES)):
         raise typer.BadParameter(f"{', '.join(unknown)}; choose from {', '.join(MODES)}", param_hint="--mode")
     chosen = read_scenario(scenario)
-    if candidates is not None and (several := task_of(chosen.study).num_histograms) > 1:
-        raise ConfigurationError(
-            f"--candidates: settings are chosen by the standard error of one AUROC, and the study's is a mean over "
-            f"{several} classes or findings; compare settings with --settings, one after the other"
-        )
     kinds = [
         (mode, epsilon)
         for mode in MODES
@@ -87,8 +79,7 @@ def modes_command(
     if not console.is_terminal:
         console.width = WIDTH_WITHOUT_TERMINAL
     if tried is not None:
-        num_negative, num_positive = num_patients_by_class(sites, Role.VALIDATION)
-        console.print(ranking(trained, chosen.study, num_negative=num_negative, num_positive=num_positive))
+        console.print(ranking(trained))
         return
     console.print(comparison(trained, chosen.title))
     if by_hospital:

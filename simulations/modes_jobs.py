@@ -9,8 +9,6 @@ from pathlib import Path
 from rich.table import Table
 
 from shared_models.configuration import ConfigurationError
-from shared_models.study import Study
-from simulations.choosing import Candidate, chosen
 from simulations.modes import WORDS, Job, Mode, On, Setting, Trained
 from simulations.preparation.hospitals import prepare, read_hospitals
 from simulations.scenario import Scenario
@@ -107,36 +105,25 @@ def hospitals_table(trained: Sequence[Trained]) -> Table:
     return table
 
 
-def ranking(trained: Sequence[Trained], base: Study, *, num_negative: int, num_positive: int) -> Table:
+def ranking(trained: Sequence[Trained]) -> Table:
     """One row for each candidate: mean over the seeds, and the range.
 
-    The best of each mode and epsilon comes first, by mean AUROC on validation patients. Which of them to take is marked
-    (`simulations.choosing`).
-
-    Args:
-        trained: on validation patients.
-        base: the scenario's study.
-        num_negative: validation patients of the negative class.
-        num_positive: of the positive class.
+    The best of each mode and epsilon comes first, by mean AUROC on validation patients.
     """
     table = Table(title="candidates, on validation patients of all hospitals", title_justify="left")
-    for column in ("mode", "ε", "setting", "reach", *HEADINGS, ""):
-        table.add_column(column, justify="left" if column in ("mode", "setting", "") else "right")
-    by_kind: dict[tuple[Mode, float | None], list[Candidate]] = {}
-    for _, members in groupby(sorted(trained, key=_place_and_values), key=_place_and_values):
-        candidate = Candidate.of(list(members), base)
-        by_kind.setdefault(_kind(candidate.models[0]), []).append(candidate)
-    for (mode, epsilon), candidates in by_kind.items():
-        take = chosen(candidates, num_negative=num_negative, num_positive=num_positive)
-        for candidate in sorted(candidates, key=lambda one: -one.mean("auroc")):
-            table.add_row(
-                mode,
-                "–" if epsilon is None else f"{epsilon:g}",
-                ", ".join(f"{key} = {value:g}" for key, value in candidate.models[0].job.values),
-                f"{candidate.reach:.4g}",
-                *(_mean_and_range([one.metrics[name] for one in candidate.models]) for name in METRICS),
-                "take this" if candidate is take else "",
-            )
+    for column in ("mode", "ε", "setting", *HEADINGS):
+        table.add_column(column, justify="left" if column in ("mode", "setting") else "right")
+    by_setting = [
+        list(members) for _, members in groupby(sorted(trained, key=_place_and_values), key=_place_and_values)
+    ]
+    for group in sorted(by_setting, key=lambda group: (*_place(group[0]), -_mean_auroc(group))):
+        job = group[0].job
+        table.add_row(
+            job.mode,
+            "–" if job.epsilon is None else f"{job.epsilon:g}",
+            ", ".join(f"{key} = {value:g}" for key, value in job.values),
+            *(_mean_and_range([one.metrics[name] for one in group]) for name in METRICS),
+        )
     return table
 
 
@@ -171,6 +158,10 @@ def _place(one: Trained) -> tuple[float, int]:
 
 def _place_and_values(one: Trained) -> tuple[float, int, tuple[tuple[str, float], ...]]:
     return *_place(one), one.job.values
+
+
+def _mean_auroc(group: Sequence[Trained]) -> float:
+    return statistics.fmean(one.metrics["auroc"] or 0.0 for one in group)
 
 
 def _mean_and_range(values: Sequence[float | None]) -> str:
