@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-settings.register_profile(
-    "untimed", deadline=None
-)  # how long an example takes says nothing on a busy machine
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 

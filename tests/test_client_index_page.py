@@ -339,3 +339,49 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(
 
 def full(descriptor: int) -> None:
     raise OSError(28, "full")
+
+
+# Several classes and findings
+
+
+def asking_for(table: str, **quality: object) -> Study:
+    task = studies.make_study({studies.ONE_QUESTION: table}).task
+    return asking(**quality).model_copy(update={"task": task})
+
+
+def test_the_page_the_floor_and_the_pictures_know_each_class(hospital: Hospital) -> None:
+    for number in range(12):
+        hospital.add(f"{number}.dcm", dataset(picture(number), patient=f"P{number}"))
+    hospital.label([(f"P{number}", "clear" if number % 2 else "opacity") for number in range(12)])
+    study = asking_for(studies.THREE_CLASSES, min_patients_per_class=1)
+    found = found_in(hospital, study)
+    pictures = thumbnails(found.index, found.patients, SECRET, per_class=2)
+    assert [each.class_name for each in pictures] == ["clear lungs"] * 2 + ["opacity"] * 2
+    refused = floor_refusals(found.index, study, hospital.site().policy)
+    assert [one for one in refused if one.startswith("0 mass patients could train")]
+    text = Elements(page_of(hospital, study, found, pictures)).text
+    assert "role clear lungs opacity mass all" in text
+    assert "all 6 6 0 12" in text
+    assert "No training patient is mass" in text
+
+
+def test_the_page_the_floor_and_the_pictures_know_who_has_a_finding_and_who_has_it_not(
+    hospital: Hospital,
+) -> None:
+    for number in range(12):
+        hospital.add(f"{number}.dcm", dataset(picture(number), patient=f"P{number}"))
+    rows = [
+        (f"P{number}", "clear" if number % 2 else "opacity", "0" if number < 4 else "")
+        for number in range(12)
+    ]
+    hospital.label(rows, header=("PatientID", "finding", "effusion"))
+    study = asking_for(studies.TWO_FINDINGS, min_patients_per_class=1)
+    found = found_in(hospital, study)
+    pictures = thumbnails(found.index, found.patients, SECRET, per_class=2)
+    names = ["opacity-negative", "opacity-positive", "effusion-negative"]
+    assert [each.class_name for each in pictures] == [name for name in names for _ in range(2)]
+    refused = floor_refusals(found.index, study, hospital.site().policy)
+    assert any(one.startswith("0 effusion-positive patients could train") for one in refused)
+    text = Elements(page_of(hospital, study, found, pictures)).text
+    assert "all 6 6 4 0 12" in text
+    assert "8 empty-finding" in text

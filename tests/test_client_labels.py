@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import studies
 from dicom_files import make_study
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.dicom_file import Unusable
@@ -219,6 +219,7 @@ def test_a_key_of_which_no_finding_is_known_has_no_label_for_the_gravest_reason(
     assert reason(table, "c") is Reason.LABEL_CONTRADICTORY
 
 
+@settings(deadline=None)
 @given(st.permutations(["a,1,opacity", "a,0,opacity", "b,,clear", "b,1,", "c,2,maybe", "d,0,clear"]))
 def test_the_order_of_rows_does_not_matter_for_findings(
     tmp_path_factory: pytest.TempPathFactory, rows: list[str]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import (
     accuracy_score,
@@ -31,6 +31,7 @@ def patients(seed: int, num: int = 500, *, shares: tuple[float, ...] = (0.6, 0.2
     return exps / exps.sum(axis=1, keepdims=True), labels.astype(np.int64)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed: int) -> None:
     scores, labels = patients(seed)
@@ -58,6 +59,7 @@ def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed
     assert metrics["num_classes"] == 4
 
 
+@settings(deadline=None)
 @given(st.integers(0, 100))
 def test_the_mean_auroc_is_off_by_at_most_half_the_mean_share_of_tied_pairs(seed: int) -> None:
     scores, labels = patients(seed)
@@ -71,6 +73,7 @@ def test_the_mean_auroc_is_off_by_at_most_half_the_mean_share_of_tied_pairs(seed
 anything = st.floats(allow_nan=True, allow_infinity=True)
 
 
+@settings(deadline=None)
 @given(st.lists(anything, min_size=4, max_size=4), st.integers(MISSING, 3), st.integers(0, 50))
 def test_one_patient_changes_the_statistics_by_at_most_the_sensitivity(
     scores: list[float], label: int, seed: int
@@ -170,6 +173,7 @@ def test_scores_of_a_rare_class_keep_apart_in_few_bins() -> None:
     assert abs(in_even_bins - exact) > 0.1
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=2))
 def test_where_scores_lie_among_the_bins_keeps_their_order(scores: list[float]) -> None:
     low, high = among_bins(np.sort(np.array(scores)))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score, roc_auc_score
 
@@ -24,6 +24,7 @@ def patients(seed: int, num: int = 500, *, missing: float = 0.3) -> tuple[np.nda
     return scores, labels
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed: int) -> None:
     scores, labels = patients(seed)
@@ -60,6 +61,7 @@ def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed
 anything = st.floats(allow_nan=True, allow_infinity=True)
 
 
+@settings(deadline=None)
 @given(
     st.lists(anything, min_size=3, max_size=3),
     st.lists(st.integers(MISSING, 1), min_size=3, max_size=3),
