@@ -6,6 +6,7 @@ images in small; no name, identifier, date, pseudonym or path of a file.
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 from client.basic_profile import Kind
@@ -67,12 +68,24 @@ def write_page(
         scanners=scanners,
         num_unnamed=index.num_files - sum(row.num_files for row in scanners),
         roles=list(Role),
+        classes=_by_class(index),
         problems=sorted(index.label_problems.items(), key=_by_number),
+        finding_problems=[
+            (name, problem, number)
+            for name, counted in index.finding_problems.items()
+            for problem, number in sorted(counted.items(), key=_by_number)
+        ],
         kinds=[(kind, index.tally.kinds.get(kind, 0)) for kind in Kind],
         measures={"rows × columns": _largest(sizes), "size of a pixel": _largest(spacings)},
-        pictures=pictures,
+        groups=[(name, list(group)) for name, group in groupby(pictures, key=lambda each: each.class_name)],
     )
     replace_private_file(path, page.encode("utf-8"))
+
+
+def _by_class(index: Index) -> list[tuple[str, list[int]]]:
+    """Patients of each class, or of each value of a finding: in each role, and in all."""
+    columns = [index.num_patients_by_class(role) for role in (*Role, None)]
+    return [(name, [column[name] for column in columns]) for name in columns[0]]
 
 
 def _largest(counts: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

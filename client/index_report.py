@@ -60,7 +60,7 @@ def read_counts(state: Path, study_hash: str) -> Counts | None:
             num_files=summary["num_files"],
             num_images=summary["num_images"],
             unusable_share=summary["unusable_share"],
-            smallest_class=min(summary["patients"][Role.TRAIN.value].values()),
+            smallest_class=summary["smallest_class"],
             time=time,
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -117,6 +117,7 @@ def summary_of(index: Index, study: Study) -> dict[str, object]:
         "num_patients": index.num_patients(),
         "unusable_share": index.unusable_share,
         "patients": {role.value: _by_value(index, role) for role in Role},
+        "smallest_class": min(index.num_patients_by_class(Role.TRAIN).values()),
         "labels": {role.value: _by_name(index, role) for role in Role},
         "left_out": index.left_out_counts,
         "scanners": {

@@ -21,7 +21,8 @@ def _notes(index: Index, study: Study) -> Iterator[str]:
             continue
         missing = [name for name, number in index.num_patients_by_class(role).items() if not number]
         if missing:
-            yield f"No {_ROLES[role]} patient is {' or '.join(missing)}: look whether labels or images are missing."
+            names = " or ".join(missing)
+            yield f"No {_ROLES[role]} patient counts as {names}: look whether labels or images are missing."
     if number := tally.num_several_ids:
         yield (
             f"{number} {_is_or_are(number, 'person seems', 'persons seem')} to have several Patient IDs: name, birth "

@@ -16,7 +16,7 @@ from dicom_files import SECRET, Hospital, dataset, gradient, make_image, make_st
 
 from client.decoding import DecoderDoesNotStart, DecodingWorker
 from client.decoding_limits import Limits
-from client.dicom_file import Unusable
+from client.dicom_file import IDENTIFIER_KEYWORDS, Unusable
 from client.dicom_image import read_image
 from client.ingestion import ingest
 from client.preparation import prepare
@@ -195,12 +195,12 @@ from client.decoding_process import HEADER, LENGTH, READY, received
 with socket.socket(fileno=int(sys.argv[1])) as connection:
     connection.sendall(LENGTH.pack(1) + READY)
     while (request := received(connection)) is not None:
-        path = os.fsdecode(bytes.fromhex(json.loads(request)["path"]))
+        path = os.fsdecode(bytes.fromhex(json.loads(request)["paths"][0]))
         reply = HEADER + open(path, "rb").read()
         connection.sendall(LENGTH.pack(len(reply)) + reply)
 """
 TOLD = {
-    "identifiers": dict.fromkeys(("PatientID", "StudyInstanceUID", "AccessionNumber", "SOPInstanceUID"), "1"),
+    "identifiers": dict.fromkeys(IDENTIFIER_KEYWORDS, "1"),
     "facts": {"scanner": "Maker", "identifying": {"patient": 1}},
     "person": {"PatientName": "A^B", "PatientBirthDate": "", "PatientSex": ""},
 }

@@ -218,6 +218,36 @@ def test_files_of_volumes_are_counted_as_files_and_a_volume_is_shown_by_its_midd
     assert any(np.array_equal(np.round(middle.numpy() * 255), first) for middle in middles)
 
 
+def with_task(table: str) -> Study:
+    task = studies.make_study({studies.ONE_QUESTION: table}).task
+    return asking().model_copy(update={"task": task})
+
+
+def test_classes_and_findings_are_lines_of_the_page(hospital: Hospital) -> None:
+    for number in range(9):
+        hospital.add(f"{number}.dcm", dataset(picture(number), patient=f"P{number}"))
+    rows = [
+        (f"P{number}", ("clear", "opacity", "maybe")[number % 3], "10"[number % 2]) for number in range(9)
+    ]
+    hospital.label(rows, header=("PatientID", "finding", "effusion"))
+    study = with_task(studies.TWO_FINDINGS)
+    found = found_in(hospital, study)
+    pictures = thumbnails(found.index, found.patients, SECRET, per_class=2)
+    elements = Elements(page_of(hospital, study, found, pictures))
+    names = found.index.num_patients_by_class()
+    assert len(names) == 4
+    for name, number in names.items():
+        assert re.search(rf"{re.escape(name)} \d+ \d+ \d+ {number}\b", elements.text), name
+    assert "opacity unknown-finding 3" in elements.text
+    groups = list(dict.fromkeys(each.class_name for each in pictures))
+    assert len(groups) == 4
+    alt = [image["alt"] for image in elements.named("img")]
+    assert [text for text in alt if str(text).startswith("Prepared image 1 of")] == [
+        f"Prepared image 1 of {sum(each.class_name == name for each in pictures)} labelled {name}"
+        for name in groups
+    ]
+
+
 def test_an_empty_folder_has_a_page_too(hospital: Hospital) -> None:
     hospital.label([("P1", "yes")])
     found = found_in(hospital, asking())

@@ -482,7 +482,7 @@ def test_a_class_that_is_missing_is_told_where_no_floor_refuses(hospital: Hospit
     hospital.label([(patient, "no") for patient, _ in rows])
     index = indexed(hospital)
     assert floor_refusals(index, asking(), hospital.site().policy) == ()
-    assert "No training patient is positive" in " ".join(quality_notes(index, asking()))
+    assert "No training patient counts as positive" in " ".join(quality_notes(index, asking()))
 
 
 # De-identified files only

@@ -259,7 +259,8 @@ def test_a_study_whose_runs_are_used_up_cannot_be_approved_again(hospital) -> No
 def test_counts_are_shown_where_the_index_is_of_this_study(hospital) -> None:
     def index_of(study_hash: str) -> None:
         patients = {"train": {"0": 30, "1": 10}, "validation": {"0": 5, "1": 4}, "test": {"0": 6, "1": 5}}
-        summary = {"num_files": 70, "num_images": 60, "unusable_share": 1 / 7, "patients": patients}
+        summary = {"num_files": 70, "num_images": 60, "unusable_share": 1 / 7, "smallest_class": 10}
+        summary["patients"] = patients
         (hospital.file.state / INDEX_NAME).write_text(
             json.dumps({"study_hash": study_hash, "summary": summary})
         )
