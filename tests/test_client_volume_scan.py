@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from dicom_files import SECRET, Hospital
 from ingest_runs import folder_of, images_of, kept, killed_at, run
+from pydicom import dcmread
 from rich.console import Console
 from series_files import (
     by_simpleitk,
@@ -41,6 +43,7 @@ from privacy.randomness import CryptographicGenerator
 from shared_models.architectures import build_model
 from shared_models.tasks.registry import task_of
 
+DATA = os.environ.get("COLLEGIUM_DATA")
 STUDY = volume_study()
 FAULTY = (sys.executable, "-P", str(Path(__file__).with_name("faulty_decoding.py")))
 FINE = volume_image(depth=14, rows=28, columns=26, spacing=0.8, slice_spacing=1.5)
@@ -290,8 +293,6 @@ def test_a_second_series_between_the_slices_of_the_first_is_kept_apart(tmp_path:
 
 
 def _series_of(path: Path) -> object:
-    from pydicom import dcmread
-
     return dcmread(path).SeriesInstanceUID
 
 
@@ -503,6 +504,38 @@ def test_the_memory_holds_no_name_and_no_identifier(tmp_path: Path) -> None:
     assert str(_series_of(paths[0])) not in rows
     assert "PAT-0001" not in rows
     assert "Walburga" not in rows
+
+
+# Real files
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DATA is None, reason="set COLLEGIUM_DATA to a folder that holds the public data sets")
+def test_each_real_odd_or_hostile_file_is_in_the_index_once_and_a_real_enhanced_ct_is_a_volume(
+    tmp_path: Path,
+) -> None:
+    hospital, corpora = Hospital(tmp_path / "h"), Path(str(DATA)) / "dicom"
+    hospital.images.rmdir()
+    hospital.images.symlink_to(corpora)
+    patients = set()
+    for path in corpora.rglob("*"):
+        with suppress(Exception):
+            patients.add(str(dcmread(path, stop_before_pixels=True).PatientID))
+    rows = [(patient, "yes") for patient in sorted(patients) if patient.isalnum()]
+    hospital.label(rows)
+    image = volume_image(
+        modalities=("CT", "MR"), intensity="percentiles", window_center=None, window_width=None
+    )
+    index = ingest(hospital.site(), volume_study(image), SECRET).index
+    named = [path for entry in index.images for path in entry.paths] + list(left_out(index))
+    there = [
+        path.relative_to(corpora).as_posix()
+        for path in corpora.rglob("*")
+        if path.is_file() or path.is_symlink()
+    ]
+    assert sorted(named) == sorted(there)
+    assert "eCT_Supplemental.dcm" in {entry.path.rsplit("/", 1)[-1] for entry in index.images}
+    assert ingest(hospital.site(), volume_study(image), SECRET).index == index
 
 
 # What is trained
