@@ -26,7 +26,7 @@ FLOWER = {
     "simulations/benchmarks/secure_aggregation.py",
 }
 PRIVACY_FLAT = {"sampling", "clipping", "noise", "accounting"}
-"""These know nothing of each other but the generator; `client.local_round` composes them. Below clipping and noise are rooms."""
+"""These know nothing of each other but the generator; `client.local_round` composes them. Two have rooms below."""
 
 
 def imports(source: str) -> set[str]:
