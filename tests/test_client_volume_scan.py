@@ -158,7 +158,7 @@ def test_each_series_of_a_patient_is_an_image_and_each_file_is_in_the_index_once
     ) == sorted(path for entry in index.images for path in entry.paths)
     assert sum(len(part.images) for part in found.patients.values()) == 4
     console = Console(file=StringIO(), width=300)
-    console.print(render_index(index))
+    console.print(render_index(index, STUDY))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"31 of {len(there)} files are used in 4 volumes: 3 of 6 patients" in said
     assert "no window" not in said

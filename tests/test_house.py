@@ -26,10 +26,7 @@ FLOWER = {
     "simulations/benchmarks/secure_aggregation.py",
 }
 PRIVACY_FLAT = {"sampling", "clipping", "noise", "accounting"}
-"""These know nothing of each other but the generator; `client.local_round` composes them.
-
-Clipping has rooms below, noise one.
-"""
+"""These know nothing of each other but the generator; `client.local_round` composes them. Two have rooms below."""
 
 
 def imports(source: str) -> set[str]:
