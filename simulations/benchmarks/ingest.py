@@ -32,6 +32,7 @@ from client.reading_pool import Reader
 from client.secret import SiteSecret
 from client.series import prepare_series
 from client.site_file import Compute, Consortium, Images, Labels, Policy, SiteFile
+from shared_models.quality import Quality
 from shared_models.study import Image, Study
 from simulations.benchmarks.table import Benchmark, Row, rows_of
 from simulations.preparation.hospital_folder import LABEL_KEY
@@ -145,7 +146,7 @@ def one_hospital_of_all(source: PhantomSource, folder: Path, num_files: int) -> 
         if (path, syntax) not in encoded:
             encoded[path, syntax] = _encoded(path, syntax)
         made = encoded[path, syntax]
-        made.PatientID = f"PHANTOM-{number // 4:06d}"
+        made.PatientID = f"PHANTOM-{number % (num_files // 4):06d}"  # nobody has a picture twice
         made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = generate_uid(
             entropy_srcs=[str(number)]
         )
@@ -206,9 +207,10 @@ def _site_of(site: SiteFile, files: Sequence[Path], folder: Path) -> SiteFile:
 
 
 def _study() -> Study:
-    """The demo's study with images of 128×128."""
+    """The demo's study with images of 128×128, of which several patients have the same ones in other syntaxes."""
     study = read_scenario("demo").study
-    return study.model_copy(update={"image": study.image.model_copy(update={"rows": 128, "columns": 128})})
+    image = study.image.model_copy(update={"rows": 128, "columns": 128})
+    return study.model_copy(update={"image": image, "quality": Quality(shared_pixels="use")})
 
 
 def _first(site: SiteFile, num_files: int, *, one_core: bool = False) -> None:
