@@ -156,8 +156,15 @@ def test_the_number_of_workers_does_not_change_a_bit_of_the_weights(
 
 
 @pytest.mark.slow
-@EACH
-@pytest.mark.parametrize("mode", [{}, DISTRIBUTED], ids=["local", "distributed"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        pytest.param("classes", {}, id="classes-local"),
+        pytest.param("findings", DISTRIBUTED, id="findings-distributed"),
+        pytest.param("classes", DISTRIBUTED, id="classes-distributed", marks=pytest.mark.thorough),
+        pytest.param("findings", {}, id="findings-local", marks=pytest.mark.thorough),
+    ],
+)
 def test_a_private_run_noises_every_figure_and_says_by_how_much(
     kind: str, mode: dict[str, str], tmp_path: Path, hospitals: Path
 ) -> None:
