@@ -25,6 +25,7 @@ class PrepareKind(StrEnum):
 
     PHANTOM = "phantom"
     NODULE_PHANTOM = "nodule-phantom"
+    FRACTURE_PHANTOM = "fracture-phantom"
     PNEUMONIAMNIST = "pneumoniamnist"
     BREASTMNIST = "breastmnist"
     HAM10000 = "ham10000"

@@ -39,7 +39,13 @@ from shared_models.study import Study
 from simulations.audit.findings import Audit
 from simulations.audit.suite import CHECKS
 from simulations.plan import Plan
-from simulations.preparation.sources import HamSource, MedMnistSource, NodulePhantomSource, PhantomSource
+from simulations.preparation.sources import (
+    FracturePhantomSource,
+    HamSource,
+    MedMnistSource,
+    NodulePhantomSource,
+    PhantomSource,
+)
 from simulations.scenario import Scenario, built_in_scenarios
 
 ROOT = Path(__file__).parents[1]
@@ -198,7 +204,7 @@ def test_the_figures_of_the_review_page_are_the_reviews() -> None:
 def test_the_files_page_names_every_key_of_a_scenario_and_every_built_in_one() -> None:
     text = section(page("files.md"), "## Scenario files")
     sources: set[str] = set()
-    for source in (PhantomSource, NodulePhantomSource, MedMnistSource, HamSource):
+    for source in (PhantomSource, NodulePhantomSource, FracturePhantomSource, MedMnistSource, HamSource):
         sources |= set(source.model_fields) - {"kind"}
         assert f'`hospitals.kind = "{source.model_fields["kind"].default}"`' in text
     assert first_cells(text) == set(Scenario.model_fields) | sources

@@ -18,6 +18,7 @@ from simulations.preparation.dicom_writer import GreyPicture
 from simulations.preparation.hospitals import PreparationError, prepare, read_hospitals
 from simulations.preparation.phantom_hospitals import phantom_caseloads
 from simulations.preparation.sources import (
+    FracturePhantomSource,
     HamSource,
     MedMnistSource,
     NodulePhantomSource,
@@ -104,6 +105,7 @@ def test_dciodvfy_finds_no_error_in_any_hospital_of_any_kind(tmp_path: Path) -> 
     sources: tuple[Source, ...] = (
         SMALL,
         NodulePhantomSource(patients_per_hospital=(2,), image_size=24),
+        FracturePhantomSource(patients_per_hospital=(2,)),
         HamSource(folder=tmp_path / "ham"),
         MedMnistSource(file=tmp_path / "m.npz", num_hospitals=2),
         MedMnistSource(dataset="breastmnist", file=tmp_path / "m.npz", num_hospitals=2),

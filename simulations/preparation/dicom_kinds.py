@@ -77,6 +77,33 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             attributes={"BodyPartExamined": "CHEST", "PatientOrientation": ("L", "F")},
             empty=("ViewPosition",),
         ),
+        "digital-x-ray-forearm": Kind(
+            sop_class=DigitalXRayImageStorageForPresentation,
+            modality="DX",
+            attributes={
+                "PresentationIntentType": "FOR PRESENTATION",
+                "BodyPartExamined": "FOREARM",
+                "ImageLaterality": "U",
+                "PatientOrientation": ("L", "F"),
+                "ViewPosition": "AP",
+                "PixelIntensityRelationship": "LOG",
+                "RescaleIntercept": 0,
+                "RescaleSlope": 1,
+                "RescaleType": "US",
+                "DetectorType": "SCINTILLATOR",
+            },
+            empty=("PositionerType",),
+            region=("14975008", "Forearm"),
+            view=("399348003", "antero-posterior"),
+            states_lossless=True,
+            empty_sequences=("AcquisitionContextSequence",),
+        ),
+        "computed-radiography-forearm": Kind(
+            sop_class=ComputedRadiographyImageStorage,
+            modality="CR",
+            attributes={"BodyPartExamined": "FOREARM", "PatientOrientation": ("L", "F")},
+            empty=("ViewPosition",),
+        ),
         # PS3.3 A.3: Computed Tomography Image IOD.
         "computed-tomography": Kind(
             sop_class=CTImageStorage,

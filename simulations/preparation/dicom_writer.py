@@ -218,7 +218,7 @@ def _add_grey(dataset: Dataset, picture: GreyPicture, header: Header) -> UID:
     stored = (largest - pixels if picture.inverted else pixels).astype(f"<u{allocated // 8}")
     dataset.PhotometricInterpretation = "MONOCHROME1" if picture.inverted else "MONOCHROME2"
     _add_layout(dataset, pixels.shape, samples=1, allocated=allocated, stored=picture.bits_stored)
-    if header.kind == "digital-x-ray":
+    if KINDS[header.kind].modality == "DX":
         dataset.PresentationLUTShape = "INVERSE" if picture.inverted else "IDENTITY"
         dataset.PixelIntensityRelationshipSign = 1 if picture.inverted else -1
     if KINDS[header.kind].states_lossless:

@@ -35,7 +35,7 @@ def optical_depth(
     Returns:
         float32, shape (rows, columns): the optical depth; the transmitted share of the beam is ``exp(-depth)``.
     """
-    x, y = _coordinates(view, rows, columns)
+    x, y = coordinates(view, rows, columns)
     texture = cloud(generator, rows, columns)
     body = _body(anatomy, x, y)
     air = _air(anatomy, view, x, y) * (1.0 - _filled(anatomy, x, y, texture))
@@ -48,8 +48,8 @@ def optical_depth(
     return depth
 
 
-def _coordinates(view: View, rows: int, columns: int) -> tuple[Plane, Plane]:
-    """x and y of every pixel's ray in the patient, after position and rotation; pixels are square."""
+def coordinates(view: View, rows: int, columns: int) -> tuple[Plane, Plane]:
+    """The x and y of every pixel's ray in the patient, after position and rotation; pixels are square."""
     half = 1.0 / max(rows, columns)
     x = (np.arange(columns, dtype=np.float32) * 2 - columns + 1)[None, :] * half
     y = (np.arange(rows, dtype=np.float32) * 2 - rows + 1)[:, None] * half

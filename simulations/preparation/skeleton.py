@@ -18,7 +18,7 @@ def bone_depth(anatomy: Anatomy, x: Plane, y: Plane) -> Plane:
     discs = 0.86 + 0.14 * np.clip(1.6 * np.cos(2 * np.pi * (y / 0.15 + anatomy.rib_phase)) + 0.5, -1.0, 1.0)
     spine = np.maximum(0.0, 1.0 - (x / 0.105) ** 2) * discs * (1.0 - 0.5 * step((y + 0.1) * 3.0))
     clavicle_y = -0.62 + 0.16 * (side - 0.1) - 0.42 * (side - 0.1) ** 2 + 0.03 * np.sin(7.0 * side)
-    clavicle = _tube((y - clavicle_y) / 0.042) * step((side - 0.09) * 40.0) * step((0.74 - side) * 30.0)
+    clavicle = tube((y - clavicle_y) / 0.042) * step((side - 0.09) * 40.0) * step((0.74 - side) * 30.0)
     blade_x = 0.66 - 0.16 * (y + 0.55)
     blade = (
         step((side - blade_x) * 34.0)
@@ -33,10 +33,10 @@ def bone_depth(anatomy: Anatomy, x: Plane, y: Plane) -> Plane:
 def _ribs(phase: Plane, width: float) -> Plane:
     """Bands of period 1 of which *width* is rib; cortical edges are denser than the middle."""
     distance = np.abs(phase - np.round(phase)) / (width / 2)
-    return _tube(distance)
+    return tube(distance)
 
 
-def _tube(distance: Plane) -> Plane:
+def tube(distance: Plane) -> Plane:
     """Depth of a hollow bone at *distance* (1 is its edge) from its axis."""
     outer = np.maximum(0.0, 1.0 - distance**2)
     marrow = np.maximum(0.0, 1.0 - (distance / 0.72) ** 2)

@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from simulations.preparation.cases import Caseload
+from simulations.preparation.fracture_hospitals import fracture_caseloads
 from simulations.preparation.ham10000 import ham10000_caseloads, locate_ham10000
 from simulations.preparation.medmnist import locate_medmnist, medmnist_caseloads
 from simulations.preparation.nodule_hospitals import nodule_caseloads
 from simulations.preparation.phantom_hospitals import phantom_caseloads
 from simulations.preparation.sources import (
+    FracturePhantomSource,
     HamSource,
     MedMnistSource,
     NodulePhantomSource,
@@ -31,6 +33,8 @@ def open_source(source: Source, seed: int) -> Iterator[tuple[Caseload, ...]]:
         yield phantom_caseloads(source, seed)
     elif isinstance(source, NodulePhantomSource):
         yield nodule_caseloads(source, seed)
+    elif isinstance(source, FracturePhantomSource):
+        yield fracture_caseloads(source, seed)
     elif isinstance(source, MedMnistSource):
         yield medmnist_caseloads(source, locate_medmnist(source), seed)
     else:

@@ -77,6 +77,19 @@ class NodulePhantomSource(_Synthetic):
     nodule_size: float = Field(default=1.0, gt=0.0, le=4.0)
 
 
+class FracturePhantomSource(_Synthetic):
+    """Synthetic radiographs of forearms, one bone or both perhaps broken; every hospital has its own scanner.
+
+    ``image_size`` is the nominal height and width in pixels; scanners differ from it by up to a quarter. ``prevalence``
+    gives the lowest and highest share of patients with a fracture among the hospitals. ``contrast`` scales how dark the
+    lines of fractures are, and how far the ends are apart.
+    """
+
+    kind: Literal["fracture-phantom"] = "fracture-phantom"
+    image_size: int = Field(default=128, ge=48, le=2048)
+    contrast: float = Field(default=1.0, gt=0.0, le=4.0)
+
+
 class MedMnistSource(Frozen):
     """A MedMNIST file, its patients (one image each) spread over hospitals; official split kept as ``role``.
 
@@ -139,7 +152,8 @@ class HamSource(Frozen):
 
 
 Source = Annotated[
-    PhantomSource | NodulePhantomSource | MedMnistSource | HamSource, Field(discriminator="kind")
+    PhantomSource | NodulePhantomSource | FracturePhantomSource | MedMnistSource | HamSource,
+    Field(discriminator="kind"),
 ]
 
 
