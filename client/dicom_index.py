@@ -207,7 +207,7 @@ class IndexBuilder:
 
     def __len__(self) -> int:
         """Number of files that were added."""
-        return len(self.found) + sum(len(image.further) for image in self.found) + len(self.left_out)
+        return len(self.records)
 
     def check_wanted(self, record: Record) -> Label:
         """Return the label of a file whose pixels are wanted, as far as is known by now.

@@ -81,7 +81,7 @@ class Record:
     @property
     def pixels(self) -> PixelFacts | None:
         """What the stored values say."""
-        return PixelFacts.model_validate_json(self.pixel_facts) if self.pixel_facts else None
+        return _pixels_of(self.pixel_facts) if self.pixel_facts else None
 
     def to_json(self) -> str:
         """Return the record as text."""
@@ -128,6 +128,12 @@ class Record:
 def _header_of(text: str) -> HeaderFacts:
     """Headers of one scanner often say the same."""
     return HeaderFacts.model_validate_json(text)
+
+
+@lru_cache(maxsize=1024)
+def _pixels_of(facts: str) -> PixelFacts:
+    """Of a file that is on its way, which is asked for it several times."""
+    return PixelFacts.model_validate_json(facts)
 
 
 class ScanMemory:

@@ -655,7 +655,12 @@ class InventingReader(ReaderInThisProcess):
 
     def header(self, path: Path, image: Image) -> Header:
         number = int(path.stem)
-        names = {"PatientID": number // 10, "StudyInstanceUID": number // 2, "AccessionNumber": number // 2}
+        study = {
+            "StudyInstanceUID": number // 2,
+            "SeriesInstanceUID": number // 2,
+            "AccessionNumber": number // 2,
+        }
+        names = {"PatientID": number // 10, **study}
         identifiers = {key: str(value) for key, value in {**names, "SOPInstanceUID": number}.items()}
         facts = HeaderFacts(
             modality="CR", scanner="Maker Model-7", rows=2048, columns=2048, spacing=(0.1, 0.1)
