@@ -6,7 +6,7 @@ from torch import nn
 from client.patients import PatientSet
 from client.training import Machine, images_at_a_time
 from shared_models.manifest import trainable_weights
-from shared_models.networks.classifier import Classifier
+from shared_models.networks.network import Network
 from shared_models.study import Training
 
 MOST_BYTES = 4 * 2**30
@@ -14,7 +14,7 @@ MOST_BYTES = 4 * 2**30
 
 
 def with_features(
-    model: Classifier, patients: PatientSet, *, training: Training, machine: Machine
+    model: Network, patients: PatientSet, *, training: Training, machine: Machine
 ) -> PatientSet:
     """Return the patients with the features of their images, where only the model's head is trained.
 
@@ -42,11 +42,11 @@ def trained_part(model: nn.Module, patients: PatientSet) -> nn.Module:
     """Return the head for patients with features, and the whole model for others; the weights are the same."""
     if patients.features is None:
         return model
-    if not isinstance(model, Classifier):
+    if not isinstance(model, Network):
         raise TypeError("features of patients belong to a shared network")
     return model.head
 
 
-def _features(model: Classifier, images: torch.Tensor, machine: Machine) -> torch.Tensor:
+def _features(model: Network, images: torch.Tensor, machine: Machine) -> torch.Tensor:
     with torch.no_grad():
         return model.features(images.to(machine.device)).float().cpu()
