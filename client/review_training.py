@@ -1,7 +1,8 @@
 """Of a review: what is trained, and on which of this hospital's images."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 from client.index_report import Counts
 from client.labels import LabelsError, columns_of
@@ -10,7 +11,9 @@ from client.review_sentences import Section, Sentence, ago, counted, plain, warn
 from client.roles import Role
 from client.site_file import Labels, SiteFile
 from privacy.planning import largest_delta
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
+from shared_models.augmentation import Augmentation
+from shared_models.initial_weights import WeightsError, read_weights
 from shared_models.manifest import Manifest
 from shared_models.study import Image, Model, Study, Training
 from shared_models.visible_text import quoted
@@ -22,27 +25,22 @@ _ASPECT = {
 }
 
 
-def _small_cnn(model: Model) -> str:
+def _kind(model: Model) -> str:
+    if model.architecture == "scattering":
+        return (
+            f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "
+            f"{model.angles} angles, which no image changes, and a weighted sum of what they show"
+        )
     return (
         f"The model is a neural network of the kind “{model.architecture}”, width {model.width}"
         f"{', standardised weights' * model.weight_standardisation}"
     )
 
 
-_KIND: Mapping[str, Callable[[Model], str]] = {
-    "small-cnn": _small_cnn,
-    "small-cnn-3d": _small_cnn,
-    "scattering": lambda model: (
-        f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "
-        f"{model.angles} angles, which no image changes, and a weighted sum of what they show"
-    ),
-}
-
-
-def what_is_trained(study: Study) -> Section:
-    """The task, the model and how it is trained."""
+def what_is_trained(study: Study, weights: Path) -> Section:
+    """The task, the model and how it is trained; *weights* is this site's folder of initial weights."""
     training, model = study.training, study.model
-    built = build_model(study)
+    built = outline(study)
     num_weights = Manifest.of(built).num_weights
     num_frozen = sum(weight.numel() for weight in built.parameters()) - num_weights
     return Section(
@@ -51,14 +49,15 @@ def what_is_trained(study: Study) -> Section:
             plain(f"{quoted(study.title)}. The study is identified by its hash, {study.hash}."),
             plain(study.task.in_words),
             plain(
-                f"{_KIND[model.architecture](model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
+                f"{_kind(model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
                 "trained here, on this hospital's machine; all hospitals begin with the same public weights."
             ),
+            *_initial(model, weights),
             *_frozen(model, num_frozen),
             *_preparation(study.image),
             plain(
                 f"{_rounds(study)} In a step each training patient is drawn with probability {training.sample_rate:g}. "
-                f"{_images_in_a_step(training)}"
+                f"{_images_in_a_step(training)}{_altered(training.augmentation)}"
             ),
         ),
     )
@@ -116,20 +115,53 @@ def _images_in_a_step(training: Training) -> str:
         return "Of a patient who is drawn, one image is taken at random."
     most, copies = training.images_per_patient, training.augmentations
     images = "one image is" if most == 1 else f"up to {most} images are"
-    mirrored = f", each in {copies} copies, mirrored or not at random" if copies > 1 else ""
+    in_copies = f", each in {copies} copies that are altered independently" if copies > 1 else ""
     return (
-        f"Of a patient who is drawn, {images} taken at random{mirrored}. What they would change is averaged, so that "
+        f"Of a patient who is drawn, {images} taken at random{in_copies}. What they would change is averaged, so that "
         "the patient counts once, however many images there are."
     )
+
+
+def _altered(augmentation: Augmentation) -> str:
+    """What happens to an image before a step; nothing where it stays as it is."""
+    ways = [
+        words
+        for words, used in (
+            ("mirrored", augmentation.flip),
+            ("turned, shifted, scaled or sheared", augmentation.moves),
+            ("made brighter, darker, flatter or noisier", augmentation.changes_levels),
+        )
+        if used
+    ]
+    return f" For each step images are altered at random, each by itself: {'; '.join(ways)}." if ways else ""
+
+
+def _initial(model: Model, folder: Path) -> tuple[Sentence, ...]:
+    """Where the weights come from that training begins with; a warning where this site does not have them."""
+    if model.weights is None:
+        return ()
+    told = plain(
+        f"Training begins with the weights of {model.weights.file} (SHA-256 {model.weights.sha256}). The study says of "
+        f"them: {quoted(model.weights.origin)}. This study's promise is not about those they were trained on."
+    )
+    try:
+        read_weights(model.weights, folder)
+    except WeightsError as error:
+        return told, warning(f"Until this is mended the site refuses each run: {error}")
+    return (told,)
 
 
 def _frozen(model: Model, num_frozen: int) -> tuple[Sentence, ...]:
     if not num_frozen:
         return ()
-    part = "last convolution and what follows it are" if model.trainable == "last-block" else "last layer is"
+    made = "seed made them at random" if model.weights is None else "file has them"
+    part = "last layer is"
+    if model.trainable == "last-block":
+        several = model.last_blocks > 1
+        part = f"last {f'{model.last_blocks} blocks' if several else 'block'} of layers and what follows are"
     return (
         plain(
-            f"Only the {part} trained. The other {num_frozen:,} numbers stay as the study's seed made them at random, "
+            f"Only the {part} trained. The other {num_frozen:,} numbers stay as the study's {made}, "
             "here and everywhere."
         ),
     )
