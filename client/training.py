@@ -33,7 +33,7 @@ class GradientSum(Protocol):
 
         Args:
             images: shape (rows, ...).
-            labels: float, shape (rows, *label_shape of the task).
+            labels: float, shape (rows, *label_shape of the task), or masks of shape (rows, 1, ...).
             patient: int64, shape (rows,), the patient of each row, numbered from 0; None if each row is a patient.
         """
         ...
@@ -255,7 +255,7 @@ def add_sample(
         begin, end = np.searchsorted(owner, (first, first + at_a_time))
         images, labels = _to_device(patients, torch.from_numpy(positions[begin:end]), machine.device)
         if training.flip:
-            images = _flipped(images, generator)
+            images, labels = _flipped(images, labels, generator, masks=patients.masks is not None)
         patient = None
         if training.rows_per_patient > 1:
             patient = torch.from_numpy(owner[begin:end] - first).to(machine.device)
@@ -278,13 +278,19 @@ def _rows(
 
 
 def _to_device(patients: PatientSet, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    images, labels = patients.inputs[positions], patients.labels[positions].float()
+    images, labels = patients.inputs[positions], patients.targets[positions].float()
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _flipped(images: Tensor, generator: CryptographicGenerator) -> Tensor:
-    """Each image mirrored left to right with probability one half, drawn for that image alone."""
+def _flipped(
+    images: Tensor, labels: Tensor, generator: CryptographicGenerator, *, masks: bool
+) -> tuple[Tensor, Tensor]:
+    """Each image mirrored left to right with probability one half, drawn for that image alone; its mask with it."""
     mirrored = torch.from_numpy(generator.uniform(len(images)) < 0.5).to(images.device)
-    return torch.where(mirrored.view(-1, *(1,) * (images.dim() - 1)), images.flip(-1), images)
+
+    def turned(values: Tensor) -> Tensor:
+        return torch.where(mirrored.view(-1, *(1,) * (values.dim() - 1)), values.flip(-1), values)
+
+    return turned(images), turned(labels) if masks else labels
