@@ -18,8 +18,8 @@ def with_features(
 ) -> PatientSet:
     """Return the patients with the features of their images, where only the model's head is trained.
 
-    Without any where other weights are trained too, where images are altered at random, or where they would take more
-    than `MOST_BYTES`. What is trained is the same to rounding.
+    Without any where other weights are trained too, where images or features are altered at random, or where they would
+    take more than `MOST_BYTES`. What is trained is the same to rounding.
 
     Args:
         model: on ``machine.device``.
@@ -28,7 +28,7 @@ def with_features(
         machine: what computes.
     """
     trained = set(trainable_weights(model).values())
-    if training.flip or not len(patients) or trained - set(model.head.parameters()):
+    if training.flip or model.dropout.p or not len(patients) or trained - set(model.head.parameters()):
         return patients
     images = patients.images
     if _features(model, images[:1], machine).numel() * len(images) * 4 > MOST_BYTES:

@@ -1,6 +1,6 @@
 """Of a review: what is trained, and on which of this hospital's images."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 
 from client.index_report import Counts
@@ -22,21 +22,16 @@ _ASPECT = {
 }
 
 
-def _small_cnn(model: Model) -> str:
+def _kind(model: Model) -> str:
+    if model.architecture == "scattering":
+        return (
+            f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "
+            f"{model.angles} angles, which no image changes, and a weighted sum of what they show"
+        )
     return (
         f"The model is a neural network of the kind “{model.architecture}”, width {model.width}"
         f"{', standardised weights' * model.weight_standardisation}"
     )
-
-
-_KIND: Mapping[str, Callable[[Model], str]] = {
-    "small-cnn": _small_cnn,
-    "small-cnn-3d": _small_cnn,
-    "scattering": lambda model: (
-        f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "
-        f"{model.angles} angles, which no image changes, and a weighted sum of what they show"
-    ),
-}
 
 
 def what_is_trained(study: Study) -> Section:
@@ -51,7 +46,7 @@ def what_is_trained(study: Study) -> Section:
             plain(f"{quoted(study.title)}. The study is identified by its hash, {study.hash}."),
             plain(study.task.in_words),
             plain(
-                f"{_KIND[model.architecture](model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
+                f"{_kind(model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
                 "trained here, on this hospital's machine; all hospitals begin with the same public weights."
             ),
             *_frozen(model, num_frozen),
@@ -126,7 +121,10 @@ def _images_in_a_step(training: Training) -> str:
 def _frozen(model: Model, num_frozen: int) -> tuple[Sentence, ...]:
     if not num_frozen:
         return ()
-    part = "last convolution and what follows it are" if model.trainable == "last-block" else "last layer is"
+    part = "last layer is"
+    if model.trainable == "last-block":
+        several = model.last_blocks > 1
+        part = f"last {f'{model.last_blocks} blocks' if several else 'block'} of layers and what follows are"
     return (
         plain(
             f"Only the {part} trained. The other {num_frozen:,} numbers stay as the study's seed made them at random, "

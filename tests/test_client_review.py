@@ -164,7 +164,7 @@ def test_task_model_and_training_are_told_with_their_figures(file, ledger) -> No
     assert f"Only the last layer is trained. The other {frozen:,} numbers stay as the study's seed" in head
     block = {"width = 8": 'width = 8\ntrainable = "last-block"'}
     said_of_block = text(reviewed(make_study(block), file, ledger)["training"])
-    assert "Only the last convolution and what follows it are trained." in said_of_block
+    assert "Only the last block of layers and what follows are trained." in said_of_block
     assert "of the kind “scattering”: fixed filters of 1 size and 8 angles" in other
     assert f"what they show: {9 * 8 * 8 + 1:,} numbers" in other
     assert "16 × 16 pixels" in said

@@ -12,7 +12,7 @@ Dimensions: TypeAlias = Literal[2, 3]
 _CONVOLUTIONS: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _MAX_POOLS = {2: F.max_pool2d, 3: F.max_pool3d}
 _MEAN_POOLS = {2: F.avg_pool2d, 3: F.avg_pool3d}
-_GROUPS = 8
+_GROUPS, _CHANNELS = 8, 4
 
 
 def convolution(
@@ -23,8 +23,11 @@ def convolution(
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a GroupNorm of eight groups, or of as many as divide the channels; with scale and shift."""
-    return nn.GroupNorm(gcd(_GROUPS, channels), channels)
+    """Return a GroupNorm with scale and shift, of eight groups, or fewer so that each has four channels at least.
+
+    A group of one channel at one place would always have variance 0, and rounding would be all that is left of it.
+    """
+    return nn.GroupNorm(gcd(_GROUPS, max(1, channels // _CHANNELS)), channels)
 
 
 def max_pooled(features: Tensor, size: int = 2, *, stride: int | None = None, padding: int = 0) -> Tensor:

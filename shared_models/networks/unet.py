@@ -28,9 +28,9 @@ class DoubleConvolution(nn.Module):
 class UNet(DenseNetwork):
     """A way down, a way up, and connections between the levels of the same size.
 
-    On the way up what comes from below is enlarged by repeating each pixel, to just the size of the level above; with
-    any number of rows, columns and slices, then. That is quicker than transposed convolutions where the norm of each
-    patient's gradient is needed, and leaves no checkerboard.
+    On the way up what comes from below is brought to half its channels by a convolution of one, where the image is
+    small, and then enlarged by repeating each pixel, to the size of the level above, whatever that is. A transposed
+    convolution has four or eight times as many weights, needs even sizes, and is no quicker under clipping.
 
     Args:
         residual: blocks with shortcuts, of which the first one of each level halves the image by its stride; else
@@ -67,9 +67,16 @@ class UNet(DenseNetwork):
             block(before, after, 2 if level else 1)
             for level, (before, after) in enumerate(zip([channels, *widths], widths, strict=False))
         )
-        self.up = nn.ModuleList(block(3 * after, after, 1) for after in reversed(widths[:-1]))
+        finer = widths[-2::-1]
+        self.narrow = nn.ModuleList(
+            convolution(dimensions, 2 * after, after, 1, bias=True) for after in finer
+        )
+        self.up = nn.ModuleList(block(2 * after, after, 1) for after in finer)
         self.head = convolution(dimensions, width, num_outputs, 1, bias=True)
-        self.blocks = tuple((layer,) for layer in (*self.down, *self.up))
+        self.blocks = (
+            *((layer,) for layer in self.down),
+            *zip(self.narrow, self.up, strict=True),
+        )
 
     def features(self, images: Tensor) -> Tensor:
         """Map images, shape (batch, channels, ...) in [0, 1], to (batch, width, ...) of the same size."""
@@ -79,9 +86,9 @@ class UNet(DenseNetwork):
             features = layer(max_pooled(features) if level and self._pools else features)
             beside.append(features)
         beside.pop()
-        for layer in self.up:
+        for narrow, layer in zip(self.narrow, self.up, strict=True):
             above = beside.pop()
-            features = layer(torch.cat((above, _enlarged(features, above)), 1))
+            features = layer(torch.cat((above, _enlarged(narrow(features), above)), 1))
         return features
 
 
