@@ -4,17 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from dicom_files import OTHER_SECRET, SECRET, dataset, gradient, make_image, uid
 from ingest_runs import run
 from mask_sites import ORGANS, MaskedHospital, mask_study, png, square
+from pydicom import dcmread
+from series_files import HOUNSFIELD, volume_image, write_series
+from test_client_masks import SHAPE, drawn, in_simpleitk, lies_beside, seg_changed, uids, write_seg
 
 from client import ingestion
 from client.cache_folder import preparation_hash
 from client.ingestion import DataRefused, Ingested
 from client.labels import LabelsError
+from client.masks import volume_mask
 from client.reasons import MaskProblem
 from client.roles import Role
 from client.secret import SiteSecret
+from client.series import read_series
 from client.site_file import Masks, SiteFile
 from shared_models.study import Study
 from simulations.benchmarks.ingest import ReaderInThisProcess
@@ -256,3 +262,118 @@ def test_neither_a_name_nor_a_number_of_a_mask_is_in_what_is_remembered(hospital
         content = path.read_bytes()
         assert number.encode() not in content
         assert b".png" not in content
+
+
+# DICOM SEG
+
+
+def seg_hospital(tmp_path: Path) -> MaskedHospital:
+    """Four series of slices, each with a SEG in one folder, whose names say nothing; one more has none."""
+    hospital = MaskedHospital(tmp_path / "hospital")
+    rows = []
+    for number in range(5):
+        patient = f"PAT-{number:04d}"
+        kind = "oblique" if number % 2 else "axial"
+        paths = write_series(
+            hospital.images / patient, kind=kind, shape=SHAPE, patient=patient, high=100 + 9 * number
+        )
+        if number < 4:
+            write_seg(hospital.masks / f"{9 - number}.dcm", drawn(), paths)
+        rows.append((patient,))
+    hospital.label(rows, header=("PatientID",))
+    return hospital
+
+
+VOLUME = volume_image(depth=12, rows=14, columns=13, spacing=1.0, slice_spacing=1.0)
+VOLUMES = mask_study(image=VOLUME)
+
+
+def test_a_seg_goes_with_the_series_that_it_was_drawn_on(tmp_path: Path) -> None:
+    hospital = seg_hospital(tmp_path)
+    found = ingest(hospital.site(), VOLUMES, SECRET)
+    assert {file.reason.code for file in found.index.left_out} == {"no-mask"}
+    assert len(found.index.left_out) == SHAPE[0]
+    made = pairs(found)
+    assert len(made) == 4
+    for path, (image, mask) in made.items():
+        paths = sorted((hospital.images / path).parent.iterdir())
+        number = int(path[4:8])
+        seg = hospital.masks / f"{9 - number}.dcm"
+        want = volume_mask(seg, read_series(paths, VOLUME), VOLUME, instances=uids(paths))
+        np.testing.assert_array_equal(mask, want)
+        assert mask.sum() > 20
+        assert image.shape == mask.shape == (1, 12, 14, 13)
+
+
+def test_nothing_of_volumes_is_read_again_until_a_mask_changes(tmp_path: Path) -> None:
+    hospital = seg_hospital(tmp_path)
+    run(hospital, VOLUMES)
+    _, reader, _ = run(hospital, VOLUMES)
+    assert (reader.headers, reader.pixels, reader.masks) == ([], [], [])
+    paths = sorted((hospital.images / "PAT-0002").iterdir(), key=lambda path: dcmread(path).SOPInstanceUID)
+    in_order = sorted(paths, key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    write_seg(hospital.masks / "7.dcm", np.flip(drawn(), 1).copy(), in_order)
+    _, reader, _ = run(hospital, VOLUMES)
+    assert reader.masks == ["7.dcm"]
+    assert len(reader.pixels) == SHAPE[0]
+
+
+def test_a_nifti_goes_with_the_folder_of_its_name_or_the_series_that_it_is_named_after(
+    tmp_path: Path,
+) -> None:
+    hospital = MaskedHospital(tmp_path / "hospital")
+    for number, name in enumerate(["b/PAT-0000.nii.gz", f"{uid('PAT-0001', '1', '1')}.nii"]):
+        patient = f"PAT-{number:04d}"
+        paths = write_series(
+            hospital.images / "b" / patient, shape=SHAPE, patient=patient, high=100 + 9 * number
+        )
+        of = read_series(paths, HOUNSFIELD)
+        (hospital.masks / name).parent.mkdir(exist_ok=True)
+        SimpleITK.WriteImage(in_simpleitk(drawn(), of), str(hospital.masks / name))
+    hospital.label([("PAT-0000",), ("PAT-0001",)], header=("PatientID",))
+    found = ingest(hospital.site(), VOLUMES, SECRET)
+    assert not found.index.left_out
+    assert all(mask.sum() > 20 for _, mask in pairs(found).values())
+
+
+def test_a_seg_that_does_not_lie_on_its_series_leaves_the_series_out_by_name(tmp_path: Path) -> None:
+    hospital = seg_hospital(tmp_path)
+    seg_changed(hospital.masks / "9.dcm", lies_beside)
+    (hospital.masks / "8.dcm").write_bytes((hospital.masks / "8.dcm").read_bytes()[:-2])
+    found = ingest(hospital.site(), VOLUMES, SECRET)
+    by_patient = {file.path[:8]: file.reason.code for file in found.index.left_out}
+    assert by_patient == {"PAT-0000": "mask-elsewhere", "PAT-0001": "mask-unreadable", "PAT-0004": "no-mask"}
+
+
+def test_segs_may_lie_among_the_slices(tmp_path: Path) -> None:
+    hospital = seg_hospital(tmp_path)
+    for path in hospital.masks.iterdir():
+        path.rename(hospital.images / "PAT-0000" / f"seg-{path.name}")
+    found = ingest(hospital.site(masks=Masks(folder=hospital.images)), VOLUMES, SECRET)
+    assert {file.path[:8] for file in found.index.left_out} == {"PAT-0004"}
+    assert len(pairs(found)) == 4
+
+
+def test_segments_are_structures_by_their_number(tmp_path: Path) -> None:
+    of_two = mask_study(
+        {
+            "kind": "segmentation",
+            "structures": [{"name": "upper", "values": [2]}, {"name": "rest", "values": [1]}],
+        },
+        image=VOLUME,
+    )
+    hospital = seg_hospital(tmp_path)
+    paths = sorted(
+        (hospital.images / "PAT-0000").iterdir(),
+        key=lambda path: float(dcmread(path).ImagePositionPatient[2]),
+    )
+    write_seg(hospital.masks / "9.dcm", drawn(), paths, segments=2, numbered=True)
+    found = ingest(hospital.site(), of_two, SECRET)
+    (mask,) = [mask for path, (_, mask) in pairs(found).items() if path.startswith("PAT-0000")]
+    assert set(np.unique(mask)) == {0.0, 1.0, 2.0}
+    assert {entry.label for entry in found.index.images if entry.path.startswith("PAT-0000")} == {(1, 1)}
+    wrong = mask_study(
+        {"kind": "segmentation", "structures": [{"name": "other", "values": [7]}]}, image=VOLUME
+    )
+    left_out = ingest(hospital.site(), wrong, SECRET).index.left_out
+    assert {file.reason.code for file in left_out} == {"mask-other-values", "no-mask"}

@@ -201,9 +201,18 @@ def test_no_more_of_a_bomb_is_inflated_than_the_header_claims(tmp_path: Path) ->
 
 
 def write_seg(
-    path: Path, mask: npt.NDArray[np.float32], paths: list[Path], *, kind: str = "BINARY", segments: int = 1
+    path: Path,
+    mask: npt.NDArray[np.float32],
+    paths: list[Path],
+    *,
+    kind: str = "BINARY",
+    segments: int = 1,
+    numbered: bool = False,
 ) -> Path:
-    """Frames from the head to the feet, those without anything left out; a second segment has the upper rows."""
+    """Frames from the head to the feet, those without anything left out; a second segment has the upper rows.
+
+    Where they are *numbered*, each frame says of which segment it is.
+    """
     made = base(SegmentationStorage, patient="PAT-0001", study="1", series="seg", image="1")
     made.Modality, made.SegmentationType = "SEG", kind
     made.Rows, made.Columns = mask.shape[1:]
@@ -223,6 +232,10 @@ def write_seg(
             derived.SourceImageSequence = Items([source])
             frame.PlanePositionSequence, frame.PlaneOrientationSequence = Items([place]), Items([turned])
             frame.DerivationImageSequence = Items([derived])
+            if numbered:
+                identification = Dataset()
+                identification.ReferencedSegmentNumber = segment
+                frame.SegmentIdentificationSequence = Items([identification])
             frames.append(frame)
             planes.append(plane)
     made.NumberOfFrames, made.PerFrameFunctionalGroupsSequence = len(frames), Items(frames)
