@@ -28,7 +28,12 @@ def with_features(
         machine: what computes.
     """
     trained = set(trainable_weights(model).values())
-    if training.flip or model.dropout.p or not len(patients) or trained - set(model.head.parameters()):
+    if (
+        training.augmentation.alters
+        or model.dropout.p
+        or not len(patients)
+        or trained - set(model.head.parameters())
+    ):
         return patients
     images = patients.images
     if _features(model, images[:1], machine).numel() * len(images) * 4 > MOST_BYTES:

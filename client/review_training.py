@@ -11,6 +11,7 @@ from client.roles import Role
 from client.site_file import Labels, SiteFile
 from privacy.planning import largest_delta
 from shared_models.architectures import build_model
+from shared_models.augmentation import Augmentation
 from shared_models.manifest import Manifest
 from shared_models.study import Image, Model, Study, Training
 from shared_models.visible_text import quoted
@@ -53,7 +54,7 @@ def what_is_trained(study: Study) -> Section:
             *_preparation(study.image),
             plain(
                 f"{_rounds(study)} In a step each training patient is drawn with probability {training.sample_rate:g}. "
-                f"{_images_in_a_step(training)}"
+                f"{_images_in_a_step(training)}{_altered(training.augmentation)}"
             ),
         ),
     )
@@ -111,11 +112,25 @@ def _images_in_a_step(training: Training) -> str:
         return "Of a patient who is drawn, one image is taken at random."
     most, copies = training.images_per_patient, training.augmentations
     images = "one image is" if most == 1 else f"up to {most} images are"
-    mirrored = f", each in {copies} copies, mirrored or not at random" if copies > 1 else ""
+    in_copies = f", each in {copies} copies that are altered independently" if copies > 1 else ""
     return (
-        f"Of a patient who is drawn, {images} taken at random{mirrored}. What they would change is averaged, so that "
+        f"Of a patient who is drawn, {images} taken at random{in_copies}. What they would change is averaged, so that "
         "the patient counts once, however many images there are."
     )
+
+
+def _altered(augmentation: Augmentation) -> str:
+    """What happens to an image before a step; nothing where it stays as it is."""
+    ways = [
+        words
+        for words, used in (
+            ("mirrored", augmentation.flip),
+            ("turned, shifted, scaled or sheared", augmentation.moves),
+            ("made brighter, darker, flatter or noisier", augmentation.changes_levels),
+        )
+        if used
+    ]
+    return f" For each step images are altered at random, each by itself: {'; '.join(ways)}." if ways else ""
 
 
 def _frozen(model: Model, num_frozen: int) -> tuple[Sentence, ...]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from shared_models.augmentation import Augmentation
 from shared_models.catalogue import CATALOGUE, OWN_KEYS, having, in_quotes, smallest_side
 from shared_models.configuration import Frozen, read_toml
 from shared_models.quality import Quality
@@ -80,6 +81,13 @@ class Image(Frozen):
         """Of a prepared image: (channels, rows, columns), or (1, depth, rows, columns)."""
         size = (self.rows, self.columns)
         return (self.channels, *size) if self.depth is None else (self.channels, self.depth, *size)
+
+    @property
+    def voxel(self) -> tuple[float, ...] | None:
+        """Size of a voxel along each axis in mm; None of plane images, whose pixels are taken as square."""
+        if self.slice_spacing is None or self.spacing is None:
+            return None
+        return self.slice_spacing, self.spacing, self.spacing
 
     @model_validator(mode="after")
     def _volume(self) -> Self:
@@ -202,7 +210,7 @@ class Training(Frozen):
     evaluated and kept is the exponential moving average of the global weights after each round.
 
     A sampled patient contributes the mean gradient over up to ``images_per_patient`` images, drawn at random, each in
-    ``augmentations`` copies that are altered at random independently of each other.
+    ``augmentations`` copies that are altered at random independently of each other, as ``augmentation`` says.
     """
 
     num_rounds: int = Field(ge=1, le=10_000)
@@ -212,19 +220,20 @@ class Training(Frozen):
     momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
     positive_weight: float = Field(default=1.0, gt=0.0)
-    flip: bool = False
     images_per_patient: int = Field(default=1, ge=1, le=1000)
     augmentations: int = Field(default=1, ge=1, le=100)
     optimizer: Literal["sgd", "adam"] = "sgd"
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_rounds: int = Field(default=0, ge=0, le=10_000)
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+    augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")
     def _copies_differ(self) -> Self:
-        if self.augmentations > 1 and not self.flip:
+        if self.augmentations > 1 and not self.augmentation.alters:
             raise ValueError(
-                f"augmentations = {self.augmentations} needs flip = true; without it all copies are the same"
+                f"augmentations = {self.augmentations} needs [training.augmentation]; without it all copies are the "
+                "same"
             )
         return self
 
@@ -413,6 +422,10 @@ class Study(Frozen):
                     if self.image.depth is None
                     else f"plane images: take one of {in_quotes(others)}, or leave image.depth out"
                 )
+            )
+        if "slices" in self.training.augmentation.flip and self.image.depth is None:
+            raise ValueError(
+                'training.augmentation.flip names "slices", and plane images have none; leave it out'
             )
         if min(self.image.shape[1:]) < self.model.smallest_side:
             keys = [key for key in ("scales", "levels", "stem") if key in found.keys]

@@ -133,6 +133,7 @@ class _Learner:
             clipping_bound=share.clipping_bound,
             machine=self.machine,
             generator=generator,
+            voxel=self.study.image.voxel,
         )
         noised = share.added_to(summed, generator) / share.scale
         return state.stepped(
@@ -153,6 +154,7 @@ class _Learner:
             num_patients=self.num_patients,
             machine=self.machine,
             generator=generator,
+            voxel=self.study.image.voxel,
         )
         gradient.close()
         update = flatten(self.model).astype(np.float64) - state.weights

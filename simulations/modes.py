@@ -266,7 +266,7 @@ def _features_kept(
     told = [
         study.model.model_copy(update={"seed": 0}).model_dump(),
         study.image.model_dump(),
-        study.training.flip,
+        study.training.augmentation.model_dump(),
     ]
     digest = hashlib.sha256(json.dumps(told).encode())
     for part in parts:

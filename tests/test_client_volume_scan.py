@@ -41,6 +41,7 @@ from client.scan_memory import SCAN_NAME
 from client.training import Machine, PlainGradientSum, add_sample
 from privacy.randomness import CryptographicGenerator
 from shared_models.architectures import build_model
+from shared_models.augmentation import Augmentation
 from shared_models.tasks.registry import task_of
 
 DATA = os.environ.get("COLLEGIUM_DATA")
@@ -544,7 +545,9 @@ def test_each_real_odd_or_hostile_file_is_in_the_index_once_and_a_real_enhanced_
 def test_volumes_are_sampled_mirrored_and_scored(tmp_path: Path) -> None:
     hospital = volume_hospital(tmp_path / "h", num_patients=9)
     study = volume_study()
-    training = study.training.model_copy(update={"flip": True, "sample_rate": 1.0})
+    training = study.training.model_copy(
+        update={"augmentation": Augmentation(flip=("columns",)), "sample_rate": 1.0}
+    )
     found, _, _ = run(hospital, study)
     patients = max(found.patients.values(), key=len)
     assert patients.images.shape[1:] == (1, 8, 16, 16)
