@@ -35,7 +35,7 @@ class GradientSum(Protocol):
 
         Args:
             images: shape (rows, ...).
-            labels: float, shape (rows, *label_shape of the task).
+            labels: float, shape (rows, *label_shape of the task), or masks of shape (rows, 1, ...).
             patient: int64, shape (rows,), the patient of each row, numbered from 0; None if each row is a patient.
         """
         ...
@@ -278,7 +278,14 @@ def add_sample(
     for first in range(0, len(np.unique(owner)), at_a_time):
         begin, end = np.searchsorted(owner, (first, first + at_a_time))
         images, labels = _to_device(patients, torch.from_numpy(positions[begin:end]), machine.device)
-        images, _ = altered(images, training.augmentation, generator=generator, voxel=voxel)
+        images, moved = altered(
+            images,
+            training.augmentation,
+            generator=generator,
+            voxel=voxel,
+            masks=None if patients.masks is None else labels,
+        )
+        labels = labels if moved is None else moved
         patient = None
         if training.rows_per_patient > 1:
             patient = torch.from_numpy(owner[begin:end] - first).to(machine.device)
@@ -301,7 +308,7 @@ def _rows(
 
 
 def _to_device(patients: PatientSet, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    images, labels = patients.inputs[positions], patients.labels[positions].float()
+    images, labels = patients.inputs[positions], patients.targets[positions].float()
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -414,6 +414,7 @@ class Study(Frozen):
                 )
             self._check_grid()
         self._check_image()
+        self._check_masks()
         if self.training.positive_weight != 1.0 and not self.task.takes_positive_weight:
             raise ValueError(
                 f'training.positive_weight would change nothing: with task.kind = "{self.task.kind}" the weights stand '
@@ -445,6 +446,25 @@ class Study(Frozen):
                 f'model.architecture = "{name}"{its} wants images of {self.model.smallest_side} rows and columns at '
                 f"least, slices too, and image says {' × '.join(str(size) for size in self.image.shape[1:])}; take "
                 "larger images or another network"
+            )
+
+    def _check_masks(self) -> None:
+        """Masks are for networks that say something of each point, and lie on the one frame of an image."""
+        name, masks = self.model.architecture, bool(self.task.mask_values)
+        if CATALOGUE[name].dense != masks:
+            same = CATALOGUE[name].dimensions
+            fitting = [
+                one for one, other in CATALOGUE.items() if other.dense == masks and other.dimensions == same
+            ]
+            raise ValueError(
+                f'model.architecture = "{name}" says something of '
+                f"{'an image as a whole' if masks else 'each point of an image'}, which is not what task.kind = "
+                f'"{self.task.kind}" learns; take one of {in_quotes(fitting)}'
+            )
+        if masks and self.image.frames != "refuse":
+            raise ValueError(
+                f'image.frames = "{self.image.frames}" cannot be: which of the frames a mask was drawn on is not '
+                'known; leave it out, so that files of several frames are left out with task.kind = "segmentation"'
             )
 
     def _check_distributed(self) -> None:

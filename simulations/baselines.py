@@ -91,8 +91,8 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
     overall, by_site = exact_metrics(study, state.average, tested, machine, initial=there.weights)
     epsilon = None if cost is None or study.privacy.delta is None else cost.epsilon(study.privacy.delta)
     return job.name, BaselineMetrics(
-        auroc=overall["auroc"],
-        accuracy=overall["accuracy"],
+        auroc=overall.get("auroc"),
+        accuracy=overall.get("accuracy"),
         metrics=dict(overall),
         own=dict(by_site[job.name]) if job.name != POOLED else None,
         by_site={name: dict(metrics) for name, metrics in by_site.items()},

@@ -134,9 +134,12 @@ def _display(num_rounds: int) -> Iterator["Display"]:
 
 def _summary(result: "Result", study: "Study", out: Path) -> None:
     from shared_models.tasks.registry import task_of
+    from shared_models.tasks.task import headline_of
 
-    table, parts = Table(title=f"{result.study.title}", title_justify="left"), task_of(study).parts
-    for column in ("model", "AUROC" if parts is None else "mean AUROC", "accuracy", "epsilon"):
+    task = task_of(study)
+    table, parts = Table(title=f"{result.study.title}", title_justify="left"), task.parts
+    (first, first_word), (second, second_word) = headline_of(task), task.headings[1]
+    for column in ("model", first_word, second_word, "epsilon"):
         table.add_column(column, justify="left" if column == "model" else "right")
 
     def row(
@@ -145,7 +148,7 @@ def _summary(result: "Result", study: "Study", out: Path) -> None:
         epsilon: float | None,
         noise: dict[str, float | None] | None = None,
     ) -> None:
-        shown = [_shown(values.get(metric), (noise or {}).get(metric)) for metric in ("auroc", "accuracy")]
+        shown = [_shown(values.get(metric), (noise or {}).get(metric)) for metric in (first, second)]
         table.add_row(name, *shown, "none: no privacy" if epsilon is None else f"{epsilon:.2f}")
 
     row("federated (as the server knows it)", result.test, result.privacy.epsilon, result.test_noise)

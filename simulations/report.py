@@ -13,6 +13,7 @@ from server.checkpoint import write_atomically
 from server.result import Result
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
+from shared_models.tasks.task import headline_of
 from simulations.pages import render
 
 FEDERATED, ALONE, POOLED, MUTED = "#0b6e69", "#c4741a", "#5b5ea6", "#6b7280"
@@ -28,20 +29,21 @@ PHASES = {
 def write_report(path: Path, result: Result, study: Study) -> None:
     """Write the page, whole or not at all. It needs no network and no other file."""
     task = task_of(study)
-    auroc_word = "AUROC" if task.parts is None else "mean AUROC"
+    headline = headline_of(task)
     page = render(
         "report.html.jinja",
         result=result,
         study=study,
         plots={
-            "auroc": _auroc_over_rounds(result, auroc_word),
-            "sites": _auroc_by_site(result, auroc_word),
+            "headline": _headline_over_rounds(result, *headline),
+            "sites": _headline_by_site(result, *headline),
             "epsilon": _epsilon_by_round(result),
             "seconds": _seconds_by_round(result),
         },
         left_out=sorted({reason for site in result.sites for reason in site.left_out or {}}),
-        alone_mean=alone_mean(result),
-        auroc_word=auroc_word,
+        alone_mean=alone_mean(result, headline[0]),
+        metric=headline[0],
+        headline=headline[1],
         headings=task.headings,
         parts=task.parts,
         known=_known(result),
@@ -59,17 +61,18 @@ def _known(result: Result) -> list[tuple[str, dict[str, float | None], dict[str,
     return [one for one in known if one[1]]
 
 
-def alone_mean(result: Result) -> float | None:
-    """Mean AUROC, on the test patients of all sites, of the models that sites trained alone."""
+def alone_mean(result: Result, metric: str) -> float | None:
+    """Mean of a metric, on the test patients of all sites, of the models that sites trained alone."""
     if result.baselines is None:
         return None
-    values = [alone.auroc for alone in result.baselines.alone.values() if alone.auroc is not None]
+    found = (alone.metrics.get(metric) for alone in result.baselines.alone.values())
+    values = [value for value in found if value is not None]
     return sum(values) / len(values) if values else None
 
 
-def federated_auroc(result: Result) -> float | None:
-    """Exact AUROC of the federated model where the simulation knows it, else as the server knows it."""
-    return (result.exact_test or result.test).get("auroc")
+def federated(result: Result, metric: str) -> float | None:
+    """Of the federated model, exact where the simulation knows it, else as the server knows it."""
+    return (result.exact_test or result.test).get(metric)
 
 
 def _figure(width: float = 7.2, height: float = 3.0) -> tuple[Figure, Axes]:
@@ -90,11 +93,11 @@ def _svg(figure: Figure, description: str) -> Markup:
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))  # noqa: S704 - our own figure
 
 
-def _auroc_over_rounds(result: Result, auroc_word: str) -> Markup | None:
+def _headline_over_rounds(result: Result, metric: str, word: str) -> Markup | None:
     points = [
-        (entry.round, entry.metrics["auroc"])
+        (entry.round, entry.metrics[metric])
         for entry in result.rounds
-        if entry.metrics is not None and entry.metrics["auroc"] is not None
+        if entry.metrics is not None and entry.metrics[metric] is not None
     ]
     if not points:
         return None
@@ -103,21 +106,21 @@ def _auroc_over_rounds(result: Result, auroc_word: str) -> Markup | None:
     rounds, values = zip(*points, strict=True)
     axes.plot(rounds, values, "o-", color=FEDERATED, label=f"federated, validation patients{noised}")
     last = result.rounds[-1].round
-    if (test := federated_auroc(result)) is not None:
+    if (test := federated(result, metric)) is not None:
         axes.plot([last], [test], "*", markersize=13, color=FEDERATED, label="federated, test patients")
-    if (mean := alone_mean(result)) is not None:
+    if (mean := alone_mean(result, metric)) is not None:
         axes.axhline(mean, color=ALONE, linestyle="--", label="alone, mean of sites, test patients")
     if result.baselines is not None and result.baselines.pooled is not None:
-        pooled = result.baselines.pooled.auroc
+        pooled = result.baselines.pooled.metrics.get(metric)
         if pooled is not None:
             axes.axhline(pooled, color=POOLED, linestyle=":", linewidth=2, label="pooled, test patients")
-    axes.set(xlabel="round", ylabel=auroc_word, xlim=(0, last + 0.5))
+    axes.set(xlabel="round", ylabel=word, xlim=(0, last + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(figure, f"{auroc_word} of the federated model by round, beside sites alone and pooled data")
+    return _svg(figure, f"{word} of the federated model by round, beside sites alone and pooled data")
 
 
-def _auroc_by_site(result: Result, auroc_word: str) -> Markup | None:
+def _headline_by_site(result: Result, metric: str, word: str) -> Markup | None:
     """Test patients of each site under three models: its own, the federated, the pooled."""
     baselines = result.baselines
     sites = [site for site in result.sites if site.test is not None]
@@ -126,14 +129,14 @@ def _auroc_by_site(result: Result, auroc_word: str) -> Markup | None:
     series: list[tuple[str, str, list[float | None]]] = []
     if baselines is not None:
         own = [
-            (baselines.alone[site.name].own or {}).get("auroc") if site.name in baselines.alone else None
+            (baselines.alone[site.name].own or {}).get(metric) if site.name in baselines.alone else None
             for site in sites
         ]
         series.append(("alone", ALONE, own))
-    series.append(("federated", FEDERATED, [(site.test or {}).get("auroc") for site in sites]))
+    series.append(("federated", FEDERATED, [(site.test or {}).get(metric) for site in sites]))
     if baselines is not None and baselines.pooled is not None:
         by_site = baselines.pooled.by_site or {}
-        series.append(("pooled", POOLED, [by_site.get(site.name, {}).get("auroc") for site in sites]))
+        series.append(("pooled", POOLED, [by_site.get(site.name, {}).get(metric) for site in sites]))
     figure, axes = _figure()
     width = 0.8 / len(series)
     for number, (name, colour, values) in enumerate(series):
@@ -142,9 +145,9 @@ def _auroc_by_site(result: Result, auroc_word: str) -> Markup | None:
     lowest = min((value for _, _, values in series for value in values if value is not None), default=0.0)
     axes.set_ylim(max(0.0, min(0.5, lowest - 0.05)), 1.0)
     axes.set_xticks(range(len(sites)), [site.name for site in sites])
-    axes.set_ylabel(f"{auroc_word}, own test patients")
+    axes.set_ylabel(f"{word}, own test patients")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
-    return _svg(figure, f"{auroc_word} on each site's test patients: alone, federated, pooled")
+    return _svg(figure, f"{word} on each site's test patients: alone, federated, pooled")
 
 
 def _epsilon_by_round(result: Result) -> Markup | None:

@@ -33,7 +33,7 @@ from series_files import (
 from client.decoding import DecodingWorker
 from client.decoding_limits import Limits
 from client.dicom_index import Index
-from client.evaluation import image_scores
+from client.evaluation import kept_of_images
 from client.index_report import INDEX_NAME, render_index
 from client.ingestion import Ingested, ingest
 from client.labels import LabelsError
@@ -576,6 +576,6 @@ def test_volumes_are_sampled_mirrored_and_scored(tmp_path: Path) -> None:
     assert len(drawn) == len(patients)
     assert any(mirrored)
     assert any(bool(part.abs().sum() > 0.0) for part in gradient.take())
-    scores = image_scores(model, patients, task=task, machine=machine)
+    scores = kept_of_images(model, patients, task=task, machine=machine)
     assert scores.shape == (len(whole),)
     assert ((scores > 0.0) & (scores < 1.0)).all()
