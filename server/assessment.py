@@ -18,10 +18,11 @@ from shared_models.tasks.curves import (
     reliability,
 )
 from shared_models.tasks.fourfold import RATIOS, Fourfold, known
+from shared_models.tasks.histograms import auroc, mean_of_known
 from shared_models.tasks.task import Counts, Doubles, Metrics, Task
 
 CURVE_POINTS = 100
-"""Most bins of a curve in a result: finer ones are put together."""
+"""Steps of a curve in a result at most: of more bins those edges are taken that part patients evenly."""
 
 
 class IntervalEntry(Frozen):
@@ -202,20 +203,29 @@ def _part(name: str, pair: Pair, points: tuple[Chosen, ...], deviation: float) -
         auroc_error=_known(auroc_error(pair), lowest=0.0, largest=0.5),
         brier_error=_known(brier_error(pair), lowest=0.0),
         calibration_error_by_chance=_known(calibration_error_by_chance(pair, deviation=deviation)),
-        curve=_curve(pair.coarser(CURVE_POINTS)),
+        curve=_curve(pair),
         calibration=_calibration(pair, deviation),
         operating_points=tuple(_point(pair, chosen, deviation) for chosen in points),
     )
 
 
 def _curve(pair: Pair) -> CurveEntry:
-    tables = curve(pair)
+    tables, edges = curve(pair), _spread(pair)
     sensitivity, specificity, ppv = (
-        tuple(_known(value) for value in values)
+        tuple(_known(value) for value in values[edges])
         for values in (tables.sensitivity, tables.specificity, tables.ppv)
     )
-    thresholds = tuple(float(edge) for edge in pair.edges)
+    thresholds = tuple(float(edge) for edge in pair.edges[edges])
     return CurveEntry(threshold=thresholds, sensitivity=sensitivity, specificity=specificity, ppv=ppv)
+
+
+def _spread(pair: Pair) -> Counts:
+    """The edges at which a curve is told."""
+    if pair.num_bins <= CURVE_POINTS:
+        return np.arange(pair.num_bins + 1)
+    patients = np.cumsum((pair.negative + pair.positive).clip(0.0))
+    places = np.searchsorted(patients, np.linspace(0.0, patients[-1], CURVE_POINTS)[1:-1]) + 1
+    return np.unique([0, *places, pair.num_bins])
 
 
 def _calibration(pair: Pair, deviation: float) -> tuple[CalibrationEntry, ...]:
@@ -288,6 +298,12 @@ def chosen_in(assessment: Assessment | None) -> dict[str, tuple[Chosen, ...]]:
         )
         for part in assessment.parts
     }
+
+
+def auroc_in_bins(pairs: Mapping[str, Pair], num_bins: int) -> float | None:
+    """The mean AUROC of finely binned *pairs* as it would be in *num_bins* bins: beside the fine one, their price."""
+    rough = [pair.coarser(num_bins) for pair in pairs.values()]
+    return mean_of_known([auroc(pair.negative, pair.positive, cut=True) for pair in rough])
 
 
 def _entry(interval: Interval | None) -> IntervalEntry | None:

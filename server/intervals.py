@@ -198,6 +198,8 @@ def of_correlation(confusion: Doubles, *, cells: Doubles, deviation: float) -> I
         return None
     sampling = float((confusion.clip(0.0) * slopes**2).sum())
     noise = deviation * sqrt(float((cells * slopes**2).sum()))
+    if sampling == 0:  # all are taken for one: nothing is known of how the two go together
+        return None
     middle, half = atanh(value), Z * sqrt(sampling) / (1 - value**2)
     return _with_noise(value, (tanh(middle - half), tanh(middle + half)), noise, -1.0, "delta")
 

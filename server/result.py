@@ -112,8 +112,8 @@ class Result(Frozen):
 
     ``test`` is what the server knows (noised where the study says so), ``test_noise`` the standard deviation of that
     noise on each metric, ``test_assessment`` its intervals, curves and operating points; ``exact_test`` and
-    ``exact_assessment`` are there in simulations only, summed from the sites' own results. ``test_burned`` says why
-    there is no ``test``.
+    ``exact_assessment`` are there in simulations only, summed from the sites' own results; ``exact_auroc_in_bins`` is
+    their AUROC if it were counted in the study's bins, without noise. ``test_burned`` says why there is no ``test``.
     """
 
     schema_: Literal[3] = Field(default=3, alias="schema")
@@ -130,6 +130,7 @@ class Result(Frozen):
     test_burned: str | None = None
     exact_test: dict[str, float | None] | None = None
     exact_assessment: Assessment | None = None
+    exact_auroc_in_bins: float | None = None
     baselines: Baselines | None = None
 
     def to_json(self) -> str:

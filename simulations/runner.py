@@ -15,7 +15,7 @@ import numpy as np
 from client.budget import training_cost
 from client.site import result_path
 from client.site_file import read_site
-from server.assessment import Noise, assess, chosen_in
+from server.assessment import Noise, assess, auroc_in_bins, chosen_in
 from server.checkpoint import write_atomically
 from server.receipts import Receipts
 from server.result import Baselines, Result, RoundEntry, SiteEntry
@@ -218,6 +218,7 @@ def _with_site_results(result: Result, study: Study, site_files: tuple[Path, ...
         points = chosen_in(result.test_assessment)
         added["exact_test"] = dict(fine.metrics(summed))
         added["exact_assessment"] = assess(fine, summed, noise=Noise(), points=points)
+        added["exact_auroc_in_bins"] = auroc_in_bins(fine.pairs(summed), study.evaluation.num_bins)
     return result.model_copy(update=added)
 
 
