@@ -9,6 +9,7 @@ from privacy.noise import noised_counts
 from privacy.randomness import CryptographicGenerator
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
+from shared_models.tasks.task import Counts, Task
 
 DRAWS = 400
 
@@ -32,14 +33,16 @@ def metric_noise(
 
     Source: Efron and Tibshirani (1993), "An introduction to the bootstrap", section 6.5.
     """
-    evaluation, delta = study.evaluation, study.privacy.delta
-    if evaluation.epsilon is None or delta is None:
+    deviation = cell_deviation(study, num_sites=num_sites)
+    if deviation is None:
         return None
-    cost = EvaluationCost.for_target(
-        epsilon=evaluation.epsilon, delta=delta, num_releases=evaluation.num_releases
-    )
-    task, counts = task_of(study), np.array(statistics, dtype=np.int64)
-    deviation = sqrt(num_sites) * cost.standard_deviation * task.l2_sensitivity
+    return noise_on_metrics(task_of(study), np.array(statistics, dtype=np.int64), deviation=deviation)
+
+
+def noise_on_metrics(
+    task: Task, counts: Counts, *, deviation: float, draws: int = DRAWS
+) -> dict[str, float | None]:
+    """Standard deviation that noise of *deviation* on each statistic, in its units, gives each metric."""
     # A fixed key: the same result has the same figures, and nothing here protects anybody.
     generator = CryptographicGenerator(bytes(32))
     drawn = [
@@ -47,11 +50,22 @@ def metric_noise(
             noised_counts(counts, units=task.noise_units, standard_deviation=deviation, generator=generator),
             cut=False,
         )
-        for _ in range(DRAWS)
+        for _ in range(draws)
     ]
     return {
         name: _deviation([one[name] for one in drawn]) for name in drawn[0] if not name.startswith("num_")
     }
+
+
+def cell_deviation(study: Study, *, num_sites: int) -> float | None:
+    """Standard deviation of the noise on each summed statistic, in its units; None where there is none."""
+    evaluation, delta = study.evaluation, study.privacy.delta
+    if evaluation.epsilon is None or delta is None:
+        return None
+    cost = EvaluationCost.for_target(
+        epsilon=evaluation.epsilon, delta=delta, num_releases=evaluation.num_releases
+    )
+    return sqrt(num_sites) * cost.standard_deviation * task_of(study).l2_sensitivity
 
 
 def _deviation(values: list[float | None]) -> float | None:

@@ -8,8 +8,10 @@ import numpy as np
 from pydantic import Field
 
 from privacy.accounting import TrainingCost
+from server.assessment import Assessment, Noise, assess
 from server.checkpoint import Progress, RoundRecord
-from server.metric_noise import metric_noise
+from server.metric_noise import cell_deviation, metric_noise
+from server.thresholds import chosen_for
 from shared_models.configuration import Frozen
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
@@ -109,8 +111,9 @@ class Result(Frozen):
     """All figures of a run.
 
     ``test`` is what the server knows (noised where the study says so), ``test_noise`` the standard deviation of that
-    noise on each metric; ``exact_test`` is there in simulations only, summed from the sites' own results.
-    ``test_burned`` says why there is no ``test``.
+    noise on each metric, ``test_assessment`` its intervals, curves and operating points; ``exact_test`` and
+    ``exact_assessment`` are there in simulations only, summed from the sites' own results; ``exact_auroc_in_bins`` is
+    their AUROC if it were counted in the study's bins, without noise. ``test_burned`` says why there is no ``test``.
     """
 
     schema_: Literal[3] = Field(default=3, alias="schema")
@@ -123,8 +126,11 @@ class Result(Frozen):
     rounds: tuple[RoundEntry, ...]
     test: dict[str, float | None]
     test_noise: dict[str, float | None] | None = None
+    test_assessment: Assessment | None = None
     test_burned: str | None = None
     exact_test: dict[str, float | None] | None = None
+    exact_assessment: Assessment | None = None
+    exact_auroc_in_bins: float | None = None
     baselines: Baselines | None = None
 
     def to_json(self) -> str:
@@ -136,6 +142,7 @@ def build_result(study: Study, progress: Progress, *, engine: str, refusals: dic
     """Return the result as the server knows it: no single site's number but the cost of being asked."""
     task = task_of(study)
     cost = _cost(study)
+    noise = _test_noise(study, progress)
     names = sorted({site for record in progress.rounds for site in record.asked} | set(refusals))
     return Result(
         run_id=progress.run_id,
@@ -146,7 +153,8 @@ def build_result(study: Study, progress: Progress, *, engine: str, refusals: dic
         sites=tuple(_site(study, cost, progress, name, refusals.get(name)) for name in names),
         rounds=tuple(_round(task, record) for record in progress.rounds),
         test={} if progress.test is None else dict(metrics(task, progress.test)),
-        test_noise=_test_noise(study, progress),
+        test_noise=noise,
+        test_assessment=_test_assessment(study, progress, noise),
         test_burned=progress.test_burned,
     )
 
@@ -155,6 +163,27 @@ def _test_noise(study: Study, progress: Progress) -> dict[str, float | None] | N
     if progress.test is None:
         return None
     return metric_noise(study, progress.test, num_sites=len(progress.tested))
+
+
+def _test_assessment(
+    study: Study, progress: Progress, noise: dict[str, float | None] | None
+) -> Assessment | None:
+    if progress.test is None:
+        return None
+    deviation = cell_deviation(study, num_sites=len(progress.tested))
+    return assess(
+        task_of(study),
+        np.array(progress.test, dtype=np.int64),
+        noise=Noise() if deviation is None else Noise(deviation=deviation, of_metrics=noise),
+        points=chosen_for(
+            study,
+            {
+                record.round: np.array(record.validation, dtype=np.int64)
+                for record in progress.rounds
+                if record.validation is not None
+            },
+        ),
+    )
 
 
 def versions() -> dict[str, str]:

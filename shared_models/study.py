@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, model_validator
 from shared_models.augmentation import Augmentation
 from shared_models.catalogue import CATALOGUE, OWN_KEYS, having, in_quotes, smallest_side
 from shared_models.configuration import Frozen, read_toml
+from shared_models.operating_points import OperatingPoint
 from shared_models.quality import Quality
 from shared_models.tasks.registry import AnyTable
 
@@ -291,6 +292,9 @@ class Evaluation(Frozen):
 
     ``epsilon`` is what one validation patient loses over all validations, and one test patient in the final
     test. Without noise, ``unnoised`` must say so: those patients then have no differential privacy.
+
+    ``operating_points`` cost nothing: they are read off the same sums. Of a target the threshold comes from the last
+    validation, so that there has to be one.
     """
 
     validation_rounds: Annotated[tuple[int, ...], AfterValidator(_increasing)] = Field(
@@ -299,6 +303,21 @@ class Evaluation(Frozen):
     num_bins: int = Field(ge=2, le=2000, multiple_of=2)
     unnoised: bool = False
     epsilon: float | None = Field(default=None, gt=0.0, le=100.0)
+    operating_points: tuple[OperatingPoint, ...] = Field(default=(), max_length=8, strict=False)
+
+    @model_validator(mode="after")
+    def _points(self) -> Self:
+        names = [point.name for point in self.operating_points]
+        if len(set(names)) < len(names) or "0.5" in names:
+            raise ValueError(
+                'each of operating_points needs a name of its own, other than "0.5", which is always there'
+            )
+        if not self.validation_rounds and any(point.is_target for point in self.operating_points):
+            raise ValueError(
+                "operating_points by sensitivity or specificity take their thresholds from validation patients: name "
+                "the last round in validation_rounds, or give thresholds"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stated(self) -> Self:

@@ -93,6 +93,10 @@ WORDS: Mapping[str, str] = {
     "evaluation.num_bins": "bins of the score histogram",
     "evaluation.unnoised": "evaluation without noise",
     "evaluation.epsilon": "ε of evaluation",
+    "evaluation.operating_points.name": "operating points",
+    "evaluation.operating_points.threshold": "threshold of the operating point",
+    "evaluation.operating_points.sensitivity": "sensitivity that is wanted of the operating point",
+    "evaluation.operating_points.specificity": "specificity that is wanted of the operating point",
     "aggregation.weights": "weight of a hospital in the mean",
     "aggregation.server_momentum": "momentum of the server",
     "aggregation.num_sites_max": "most hospitals in a sum",
@@ -174,7 +178,7 @@ def _values(study: Study) -> dict[_Place, Value]:
             found[_Place(name)] = value
             continue
         for key, inner in value.items():
-            if isinstance(inner, tuple) and inner and isinstance(inner[0], dict):
+            if isinstance(inner, tuple) and f"{name}.{key}.name" in WORDS:
                 found |= _of_entries(f"{name}.{key}", inner)
             elif inner is None and f"{name}.{key}" not in WORDS:
                 continue  # a table that is not there

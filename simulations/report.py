@@ -1,44 +1,44 @@
 """``report.html``: one self-contained page about a run, with plots as inline SVG."""
 
-import io
-import re
 from pathlib import Path
 
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
+from server.assessment import Assessment
 from server.checkpoint import write_atomically
 from server.result import Result
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
 from shared_models.tasks.task import headline_of
+from simulations.curve_plots import calibration_plot, overlap_plot, precision_plot, roc_plot
+from simulations.metric_words import METHODS, WORDS
 from simulations.pages import render
-
-FEDERATED, ALONE, POOLED, MUTED = "#0b6e69", "#c4741a", "#5b5ea6", "#6b7280"
-PHASES = {
-    "setup": ("setup of secrets", "#9ca3af"),
-    "exchange": ("training and masked vectors", FEDERATED),
-    "confirm": ("confirm survivors", ALONE),
-    "unmask": ("open the sum", POOLED),
-    "aggregate": ("aggregate", "#111827"),
-}
+from simulations.run_plots import (
+    alone_mean,
+    epsilon_by_round,
+    headline_by_site,
+    headline_over_rounds,
+    seconds_by_round,
+)
 
 
 def write_report(path: Path, result: Result, study: Study) -> None:
     """Write the page, whole or not at all. It needs no network and no other file."""
     task = task_of(study)
     headline = headline_of(task)
+    assessments = _assessments(result)
+    scored = [(source, one) for source, one in assessments if one.parts]
     page = render(
         "report.html.jinja",
         result=result,
         study=study,
         plots={
-            "headline": _headline_over_rounds(result, *headline),
-            "sites": _headline_by_site(result, *headline),
-            "epsilon": _epsilon_by_round(result),
-            "seconds": _seconds_by_round(result),
+            "headline": headline_over_rounds(result, *headline),
+            "sites": headline_by_site(result, *headline),
+            "epsilon": epsilon_by_round(result),
+            "seconds": seconds_by_round(result),
+            "roc": roc_plot(scored),
+            "precision": precision_plot(scored),
+            "calibration": calibration_plot(scored),
+            "overlap": overlap_plot(assessments),
         },
         left_out=sorted({reason for site in result.sites for reason in site.left_out or {}}),
         alone_mean=alone_mean(result, headline[0]),
@@ -47,139 +47,30 @@ def write_report(path: Path, result: Result, study: Study) -> None:
         headings=task.headings,
         parts=task.parts,
         known=_known(result),
+        assessments=assessments,
+        words=WORDS,
+        methods=METHODS,
     )
     write_atomically(path, page.encode())
 
 
+def _noised(result: Result) -> str:
+    return " (noised)" if result.privacy.evaluation_noised else ""
+
+
 def _known(result: Result) -> list[tuple[str, dict[str, float | None], dict[str, float | None] | None]]:
     """Whose figures of the federated model there are, these figures, and their noise."""
-    noised = " (noised)" if result.privacy.evaluation_noised else ""
     known = [
-        (f"as the server knows it{noised}", result.test, result.test_noise),
+        (f"as the server knows it{_noised(result)}", result.test, result.test_noise),
         ("exact (simulation only)", result.exact_test or {}, None),
     ]
     return [one for one in known if one[1]]
 
 
-def alone_mean(result: Result, metric: str) -> float | None:
-    """Mean of a metric, on the test patients of all sites, of the models that sites trained alone."""
-    if result.baselines is None:
-        return None
-    found = (alone.metrics.get(metric) for alone in result.baselines.alone.values())
-    values = [value for value in found if value is not None]
-    return sum(values) / len(values) if values else None
-
-
-def federated(result: Result, metric: str) -> float | None:
-    """Of the federated model, exact where the simulation knows it, else as the server knows it."""
-    return (result.exact_test or result.test).get(metric)
-
-
-def _figure(width: float = 7.2, height: float = 3.0) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Figure, description: str) -> Markup:
-    """The figure as an SVG element with text for screen readers."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
-    label = Markup.escape(description)
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))  # noqa: S704 - our own figure
-
-
-def _headline_over_rounds(result: Result, metric: str, word: str) -> Markup | None:
-    points = [
-        (entry.round, entry.metrics[metric])
-        for entry in result.rounds
-        if entry.metrics is not None and entry.metrics[metric] is not None
+def _assessments(result: Result) -> list[tuple[str, Assessment]]:
+    """Whose assessments there are, exact ones first."""
+    both = [
+        ("exact (simulation only)", result.exact_assessment),
+        (f"as the server knows it{_noised(result)}", result.test_assessment),
     ]
-    if not points:
-        return None
-    figure, axes = _figure()
-    noised = " (noised)" if result.privacy.evaluation_noised else ""
-    rounds, values = zip(*points, strict=True)
-    axes.plot(rounds, values, "o-", color=FEDERATED, label=f"federated, validation patients{noised}")
-    last = result.rounds[-1].round
-    if (test := federated(result, metric)) is not None:
-        axes.plot([last], [test], "*", markersize=13, color=FEDERATED, label="federated, test patients")
-    if (mean := alone_mean(result, metric)) is not None:
-        axes.axhline(mean, color=ALONE, linestyle="--", label="alone, mean of sites, test patients")
-    if result.baselines is not None and result.baselines.pooled is not None:
-        pooled = result.baselines.pooled.metrics.get(metric)
-        if pooled is not None:
-            axes.axhline(pooled, color=POOLED, linestyle=":", linewidth=2, label="pooled, test patients")
-    axes.set(xlabel="round", ylabel=word, xlim=(0, last + 0.5))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(figure, f"{word} of the federated model by round, beside sites alone and pooled data")
-
-
-def _headline_by_site(result: Result, metric: str, word: str) -> Markup | None:
-    """Test patients of each site under three models: its own, the federated, the pooled."""
-    baselines = result.baselines
-    sites = [site for site in result.sites if site.test is not None]
-    if not sites:
-        return None
-    series: list[tuple[str, str, list[float | None]]] = []
-    if baselines is not None:
-        own = [
-            (baselines.alone[site.name].own or {}).get(metric) if site.name in baselines.alone else None
-            for site in sites
-        ]
-        series.append(("alone", ALONE, own))
-    series.append(("federated", FEDERATED, [(site.test or {}).get(metric) for site in sites]))
-    if baselines is not None and baselines.pooled is not None:
-        by_site = baselines.pooled.by_site or {}
-        series.append(("pooled", POOLED, [by_site.get(site.name, {}).get(metric) for site in sites]))
-    figure, axes = _figure()
-    width = 0.8 / len(series)
-    for number, (name, colour, values) in enumerate(series):
-        places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(sites))]
-        axes.bar(places, [value or 0.0 for value in values], width * 0.92, color=colour, label=name)
-    lowest = min((value for _, _, values in series for value in values if value is not None), default=0.0)
-    axes.set_ylim(max(0.0, min(0.5, lowest - 0.05)), 1.0)
-    axes.set_xticks(range(len(sites)), [site.name for site in sites])
-    axes.set_ylabel(f"{word}, own test patients")
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
-    return _svg(figure, f"{word} on each site's test patients: alone, federated, pooled")
-
-
-def _epsilon_by_round(result: Result) -> Markup | None:
-    spent = [(site.name, site.epsilon_by_round) for site in result.sites if site.epsilon_by_round]
-    if not spent:
-        return None
-    figure, axes = _figure(height=2.6)
-    for name, values in spent:
-        axes.plot(*zip(*values, strict=True), marker=".", label=name)
-    if result.privacy.epsilon is not None:
-        axes.axhline(
-            result.privacy.epsilon, color=MUTED, linestyle="--", linewidth=1, label="claim of the run"
-        )
-    axes.set(xlabel="rounds begun", ylabel="ε spent", ylim=(0, None))
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
-    return _svg(figure, "epsilon spent by each site after each round")
-
-
-def _seconds_by_round(result: Result) -> Markup | None:
-    if not result.rounds:
-        return None
-    figure, axes = _figure(height=2.6)
-    rounds = [entry.round for entry in result.rounds]
-    floor = [0.0] * len(rounds)
-    for phase, (label, colour) in PHASES.items():
-        values = [entry.seconds.get(phase, 0.0) for entry in result.rounds]
-        axes.bar(rounds, values, 0.85, bottom=floor, color=colour, label=label)
-        floor = [below + value for below, value in zip(floor, values, strict=True)]
-    slowest = [entry.seconds.get("train_slowest_site", 0.0) for entry in result.rounds]
-    if any(slowest):
-        axes.plot(rounds, slowest, ".", color="#111827", markersize=4, label="slowest site's training")
-    axes.set(xlabel="round", ylabel="seconds", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(figure, "seconds of each round by phase, one above the other")
+    return [(source, one) for source, one in both if one is not None and (one.parts or one.overlaps)]

@@ -15,6 +15,7 @@ import numpy as np
 from client.budget import training_cost
 from client.site import result_path
 from client.site_file import read_site
+from server.assessment import Noise, assess, auroc_in_bins, chosen_in
 from server.checkpoint import write_atomically
 from server.receipts import Receipts
 from server.result import Baselines, Result, RoundEntry, SiteEntry
@@ -215,8 +216,14 @@ def _with_site_results(result: Result, study: Study, site_files: tuple[Path, ...
                     slowest[key] = max(slowest.get(key, 0.0), done["seconds"][phase])
         entries.append(entry)
     rounds = tuple(_with_seconds(entry, slowest) for entry in result.rounds)
-    exact_test = dict(task_of(study).finely_binned().metrics(np.sum(exact, axis=0))) if exact else None
-    return result.model_copy(update={"sites": tuple(entries), "rounds": rounds, "exact_test": exact_test})
+    added: dict[str, object] = {"sites": tuple(entries), "rounds": rounds}
+    if exact:
+        fine, summed = task_of(study).finely_binned(), np.sum(exact, axis=0)
+        points = chosen_in(result.test_assessment)
+        added["exact_test"] = dict(fine.metrics(summed))
+        added["exact_assessment"] = assess(fine, summed, noise=Noise(), points=points)
+        added["exact_auroc_in_bins"] = auroc_in_bins(fine.pairs(summed), study.evaluation.num_bins)
+    return result.model_copy(update=added)
 
 
 def _with_own_figures(study: Study, entry: SiteEntry, own: dict[str, object]) -> SiteEntry:

@@ -81,7 +81,8 @@ def test_whatever_noise_the_metrics_stay_in_their_ranges_and_have_the_names_of_a
         assert {"auroc", "accuracy", "balanced_accuracy", "loss", "num_patients"} <= set(metrics)
         for name, value in metrics.items():
             most = np.inf if name.startswith(("num_", "confusion/")) else 5.0 if name == "loss" else 1.0
-            assert value is None or 0.0 <= value <= most, name
+            least = -1.0 if name.startswith("mcc") else 0.0
+            assert value is None or least <= value <= most, name
     assert set(task.metrics(exact)) == set(task.metrics(noised, cut=False))
 
 
@@ -107,13 +108,12 @@ def test_an_image_of_which_nothing_is_known_has_no_loss_and_no_gradient(study: S
 
 
 @every_task
-def test_finer_bins_change_auroc_only(study: Study) -> None:
+def test_finer_bins_change_no_figure_that_rests_on_a_decision(study: Study) -> None:
     task = task_of(study)
     scores, labels = some_patients(study, 4, num=60)
     rough, fine = (one.metrics(one.statistics(scores, labels)) for one in (task, task.finely_binned()))
-    assert {name for name in rough if rough[name] != pytest.approx(fine[name])} <= {
-        name for name in rough if name.startswith("auroc")
-    }
+    changed = {name.split("/")[0] for name in rough if rough[name] != pytest.approx(fine[name])}
+    assert changed <= {"auroc", "average_precision", "brier", "calibration_error"}
 
 
 @every_task

@@ -13,6 +13,8 @@ module                    what it holds
 ``multi_label``           several findings, each there, not there, or not known
 ``focal``                 the focal loss, for all of them
 ``histograms``            counts of scores, and the metrics that they give
+``curves``                from such counts to ROC, precision, calibration and Brier score
+``fourfold``              what a decision takes patients for: sensitivity to Matthews' correlation
 ``patients``              one score and label for each patient, from several images
 ========================  =====================================================
 """

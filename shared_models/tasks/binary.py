@@ -8,16 +8,17 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from shared_models.configuration import Frozen
+from shared_models.tasks.curves import Pair, figures_of_scores
+from shared_models.tasks.fourfold import Fourfold
 from shared_models.tasks.histograms import (
     LOSS_NOISE_UNIT,
     LOSS_SHARE,
-    auroc,
     log_losses,
     mean_loss,
     on_loss_grid,
     pair_of_histograms,
-    ratio,
 )
+from shared_models.tasks.overlap import Overlaps
 from shared_models.tasks.patients import by_patient
 from shared_models.tasks.task import Constants, Counts, Doubles, Metrics, Parts
 from shared_models.visible_text import quoted
@@ -97,6 +98,7 @@ class BinaryClassification:
     even_share = 0.5
     headings = (
         ("auroc", "AUROC"),
+        ("average_precision", "average precision"),
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
         ("sensitivity", "sensitivity"),
@@ -186,27 +188,33 @@ class BinaryClassification:
         losses = log_losses(np.where(labels == 1, scores, 1.0 - scores))
         return np.concatenate([histograms, [on_loss_grid(losses)]]).astype(np.int64)
 
+    def pairs(self, statistics: Counts) -> Mapping[str, Pair]:
+        """The one pair."""
+        counts = statistics[:-1].astype(np.float64)
+        edges = np.linspace(0.0, 1.0, self.num_bins + 1)
+        return {
+            "positive": Pair(negative=counts[: self.num_bins], positive=counts[self.num_bins :], edges=edges)
+        }
+
+    def decisions(self, statistics: Counts) -> Mapping[str, Fourfold]:
+        """Scores from 0.5 on are taken for positive."""
+        return {"positive": self.pairs(statistics)["positive"].at(self.num_bins // 2)}
+
+    def overlaps(self, statistics: Counts) -> Mapping[str, Overlaps]:
+        """Nothing is marked."""
+        return {}
+
     def metrics(self, statistics: Counts, *, cut: bool = True) -> Metrics:
         """Metrics from summed statistics; None where a class that a metric needs is empty.
 
         Noised counts are taken as they are, negative ones too. Only the metric itself is cut to its range, unless *cut*
         says no.
         """
-        counts = statistics[:-1].astype(np.float64)
-        negative, positive = counts[: self.num_bins], counts[self.num_bins :]
-        num_negative, num_positive = negative.sum(), positive.sum()
-        num = num_negative + num_positive
-        half = self.num_bins // 2
-        true_positive, true_negative = positive[half:].sum(), negative[:half].sum()
-        sensitivity = ratio(true_positive, num_positive, cut=cut)
-        specificity = ratio(true_negative, num_negative, cut=cut)
-        balanced = None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
+        pair, decision = self.pairs(statistics)["positive"], self.decisions(statistics)["positive"]
+        num = float(pair.negative.sum() + pair.positive.sum())
         return {
-            "auroc": auroc(negative, positive, cut=cut),
-            "accuracy": ratio(true_positive + true_negative, num, cut=cut),
-            "balanced_accuracy": balanced,
-            "sensitivity": sensitivity,
-            "specificity": specificity,
+            **figures_of_scores(pair, cut=cut),
+            **decision.figures(cut=cut),
             "loss": mean_loss(float(statistics[-1]), num, cut=cut),
-            "num_patients": float(max(num, 0.0)),
+            "num_patients": max(num, 0.0),
         }

@@ -39,6 +39,13 @@ def among_bins(scores: Doubles) -> Doubles:
     return places
 
 
+def scores_between_bins(num_bins: int) -> Doubles:
+    """The scores at the edges of the bins among which `among_bins` puts scores, shape (num_bins + 1,)."""
+    yes = np.linspace(0.0, 1.0, num_bins + 1) ** 3
+    scores: Doubles = yes / (yes + yes[::-1])
+    return scores
+
+
 def log_losses(likelihoods: Doubles) -> Doubles:
     """The log loss of patients whose label had these probabilities, in nats, cut at `LOSS_CUT`."""
     losses: Doubles = np.minimum(-np.log(np.maximum(likelihoods, 1e-300)), LOSS_CUT)

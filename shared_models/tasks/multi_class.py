@@ -9,12 +9,13 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from shared_models.configuration import Frozen
+from shared_models.tasks.curves import Pair, figures_of_scores
 from shared_models.tasks.focal import focused
+from shared_models.tasks.fourfold import Fourfold, correlation, known
 from shared_models.tasks.histograms import (
     LOSS_NOISE_UNIT,
     LOSS_SHARE,
     among_bins,
-    auroc,
     least_zero,
     log_losses,
     mean_loss,
@@ -22,7 +23,9 @@ from shared_models.tasks.histograms import (
     on_loss_grid,
     pair_of_histograms,
     ratio,
+    scores_between_bins,
 )
+from shared_models.tasks.overlap import Overlaps
 from shared_models.tasks.patients import by_patient
 from shared_models.tasks.task import Constants, Counts, Doubles, Focusing, Metrics, Name, Parts
 from shared_models.visible_text import quoted
@@ -31,6 +34,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_CLASSES = 64
+OF_EACH_CLASS = (
+    "auroc",
+    "average_precision",
+    "sensitivity",
+    "specificity",
+    "ppv",
+    "npv",
+    "f1",
+    "mcc",
+    "brier",
+    "calibration_error",
+)
+"""What is known of a class against all others."""
 
 
 class NamedClass(Frozen):
@@ -125,6 +141,7 @@ class MultiClassClassification:
 
     headings = (
         ("auroc", "AUROC, mean of classes"),
+        ("average_precision", "average precision, mean of classes"),
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
         ("loss", "log loss"),
@@ -257,37 +274,67 @@ class MultiClassClassification:
         losses = log_losses(scores[np.arange(len(labels)), labels])
         return np.concatenate([*histograms, confusion, [on_loss_grid(losses)]]).astype(np.int64)
 
+    def pairs(self, statistics: Counts) -> Mapping[str, Pair]:
+        """Each class against all others."""
+        num, edges = len(self.names), scores_between_bins(self.num_bins)
+        counts = statistics[: 2 * self.num_bins * num].astype(np.float64).reshape(num, 2, self.num_bins)
+        return {
+            name: Pair(negative=others, positive=own, edges=edges)
+            for name, (others, own) in zip(self.names, counts, strict=True)
+        }
+
+    def confusion(self, statistics: Counts) -> Doubles:
+        """The confusion matrix: a row for each true class, a column for each that is taken for it."""
+        num = len(self.names)
+        return statistics[2 * self.num_bins * num : -1].astype(np.float64).reshape(num, num)
+
+    def decisions(self, statistics: Counts) -> Mapping[str, Fourfold]:
+        """The class with the highest score is taken; each class against all others."""
+        confusion, others = self.confusion(statistics), len(self.names) - 1
+        right, own, taken = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        return {
+            name: Fourfold(
+                true_positive=right[one],
+                false_positive=taken[one] - right[one],
+                true_negative=confusion.sum() - own[one] - taken[one] + right[one],
+                false_negative=own[one] - right[one],
+                cells=(1, others, others**2, others),
+            )
+            for one, name in enumerate(self.names)
+        }
+
+    def overlaps(self, statistics: Counts) -> Mapping[str, Overlaps]:
+        """Nothing is marked."""
+        return {}
+
     def metrics(self, statistics: Counts, *, cut: bool = True) -> Metrics:
         """Metrics from summed statistics, over all classes and of each.
 
         Means over classes are over those that have patients, which ``num_classes`` counts. Noised counts are taken as
         they are, negative ones too. Only the metric itself is cut to its range, unless *cut* says no.
         """
-        num = len(self.names)
-        counts = statistics.astype(np.float64)
-        pairs = counts[: 2 * self.num_bins * num].reshape(num, 2, self.num_bins)
-        confusion = counts[2 * self.num_bins * num : -1].reshape(num, num)
-        total, own, taken, right = confusion.sum(), confusion.sum(1), confusion.sum(0), confusion.diagonal()
-        aurocs = [auroc(others, its, cut=cut) for others, its in pairs]
-        sensitivities = [ratio(right[one], own[one], cut=cut) for one in range(num)]
-        specificities = [
-            ratio(total - own[one] - taken[one] + right[one], total - own[one], cut=cut) for one in range(num)
-        ]
+        confusion, decisions = self.confusion(statistics), self.decisions(statistics)
+        total, own, right = confusion.sum(), confusion.sum(1), confusion.diagonal()
+        of_classes = {
+            name: {**decisions[name].figures(cut=cut), **figures_of_scores(pair, cut=cut)}
+            for name, pair in self.pairs(statistics).items()
+        }
         found: dict[str, float | None] = {
-            "auroc": mean_of_known(aurocs),
+            "auroc": mean_of_known([one["auroc"] for one in of_classes.values()]),
+            "average_precision": mean_of_known([one["average_precision"] for one in of_classes.values()]),
             "accuracy": ratio(right.sum(), total, cut=cut),
-            "balanced_accuracy": mean_of_known(sensitivities),
-            "loss": mean_loss(counts[-1], total, cut=cut),
+            "balanced_accuracy": mean_of_known([one["sensitivity"] for one in of_classes.values()]),
+            "f1": mean_of_known([one["f1"] for one in of_classes.values()]),
+            "mcc": known(correlation(confusion), cut=cut, lowest=-1.0),
+            "brier": mean_of_known([one["brier"] for one in of_classes.values()]),
+            "calibration_error": mean_of_known([one["calibration_error"] for one in of_classes.values()]),
+            "loss": mean_loss(float(statistics[-1]), total, cut=cut),
             "num_patients": float(max(total, 0.0)),
             "num_classes": float((own > 0).sum()),
         }
         for one, name in enumerate(self.names):
-            found |= {
-                f"num_patients/{name}": least_zero(own[one], cut=cut),
-                f"auroc/{name}": aurocs[one],
-                f"sensitivity/{name}": sensitivities[one],
-                f"specificity/{name}": specificities[one],
-            }
+            found[f"num_patients/{name}"] = least_zero(own[one], cut=cut)
+            found |= {f"{metric}/{name}": of_classes[name][metric] for metric in OF_EACH_CLASS}
         for one, true in enumerate(self.names):
             for other, predicted in enumerate(self.names):
                 found[f"confusion/{true}/{predicted}"] = least_zero(confusion[one, other], cut=cut)

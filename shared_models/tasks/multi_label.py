@@ -9,20 +9,22 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from shared_models.configuration import Frozen
+from shared_models.tasks.curves import Pair, figures_of_scores
 from shared_models.tasks.focal import focused
+from shared_models.tasks.fourfold import RATIOS, Fourfold
 from shared_models.tasks.histograms import (
     LOSS_NOISE_UNIT,
     LOSS_SHARE,
     among_bins,
-    auroc,
     least_zero,
     log_losses,
     mean_loss,
     mean_of_known,
     on_loss_grid,
     pair_of_histograms,
-    ratio,
+    scores_between_bins,
 )
+from shared_models.tasks.overlap import Overlaps
 from shared_models.tasks.patients import by_patient
 from shared_models.tasks.task import Constants, Counts, Doubles, Focusing, Metrics, Name, Parts
 from shared_models.visible_text import quoted
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_FINDINGS = 64
+OF_EACH_FINDING = ("auroc", "average_precision", *RATIOS, "brier", "calibration_error")
+"""What is known of a finding, and their means."""
 
 
 class Finding(Frozen):
@@ -139,6 +143,7 @@ class MultiLabelClassification:
     even_share = 0.5
     headings = (
         ("auroc", "AUROC, mean of findings"),
+        ("average_precision", "average precision, mean of findings"),
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
         ("sensitivity", "sensitivity"),
@@ -266,6 +271,23 @@ class MultiLabelClassification:
         means = (losses * known).sum(axis=1)[some] / known.sum(axis=1)[some]
         return np.concatenate([*histograms, [some.sum(), on_loss_grid(means)]]).astype(np.int64)
 
+    def pairs(self, statistics: Counts) -> Mapping[str, Pair]:
+        """Each finding by itself."""
+        counts = statistics[:-2].astype(np.float64).reshape(len(self.names), 2, self.num_bins)
+        edges = scores_between_bins(self.num_bins)
+        return {
+            name: Pair(negative=without, positive=having, edges=edges)
+            for name, (without, having) in zip(self.names, counts, strict=True)
+        }
+
+    def decisions(self, statistics: Counts) -> Mapping[str, Fourfold]:
+        """A finding is taken to be there where its score is 0.5 or more."""
+        return {name: pair.at(self.num_bins // 2) for name, pair in self.pairs(statistics).items()}
+
+    def overlaps(self, statistics: Counts) -> Mapping[str, Overlaps]:
+        """Nothing is marked."""
+        return {}
+
     def metrics(self, statistics: Counts, *, cut: bool = True) -> Metrics:
         """Metrics from summed statistics, over all findings and of each.
 
@@ -273,39 +295,22 @@ class MultiLabelClassification:
         patients have and some have not. Noised counts are taken as they are, negative ones too. Only the metric itself
         is cut to its range, unless *cut* says no.
         """
-        counts = statistics.astype(np.float64)
-        pairs = counts[:-2].reshape(len(self.names), 2, self.num_bins)
-        half, num = self.num_bins // 2, counts[-2]
-        of_findings: dict[str, list[float | None]] = {
-            "auroc": [],
-            "accuracy": [],
-            "balanced_accuracy": [],
-            "sensitivity": [],
-            "specificity": [],
+        pairs, decisions, num = self.pairs(statistics), self.decisions(statistics), float(statistics[-2])
+        of_findings = {
+            name: {**figures_of_scores(pair, cut=cut), **decisions[name].figures(cut=cut)}
+            for name, pair in pairs.items()
         }
-        found: dict[str, float | None] = {}
-        for name, (negative, positive) in zip(self.names, pairs, strict=True):
-            num_negative, num_positive = negative.sum(), positive.sum()
-            true_positive, true_negative = positive[half:].sum(), negative[:half].sum()
-            sensitivity = ratio(true_positive, num_positive, cut=cut)
-            specificity = ratio(true_negative, num_negative, cut=cut)
-            balanced = None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
-            own = {
-                "auroc": auroc(negative, positive, cut=cut),
-                "accuracy": ratio(true_positive + true_negative, num_negative + num_positive, cut=cut),
-                "balanced_accuracy": balanced,
-                "sensitivity": sensitivity,
-                "specificity": specificity,
-            }
-            for metric, value in own.items():
-                of_findings[metric].append(value)
-                found[f"{metric}/{name}"] = value
-            found[f"num_positive/{name}"] = least_zero(num_positive, cut=cut)
-            found[f"num_negative/{name}"] = least_zero(num_negative, cut=cut)
-        return {
-            **{metric: mean_of_known(values) for metric, values in of_findings.items()},
-            "loss": mean_loss(counts[-1], num, cut=cut),
-            "num_patients": float(max(num, 0.0)),
-            "num_findings": float((pairs.sum(axis=2) > 0).all(axis=1).sum()),
-            **found,
+        counts = {name: (pair.negative.sum(), pair.positive.sum()) for name, pair in pairs.items()}
+        found: dict[str, float | None] = {
+            metric: mean_of_known([own[metric] for own in of_findings.values()]) for metric in OF_EACH_FINDING
         }
+        found |= {
+            "loss": mean_loss(float(statistics[-1]), num, cut=cut),
+            "num_patients": max(num, 0.0),
+            "num_findings": float(sum(min(both) > 0 for both in counts.values())),
+        }
+        for name, own in of_findings.items():
+            found |= {f"{metric}/{name}": own[metric] for metric in OF_EACH_FINDING}
+            found[f"num_positive/{name}"] = least_zero(counts[name][1], cut=cut)
+            found[f"num_negative/{name}"] = least_zero(counts[name][0], cut=cut)
+        return found

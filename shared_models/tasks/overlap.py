@@ -47,6 +47,13 @@ class Overlaps:
         """Patients who do not."""
         return float(self.cells[-2:].sum())
 
+    @property
+    def middles(self) -> Doubles:
+        """The Dice that stands for that of a bin, shape (num_bins,)."""
+        num_bins = len(self.cells) - CELLS_BESIDE_BINS
+        middles: Doubles = (np.arange(num_bins) + 0.5) / num_bins
+        return middles
+
     def metrics(self, *, cut: bool) -> dict[str, float | None]:
         """Metrics of one structure; None where nobody has it, or everybody.
 
@@ -54,7 +61,7 @@ class Overlaps:
         IoU by one. All others are exact.
         """
         bins, missed = self.cells[:-3], self.cells[-3]
-        middles = (np.arange(len(bins)) + 0.5) / len(bins)
+        middles = self.middles
         num = self.num_with
         return {
             "dice": ratio(float(middles @ bins), num, cut=cut),

@@ -9,6 +9,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from shared_models.configuration import Frozen
+from shared_models.tasks.curves import Pair
+from shared_models.tasks.fourfold import Fourfold
 from shared_models.tasks.histograms import (
     LOSS_CUT,
     LOSS_NOISE_UNIT,
@@ -317,6 +319,19 @@ class Segmentation:
         losses = np.where(np.isfinite(losses), losses, LOSS_CUT).clip(0.0, LOSS_CUT)
         return np.concatenate([*cells, [on_loss_grid(losses)]]).astype(np.int64)
 
+    def pairs(self, statistics: Counts) -> Mapping[str, Pair]:
+        """There are none: a patient is judged by the mark, not by a score."""
+        return {}
+
+    def decisions(self, statistics: Counts) -> Mapping[str, Fourfold]:
+        """There are none."""
+        return {}
+
+    def overlaps(self, statistics: Counts) -> Mapping[str, Overlaps]:
+        """Of each structure."""
+        cells = statistics[:-1].astype(np.float64).reshape(len(self.names), -1)
+        return {name: Overlaps(own) for name, own in zip(self.names, cells, strict=True)}
+
     def metrics(self, statistics: Counts, *, cut: bool = True) -> Metrics:
         """Metrics from summed statistics, over all structures and of each.
 
@@ -325,12 +340,10 @@ class Segmentation:
         counts those that some patients have. Noised counts are taken as they are, negative ones too. Only the metric
         itself is cut to its range, unless *cut* says no.
         """
-        counts = statistics.astype(np.float64)
         of_structures: dict[str, list[float | None]] = {}
         found: dict[str, float | None] = {}
         nums, num_known = [], 0
-        for name, cells in zip(self.names, counts[:-1].reshape(len(self.names), -1), strict=True):
-            overlaps = Overlaps(cells)
+        for name, overlaps in self.overlaps(statistics).items():
             for metric, value in overlaps.metrics(cut=cut).items():
                 of_structures.setdefault(metric, []).append(value)
                 found[f"{metric}/{name}"] = value
@@ -341,7 +354,7 @@ class Segmentation:
         num = float(np.mean(nums))
         return {
             **{metric: mean_of_known(values) for metric, values in of_structures.items()},
-            "loss": mean_loss(counts[-1], num, cut=cut),
+            "loss": mean_loss(float(statistics[-1]), num, cut=cut),
             "num_patients": max(num, 0.0),
             "num_structures": float(num_known),
             **found,

@@ -13,6 +13,10 @@ from shared_models.visible_text import visible
 if TYPE_CHECKING:  # study.toml is read by commands that begin without torch
     from torch import Tensor
 
+    from shared_models.tasks.curves import Pair
+    from shared_models.tasks.fourfold import Fourfold
+    from shared_models.tasks.overlap import Overlaps
+
 Doubles: TypeAlias = NDArray[np.float64]
 Counts: TypeAlias = NDArray[np.int64]
 Label: TypeAlias = int | tuple[int, ...]
@@ -256,6 +260,21 @@ class Task(Protocol):
             scores: of each patient, float64, as `by_patient` made them; any values, also such as are not finite.
             labels: of each patient, int64, shape (num_patients, *label_shape).
         """
+        ...
+
+    def pairs(self, statistics: Counts) -> Mapping[str, "Pair"]:
+        """The pairs of histograms of scores among the statistics, by the name of the output that they are about.
+
+        Empty where marks are judged and not scores.
+        """
+        ...
+
+    def decisions(self, statistics: Counts) -> Mapping[str, "Fourfold"]:
+        """What the model's own decision takes patients for, for each of the same names."""
+        ...
+
+    def overlaps(self, statistics: Counts) -> Mapping[str, "Overlaps"]:
+        """How well marks cover masks, by structure; empty where nothing is marked."""
         ...
 
     def metrics(self, statistics: Counts, *, cut: bool = True) -> Metrics:

@@ -128,7 +128,8 @@ def forearm_depth(
     if forearm.cast:
         shell = np.exp(-(((np.abs(x) - 1.12 * half) / 0.03) ** 2))
         depth = depth + 0.16 * (0.35 * step((1.15 * half - np.abs(x)) * 40.0) + shell)
-    return np.maximum(depth, 0.0).astype(np.float32)
+    rays: Plane = np.maximum(depth, 0.0).astype(np.float32)
+    return rays
 
 
 def _bone_depth(forearm: Forearm, bone: Bone, x: Plane, y: Plane) -> Plane:

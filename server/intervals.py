@@ -1,0 +1,287 @@
+"""Confidence intervals by patient, from sums alone.
+
+Each figure depends on a patient through the cell that the patient is in, (bin, label) or (true class, class taken), so
+that the sums hold all that a bootstrap over patients would draw from. Where a closed form exists it is taken. Noise of
+evaluation, where there is some, is in each interval.
+
+==============  ================================================================  =====================================
+method          for                                                               source
+==============  ================================================================  =====================================
+``wilson``      shares of patients, and F1; with noise by Fieller's theorem       Wilson (1927); Fieller (1954)
+``delong``      AUROC, on the logit scale                                         DeLong et al. (1988)
+``mover``       means of shares of different patients                             Zou and Donner (2008)
+``delta``       Matthews' correlation, on Fisher's z                              Itaya et al. (2024)
+``bootstrap``   average precision (logit) and Brier score: draws of the cells     Efron and Tibshirani (1993)
+``logit``       means of a figure of each patient, as Dice, on the logit scale    central limit theorem
+``order``       medians, by the order statistics around them                      Thompson (1936)
+``bound``       means over classes or findings: the mean of their limits          Cauchy and Schwarz
+==============  ================================================================  =====================================
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import atanh, exp, log, sqrt, tanh
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from shared_models.tasks.curves import Pair, average_precision, brier
+from shared_models.tasks.fourfold import Fourfold, correlation
+from shared_models.tasks.histograms import auroc
+from shared_models.tasks.task import Doubles
+
+LEVEL = 0.95
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+DRAWS = 1000
+Method = Literal["wilson", "delong", "mover", "delta", "bootstrap", "logit", "order", "bound"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Where a figure lies at the level of `LEVEL`, and by which method."""
+
+    low: float
+    high: float
+    method: Method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A share of patients: *part* and *rest*, each a sum of so many cells, which may carry noise."""
+
+    part: float
+    rest: float
+    part_cells: int
+    rest_cells: int
+
+
+def of_share(share: Share, *, deviation: float) -> Interval | None:
+    """Wilson's interval; with noise of *deviation* on each cell, its extension.
+
+    All p are in it for which x − pn is no more than `Z` of its own deviation: x is the part and n the whole, and
+    x − pn = (1 − p) part − p rest has the variance n p (1 − p) of who the patients are, and that of the noise,
+    ((1 − p)² part_cells + p² rest_cells) deviation². Both sides are quadratic in p. Without noise it is Wilson's.
+
+    Returns:
+        None where the whole is not told from 0 by the noise.
+    """
+    x, n, noise = share.part, share.part + share.rest, (Z * deviation) ** 2
+    square = n * n + Z * Z * n - noise * (share.part_cells + share.rest_cells)
+    linear = -2 * x * n - Z * Z * n + 2 * noise * share.part_cells
+    constant = x * x - noise * share.part_cells
+    inside = linear * linear - 4 * square * constant
+    if n <= 0 or square <= 0 or inside < 0:
+        return None
+    low, high = ((-linear + sign * sqrt(inside)) / (2 * square) for sign in (-1, 1))
+    return _within(low, high, 0.0, "wilson")
+
+
+def of_figures(table: Fourfold, *, deviation: float) -> dict[str, Interval | None]:
+    """Of each of `shared_models.tasks.fourfold.RATIOS`."""
+    right, wrong = float(table.true_positive), float(table.false_positive)
+    free, missed = float(table.true_negative), float(table.false_negative)
+    cells = table.cells
+    shares = {
+        "accuracy": Share(
+            part=right + free,
+            rest=wrong + missed,
+            part_cells=cells[0] + cells[2],
+            rest_cells=cells[1] + cells[3],
+        ),
+        "sensitivity": Share(part=right, rest=missed, part_cells=cells[0], rest_cells=cells[3]),
+        "specificity": Share(part=free, rest=wrong, part_cells=cells[2], rest_cells=cells[1]),
+        "ppv": Share(part=right, rest=wrong, part_cells=cells[0], rest_cells=cells[1]),
+        "npv": Share(part=free, rest=missed, part_cells=cells[2], rest_cells=cells[3]),
+        "f1": Share(part=right, rest=wrong + missed, part_cells=cells[0], rest_cells=cells[1] + cells[3]),
+    }
+    found = {name: of_share(share, deviation=deviation) for name, share in shares.items()}
+    if (
+        union := found["f1"]
+    ) is not None:  # of TP / (TP + FP + FN) = p, of which F1 = 2p / (1 + p) is a rising function
+        low, high = (2 * p / (1 + p) for p in (union.low, union.high))
+        found["f1"] = Interval(low=low, high=high, method="wilson")
+    halves = [found["sensitivity"], found["specificity"]]
+    found["balanced_accuracy"] = mean_of_independent(
+        [_value(table.sensitivity), _value(table.specificity)], halves
+    )
+    matrix = np.array([[free, wrong], [missed, right]])
+    of_cells = np.array([[cells[2], cells[1]], [cells[3], cells[0]]])
+    found["mcc"] = of_correlation(matrix, cells=of_cells, deviation=deviation)
+    return found
+
+
+def mean_of_independent(
+    values: Sequence[float | None], intervals: Sequence[Interval | None]
+) -> Interval | None:
+    """Of the mean of figures of different patients, each with its interval; None where one has none.
+
+    Source: Zou and Donner (2008), "Construction of confidence limits about effect measures", equation 5 (MOVER).
+    """
+    known = [
+        (value, one)
+        for value, one in zip(values, intervals, strict=True)
+        if value is not None and one is not None
+    ]
+    if not known or len(known) < len(values):
+        return None
+    mean = sum(value for value, _ in known) / len(known)
+    down = sqrt(sum((value - one.low) ** 2 for value, one in known)) / len(known)
+    up = sqrt(sum((one.high - value) ** 2 for value, one in known)) / len(known)
+    return _within(mean - down, mean + up, 0.0, "mover")
+
+
+def mean_of_limits(intervals: Sequence[Interval | None]) -> Interval | None:
+    """Of a mean over classes or findings of the same patients: the means of the lower and of the upper limits.
+
+    How the figures of classes go together cannot be told from the sums. The deviation of a mean is never larger than
+    the mean of the deviations, whatever the correlations (Cauchy and Schwarz), so that this interval is never shorter
+    than the right one, and up to √(number) times as long.
+    """
+    known = [one for one in intervals if one is not None]
+    if not known or len(known) < len(intervals):
+        return None
+    low, high = (
+        sum(limits) / len(known) for limits in zip(*((one.low, one.high) for one in known), strict=True)
+    )
+    return Interval(low=low, high=high, method="bound")
+
+
+def of_auroc(pair: Pair, *, noise: float) -> Interval | None:
+    """DeLong's interval from two histograms, ties counted one half; *noise* is the deviation that noise gives AUROC.
+
+    Where all positives lie above all negatives, or all below, its variance is 0 and says nothing. The variance of
+    AUROC is then taken for the most that it can be, A (1 − A) over the number of the smaller kind: Wilson's interval.
+
+    Source: DeLong, DeLong and Clarke-Pearson (1988); Birnbaum and Klose (1957) for the bound.
+    """
+    value = auroc(pair.negative, pair.positive, cut=False)
+    if value is None:
+        return None
+    num_negative, num_positive = pair.negative.sum(), pair.positive.sum()
+    smaller = float(min(num_negative, num_positive))
+    most = max(value * (1 - value), 0.0) / smaller
+    below = np.cumsum(pair.negative) - pair.negative / 2
+    above = num_positive - np.cumsum(pair.positive) + pair.positive / 2
+    variance = sum(
+        float((counts * (placed / others - value) ** 2).sum() / (own * max(own - 1, 1)))
+        for counts, own, placed, others in (
+            (pair.positive, num_positive, below, num_negative),
+            (pair.negative, num_negative, above, num_positive),
+        )
+    )
+    if not 0 < value < 1 or variance <= 0:
+        inside = min(max(value, 0.0), 1.0)
+        bound = of_share(
+            Share(part=inside * smaller, rest=(1 - inside) * smaller, part_cells=0, rest_cells=0),
+            deviation=0.0,
+        )
+        return None if bound is None else _with_noise(value, (bound.low, bound.high), noise, 0.0, "delong")
+    limits = _on_logit(value, sqrt(min(variance, most)) / (value * (1 - value)))
+    return _with_noise(value, limits, noise, 0.0, "delong")
+
+
+def of_mean(values: Doubles, counts: Doubles, *, noise: float) -> Interval | None:
+    """Of the mean of a figure in [0, 1] of patients, of whom *counts* have each of *values*, shape (n,).
+
+    Where all of them are in one cell their variance is 0 and says nothing: it is then taken for the most that it can
+    be, m (1 − m), which gives Wilson's interval. *noise* is the deviation that noise gives the mean.
+    """
+    num = float(counts.sum())
+    if num <= 0:
+        return None
+    mean = float(values @ counts) / num
+    inside = min(max(mean, 0.0), 1.0)
+    variance = float((values - mean) ** 2 @ counts) / (num * max(num - 1, 1))
+    if not 0 < mean < 1 or variance <= 0:
+        bound = of_share(
+            Share(part=inside * num, rest=(1 - inside) * num, part_cells=0, rest_cells=0), deviation=0.0
+        )
+        return None if bound is None else _with_noise(inside, (bound.low, bound.high), noise, 0.0, "logit")
+    return _with_noise(mean, _on_logit(mean, sqrt(variance) / (mean * (1 - mean))), noise, 0.0, "logit")
+
+
+def of_correlation(confusion: Doubles, *, cells: Doubles, deviation: float) -> Interval | None:
+    """Of Matthews' correlation, of one decision or several classes.
+
+    Args:
+        confusion: counts, float64, shape (classes, classes); a row for each true class.
+        cells: of how many noised statistics each of them is the sum, the same shape.
+        deviation: of the noise on each statistic.
+    """
+    value = float(correlation(confusion))
+    if np.isnan(value) or abs(value) >= 1:
+        return None
+    step = 1e-3 * max(float(confusion.sum()), 1.0)
+    shifts = np.eye(confusion.size).reshape(-1, *confusion.shape) * step
+    up, down = correlation(confusion + shifts), correlation(confusion - shifts)
+    slopes = (np.asarray(up - down) / (2 * step)).reshape(confusion.shape)
+    if not np.isfinite(slopes).all():
+        return None
+    sampling = float((confusion.clip(0.0) * slopes**2).sum())
+    noise = deviation * sqrt(float((cells * slopes**2).sum()))
+    if sampling == 0:  # all are taken for one: nothing is known of how the two go together
+        return None
+    middle, half = atanh(value), Z * sqrt(sampling) / (1 - value**2)
+    return _with_noise(value, (tanh(middle - half), tanh(middle + half)), noise, -1.0, "delta")
+
+
+def of_average_precision(pair: Pair, *, noise: float) -> Interval | None:
+    """By the bootstrap over patients, on the logit scale."""
+    value = float(average_precision(pair))
+    if not 0 < value < 1:
+        return None
+    drawn = average_precision(resampled(pair))
+    drawn = drawn[(drawn > 0) & (drawn < 1)]
+    if len(drawn) < 0.9 * DRAWS:
+        return None
+    limits = _on_logit(value, float(np.std(np.log(drawn / (1 - drawn)))))
+    return _with_noise(value, limits, noise, 0.0, "bootstrap")
+
+
+def of_brier(pair: Pair, *, noise: float) -> Interval | None:
+    """By the bootstrap over patients."""
+    value = float(brier(pair))
+    if np.isnan(value):
+        return None
+    half = Z * float(np.std(brier(resampled(pair))))
+    return _with_noise(value, (value - half, value + half), noise, 0.0, "bootstrap")
+
+
+def resampled(pair: Pair) -> Pair:
+    """The pair of each of `DRAWS` bootstrap samples: as many patients, drawn from the cells with replacement.
+
+    Counts that noise left below zero are taken for zero here. A fixed key: the same sums give the same figures.
+    """
+    there = (pair.negative > 0) | (pair.positive > 0)
+    cells = np.concatenate([pair.negative[there], pair.positive[there]]).clip(0.0)
+    num = round(max(float(pair.negative.sum() + pair.positive.sum()), 1.0))
+    drawn = np.random.default_rng(0).multinomial(num, cells / cells.sum(), size=DRAWS).astype(np.float64)
+    negative, positive = np.zeros((2, DRAWS, pair.num_bins))
+    negative[:, there], positive[:, there] = np.split(drawn, 2, axis=1)
+    return Pair(negative=negative, positive=positive, edges=pair.edges)
+
+
+def _on_logit(value: float, spread: float) -> tuple[float, float]:
+    """Limits of a figure in (0, 1) that has this deviation on the logit scale."""
+    middle = log(value / (1 - value))
+    low, high = (1 / (1 + exp(-(middle + sign * Z * spread))) for sign in (-1, 1))
+    return low, high
+
+
+def _with_noise(
+    value: float, limits: tuple[float, float], noise: float, lowest: float, method: Method
+) -> Interval:
+    """Sampling and noise are independent: their distances from the figure add up in squares (MOVER)."""
+    low = value - sqrt((value - limits[0]) ** 2 + (Z * noise) ** 2)
+    high = value + sqrt((limits[1] - value) ** 2 + (Z * noise) ** 2)
+    return _within(low, high, lowest, method)
+
+
+def _within(low: float, high: float, lowest: float, method: Method) -> Interval:
+    low, high = (min(max(limit, lowest), 1.0) for limit in (low, high))
+    return Interval(low=low, high=high, method=method)
+
+
+def _value(figure: Doubles) -> float | None:
+    return None if np.isnan(figure) else float(figure)

@@ -1,0 +1,45 @@
+"""What metrics and the methods of their intervals are called in a report, and what they say."""
+
+from collections.abc import Mapping
+
+from server.intervals import Method
+
+WORDS: Mapping[str, tuple[str, str]] = {
+    "auroc": ("AUROC", "how often a positive patient has the higher score of a pair; 0.5 is chance"),
+    "average_precision": (
+        "average precision",
+        "area under the precision-recall curve; the share of positives is chance",
+    ),
+    "accuracy": ("accuracy", "share of patients taken for what they are"),
+    "balanced_accuracy": ("balanced accuracy", "mean of the sensitivities of all kinds"),
+    "sensitivity": ("sensitivity", "share of positive patients who are found"),
+    "specificity": ("specificity", "share of negative patients who are left alone"),
+    "ppv": ("positive predictive value", "share of positive ones among those taken for positive"),
+    "npv": ("negative predictive value", "share of negative ones among those taken for negative"),
+    "f1": ("F1", "harmonic mean of sensitivity and positive predictive value"),
+    "mcc": ("Matthews' correlation", "of being positive and being taken for it; 0 is chance, 1 perfect"),
+    "brier": ("Brier score", "mean square error of the probability; lower is better"),
+    "calibration_error": (
+        "calibration error",
+        "how far predicted and observed shares are apart; lower is better",
+    ),
+    "dice": ("Dice", "how much of mark and mask is in both, mean of those who have the structure"),
+    "iou": ("intersection over union", "the same, of what is in one of them at least"),
+    "median_dice": ("median Dice", "half of those who have the structure lie below"),
+    "below_half": ("Dice below ½", "share of those who have it whose mark is poor; lower is better"),
+    "detected": ("found at all", "share of those who have it of whom something of it was marked"),
+    "loss": ("log loss", "mean, in nats; lower is better"),
+}
+"""(heading, what it says) of each metric, in the order in which they are shown."""
+
+METHODS: Mapping[Method, str] = {
+    "wilson": "Wilson",
+    "delong": "DeLong",
+    "mover": "MOVER",
+    "delta": "delta method",
+    "bootstrap": "bootstrap",
+    "logit": "normal on the logit scale",
+    "order": "order statistics",
+    "bound": "mean of limits, cautious",
+}
+"""Names of the methods of intervals."""
