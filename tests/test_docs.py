@@ -46,7 +46,7 @@ from simulations.preparation.sources import (
     NodulePhantomSource,
     PhantomSource,
 )
-from simulations.scenario import Scenario, built_in_scenarios
+from simulations.scenario import Scenario, built_in_scenarios, read_scenario
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "CHANGELOG.md", *ROOT.glob("README.md")])
@@ -209,6 +209,20 @@ def test_the_files_page_names_every_key_of_a_scenario_and_every_built_in_one() -
         assert f'`hospitals.kind = "{source.model_fields["kind"].default}"`' in text
     assert first_cells(text) == set(Scenario.model_fields) | sources
     assert all(f"`{name}`" in text for name in built_in_scenarios())
+
+
+def test_the_scenarios_page_says_of_every_built_in_one_its_size_and_privacy() -> None:
+    described = {cells[0].strip("` "): cells for cells in rows(page("scenarios.md"))}
+    assert described.keys() == set(built_in_scenarios())
+    of_model = "small CNN, 28 × 28"
+    for name, cells in described.items():
+        study = read_scenario(name).study
+        image, privacy = study.image, study.privacy
+        size = [image.rows, image.columns] if image.depth is None else [image.depth, image.rows, image.columns]
+        of_model = of_model if cells[3] == "the same" else cells[3]
+        assert study.model.architecture == "scattering" or " × ".join(map(str, size)) in of_model, name
+        told = privacy.mode if privacy.epsilon is None else f"{privacy.mode}, ε = {privacy.epsilon:g}"
+        assert cells[4].strip() == told, name
 
 
 def rows(text: str) -> Iterator[list[str]]:
