@@ -19,6 +19,7 @@ from pathlib import Path
 from client.image_cache import CacheFull, ImageCache, erase_patients
 from client.preparation import PREPARATION, Plane
 from client.secret import SiteSecret
+from client.structures import MaskValues
 from shared_models.study import Image
 
 CACHE_NAME = "cache"
@@ -39,14 +40,22 @@ _FOLDER = re.compile(r"[0-9a-f]{32}")
 Tell = Callable[[str], None]
 
 
-def preparation_hash(image: Image, secret: SiteSecret) -> str:
-    """Return what stands for a preparation, 32 hexadecimal digits."""
-    values = {
+def preparation_hash(image: Image, secret: SiteSecret, structures: MaskValues = ()) -> str:
+    """Return what stands for a preparation, 32 hexadecimal digits.
+
+    Args:
+        image: what the study wants.
+        secret: the site's.
+        structures: where a mask is prepared with each image, what its values mean.
+    """
+    values: dict[str, object] = {
         "preparation": PREPARATION,
         "image": image.model_dump(mode="json"),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "secret": secret.commitment,
     }
+    if structures:
+        values["masks"] = structures
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -15,12 +15,13 @@ from typing import Self
 import numpy as np
 
 from client.decoding_limits import Limits
-from client.decoding_process import DIGEST, HEADER, IMAGE, LENGTH, READY, UNUSABLE, received
+from client.decoding_process import DIGEST, DRAWN_ON, HEADER, IMAGE, LENGTH, READY, UNUSABLE, received
 from client.dicom_file import IDENTIFIER_KEYWORDS, Unusable
 from client.file_facts import HeaderFacts, PixelFacts
 from client.file_reading import Header, Prepared
 from client.person import PERSON_KEYWORDS
 from client.reasons import Reason
+from client.structures import MaskWanted, present
 from shared_models.processes import python_module
 from shared_models.study import Image
 from shared_models.visible_text import visible
@@ -29,6 +30,7 @@ _START_SECONDS = 60.0
 _GRACE_SECONDS = 10.0
 _MAX_DETAIL = 200
 _MAX_IDENTIFIER = 10_000
+_MAX_UID = 64
 _REASONS = {reason.code: reason for reason in Reason}
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "TZ", "PYTHONPATH")
 
@@ -86,28 +88,42 @@ class DecodingWorker:
             return content
         raise self._impossible()
 
-    def prepare(self, path: Path, image: Image) -> Prepared:
+    def drawn_on(self, path: Path) -> tuple[str, ...]:
+        """Return the UIDs of images and series that a DICOM SEG was drawn on; none of others. Raises as `header`."""
+        kind, content = self._asked("drawn-on", [path], None)
+        try:
+            told = json.loads(content)
+            if kind == DRAWN_ON and all(isinstance(uid, str) and len(uid) <= _MAX_UID for uid in told):
+                "".join(told).encode("utf-8", "surrogateescape")
+                return tuple(told)
+        except (ValueError, TypeError, RecursionError):
+            pass
+        raise self._impossible()
+
+    def prepare(self, path: Path, image: Image, mask: MaskWanted | None = None) -> Prepared:
         """Read, decode and prepare one file.
 
         Args:
             path: the file; quickest where its header was asked for last.
             image: what the study wants.
+            mask: that of the image, where one is wanted.
 
         Returns:
-            What `client.preparation.prepare` makes of it, and what is known of it.
+            What `client.preparation.prepare` makes of it, the mask as one more channel, and what is known of it.
 
         Raises:
             Unusable: with the reason; decoder-crashed, too-slow and too-much-memory are those of the process.
             DecoderDoesNotStart: no file can be read.
         """
-        return self._prepared("pixels", [path], image)
+        return self._prepared("pixels", [path], image, mask)
 
-    def prepare_series(self, paths: Sequence[Path], image: Image) -> Prepared:
+    def prepare_series(self, paths: Sequence[Path], image: Image, mask: MaskWanted | None = None) -> Prepared:
         """Read, decode and prepare all files of one series as one volume.
 
         Args:
             paths: of its files, at least one.
             image: what the study wants; it has a depth.
+            mask: that of the series, where one is wanted.
 
         Returns:
             What `client.series.prepare_series` makes of them.
@@ -115,27 +131,34 @@ class DecodingWorker:
         Raises:
             Unusable, DecoderDoesNotStart: as `prepare`.
         """
-        return self._prepared("series", paths, image)
+        return self._prepared("series", paths, image, mask)
 
     def interrupt(self) -> None:
         """Kill the process, from another thread: whoever waits for it gets an answer at once."""
         if (process := self._process) is not None:
             process.kill()
 
-    def _prepared(self, ask: str, paths: Sequence[Path], image: Image) -> Prepared:
-        kind, content = self._asked(ask, paths, image)
+    def _prepared(self, ask: str, paths: Sequence[Path], image: Image, mask: MaskWanted | None) -> Prepared:
+        kind, content = self._asked(ask, paths, image, mask)
         try:
-            if kind == IMAGE and (prepared := _prepared(content, image)) is not None:
+            if kind == IMAGE and (prepared := _prepared(content, image, mask)) is not None:
                 return prepared
         except (ValueError, LookupError, TypeError, struct.error, RecursionError):
             pass
         raise self._impossible()
 
-    def _asked(self, ask: str, paths: Sequence[Path], image: Image) -> tuple[bytes, bytes]:
+    def _asked(
+        self, ask: str, paths: Sequence[Path], image: Image | None, mask: MaskWanted | None = None
+    ) -> tuple[bytes, bytes]:
         """Kind and content of the answer. Raises Unusable where it is a reason, or there is none."""
         connection = self._ready()
-        named = [os.fsencode(path.absolute()).hex() for path in paths]
-        request = json.dumps({"ask": ask, "paths": named, "image": _json(image)}).encode()
+        wanted = {
+            "ask": ask,
+            "paths": [_named(path) for path in paths],
+            "image": image and _json(image),
+            "mask": mask and {"path": mask.path and _named(mask.path), "structures": mask.structures},
+        }
+        request = json.dumps(wanted).encode()
         limits = self.limits.of_series(len(paths)) if ask == "series" else self.limits
         connection.settimeout(limits.clock_seconds + _GRACE_SECONDS)
         try:
@@ -254,6 +277,10 @@ def _json(image: Image) -> str:
     return image.model_dump_json()
 
 
+def _named(path: Path) -> str:
+    return os.fsencode(path.absolute()).hex()
+
+
 def _finding(told: dict[str, object]) -> Unusable:
     """What the process says against a file. Raises LookupError where it is no reason."""
     return Unusable(_REASONS[str(told["reason"])], visible(str(told["detail"])[:_MAX_DETAIL]))
@@ -276,16 +303,22 @@ def _header(content: bytes) -> Header | None:
     )
 
 
-def _prepared(content: bytes, image: Image) -> Prepared | None:
+def _prepared(content: bytes, image: Image, mask: MaskWanted | None) -> Prepared | None:
     """What the process says of an image; None, or an error, where it cannot be."""
     shape, start = image.shape, LENGTH.size
+    if mask is not None:
+        shape = (image.channels + 1, *shape[1:])
     end = start + LENGTH.unpack(content[:start])[0]
     if len(content) != end + 4 * int(np.prod(shape)):
         return None
     told = json.loads(content[start:end])
     array = np.frombuffer(content, dtype="<f4", offset=end).reshape(shape).astype(np.float32)
-    if not (array.min() >= 0.0 and array.max() <= 1.0):  # false where a value is NaN
+    levels = array[: image.channels]
+    if not (levels.min() >= 0.0 and levels.max() <= 1.0):  # false where a value is NaN
         return None
-    return Prepared(
-        plane=array, has_window=told["has_window"] is True, facts=PixelFacts.model_validate(told["facts"])
-    )
+    facts = PixelFacts.model_validate(told["facts"])
+    if facts.present != (() if mask is None else present(array[image.channels :], mask.structures)):
+        return None
+    if mask is not None and not np.isin(array[image.channels :], range(len(mask.structures) + 1)).all():
+        return None
+    return Prepared(plane=array, has_window=told["has_window"] is True, facts=facts)

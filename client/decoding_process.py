@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,9 @@ from client.decoding_limits import Limits
 from client.dicom_file import Unusable
 from client.file_reading import Header, OpenFile, Prepared, digest_of
 from client.reasons import Reason
+from client.segmentation import drawn_on
 from client.series import prepare_series
+from client.structures import MaskWanted
 from shared_models.study import Image
 
 LENGTH = struct.Struct(">I")
@@ -29,16 +32,17 @@ READY = b"R"
 HEADER = b"H"
 DIGEST = b"D"
 IMAGE = b"I"
+DRAWN_ON = b"M"
 UNUSABLE = b"U"
 
-Prepare = Callable[[Path, Image], Prepared]
-PrepareSeries = Callable[[Sequence[Path], Image], Prepared]
+Prepare = Callable[[Path, Image, MaskWanted | None], Prepared]
+PrepareSeries = Callable[[Sequence[Path], Image, MaskWanted | None], Prepared]
 
 
-def prepare_file(path: Path, image: Image) -> Prepared:
-    """Read, decode and prepare one file. Raises Unusable."""
+def prepare_file(path: Path, image: Image, mask: MaskWanted | None = None) -> Prepared:
+    """Read, decode and prepare one file, and its mask. Raises Unusable."""
     with OpenFile() as file:
-        return file.prepared(path, image)
+        return file.prepared(path, image, mask)
 
 
 def serve(
@@ -49,10 +53,10 @@ def serve(
 ) -> None:
     """Answer requests until the parent closes the connection.
 
-    A request is a length and JSON: what is asked for, paths and image. Only a series has several paths. A reply is a
-    length and one byte of kind, and then, as the kind says: JSON of what the header says; the digest of the file's
-    bytes; the length of JSON, JSON of what is known of the image, and the array's bytes; or JSON of a reason's code and
-    detail.
+    A request is a length and JSON: what is asked for, paths, image and mask. Only a series has several paths. A reply
+    is a length and one byte of kind, and then, as the kind says: JSON of what the header says; the digest of the file's
+    bytes; JSON of what a mask was drawn on; the length of JSON, JSON of what is known of the image, and the array's
+    bytes; or JSON of a reason's code and detail.
     """
     _confine(limits)
     connection.sendall(LENGTH.pack(1) + READY)
@@ -60,17 +64,22 @@ def serve(
         while (request := received(connection)) is not None:
             wanted = json.loads(request)
             paths = [Path(os.fsdecode(bytes.fromhex(path))) for path in wanted["paths"]]
-            path, image, series = paths[0], _image(wanted["image"]), wanted["ask"] == "series"
+            path, series = paths[0], wanted["ask"] == "series"
             _start_clocks(limits.of_series(len(paths)) if series else limits)
             try:
                 if series:
-                    reply = IMAGE + _array(prepare_series(paths, image))
+                    reply = IMAGE + _array(
+                        prepare_series(paths, _image(wanted["image"]), _mask(wanted["mask"]))
+                    )
                 elif wanted["ask"] == "header":
-                    reply = HEADER + _header(file.header(path, image))
+                    reply = HEADER + _header(file.header(path, _image(wanted["image"])))
                 elif wanted["ask"] == "digest":
                     reply = DIGEST + digest_of(path)
+                elif wanted["ask"] == "drawn-on":
+                    reply = DRAWN_ON + json.dumps(drawn_on(path)).encode()
                 else:
-                    reply = IMAGE + _array((prepare or file.prepared)(path, image))
+                    made = (prepare or file.prepared)(path, _image(wanted["image"]), _mask(wanted["mask"]))
+                    reply = IMAGE + _array(made)
             except Unusable as finding:
                 reply = UNUSABLE + _reason(finding.reason, finding.detail)
             except MemoryError:
@@ -82,6 +91,13 @@ def serve(
 @lru_cache(maxsize=4)
 def _image(text: str) -> Image:
     return Image.model_validate_json(text)
+
+
+def _mask(told: dict[str, Any] | None) -> MaskWanted | None:
+    if told is None:
+        return None
+    path = told["path"] and Path(os.fsdecode(bytes.fromhex(told["path"])))
+    return MaskWanted(path=path, structures=tuple(tuple(values) for values in told["structures"]))
 
 
 def _header(header: Header) -> bytes:

@@ -10,14 +10,15 @@ from client.dicomdir import is_dicomdir, missing_files
 from client.image_conflicts import Candidate, Identities, conflicts
 from client.index_tally import Counted, Tally, tally
 from client.labels import LabelTable
+from client.mask_files import MaskFiles, check_mask
 from client.quality_file import SiteQuality
 from client.quality_gate import QualityGate
-from client.reasons import LabelProblem, Reason
+from client.reasons import LabelProblem, MaskProblem, Reason
 from client.roles import Role, role_at, stated_role
 from client.scan_memory import Record
 from client.site_file import LabelKey
 from shared_models.study import Study
-from shared_models.tasks.task import Label, TaskTable
+from shared_models.tasks.task import MISSING, Label, TaskTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,7 @@ class Index:
         task: the study's, which says what labels mean.
         finding_problems: those of the label problems that concern one finding, by finding.
         tally: what the headers add up to.
+        mask_problems: how many files of the masks folder have which problem.
     """
 
     images: tuple[IndexedImage, ...]
@@ -81,6 +83,7 @@ class Index:
     task: TaskTable
     finding_problems: Mapping[str, Mapping[LabelProblem, int]] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
+    mask_problems: Mapping[MaskProblem, int] = field(default_factory=dict)
 
     @property
     def num_files(self) -> int:
@@ -189,6 +192,7 @@ class IndexBuilder:
         key: the DICOM attribute that the labels file is keyed by.
         withdrawn: pseudonyms of patients whose images are left out.
         quality: what the site itself asks of files.
+        masks: where the study learns from masks, those of the site.
     """
 
     labels: LabelTable
@@ -196,6 +200,7 @@ class IndexBuilder:
     key: LabelKey
     withdrawn: Collection[str]
     quality: SiteQuality = field(default_factory=SiteQuality)
+    masks: MaskFiles | None = None
     records: dict[str, Record] = field(default_factory=dict)
     found: list[_Found] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -233,8 +238,14 @@ class IndexBuilder:
         used = self.instances.get(record.pseudonyms["SOPInstanceUID"])
         if used is not None:
             raise Unusable(Reason.DUPLICATE_FILE if used == record.content else Reason.DUPLICATE)
-        if record.finding is None and (pixels := record.pixels) is not None:
+        structures = self.study.task.mask_values
+        if structures and self.study.image.depth is None:
+            check_mask(record.mask)
+        pixels = record.pixels if record.finding is None else None
+        if pixels is not None:
             self._gate.check_pixels(pixels)
+        if structures:
+            return (MISSING,) * len(structures) if pixels is None else pixels.present
         return label
 
     def add(self, path: str, record: Record) -> LeftOut | None:
@@ -310,6 +321,7 @@ class IndexBuilder:
             task=self.study.task,
             finding_problems=self.labels.finding_problems,
             tally=self._tally(left_out),
+            mask_problems={} if self.masks is None else self.masks.problems(),
         )
 
     @property

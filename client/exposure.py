@@ -7,11 +7,15 @@ from client.site_file import SiteFile
 
 
 def exposed(site: SiteFile) -> list[str]:
-    """One line for each of images and labels that every user of this machine may read, with what mends it."""
+    """One line for each of images, labels and masks that every user of this machine may read, with what mends it."""
     network_user = ", the network user too" if site.agent is not None else ""
     return [
         f"{key}: every user of this machine may read {path}{network_user}; take that right away with: chmod o= {path}"
-        for key, path in (("images.folder", site.images.folder), ("labels.file", site.labels.file))
+        for key, path in (
+            ("images.folder", site.images.folder),
+            ("labels.file", site.labels.file),
+            *([("masks.folder", site.masks.folder)] if site.masks is not None else []),
+        )
         if _open_to_others(path)
     ]
 

@@ -6,7 +6,7 @@ from torch import nn
 from client.patients import PatientSet
 from client.training import Machine, images_at_a_time
 from shared_models.manifest import trainable_weights
-from shared_models.networks.classifier import Classifier
+from shared_models.networks.network import Network
 from shared_models.study import Training
 
 MOST_BYTES = 4 * 2**30
@@ -14,12 +14,12 @@ MOST_BYTES = 4 * 2**30
 
 
 def with_features(
-    model: Classifier, patients: PatientSet, *, training: Training, machine: Machine
+    model: Network, patients: PatientSet, *, training: Training, machine: Machine
 ) -> PatientSet:
     """Return the patients with the features of their images, where only the model's head is trained.
 
-    Without any where other weights are trained too, where images are altered at random, or where they would take more
-    than `MOST_BYTES`. What is trained is the same to rounding.
+    Without any where other weights are trained too, where images or features are altered at random, or where they would
+    take more than `MOST_BYTES`. What is trained is the same to rounding.
 
     Args:
         model: on ``machine.device``.
@@ -28,7 +28,12 @@ def with_features(
         machine: what computes.
     """
     trained = set(trainable_weights(model).values())
-    if training.flip or not len(patients) or trained - set(model.head.parameters()):
+    if (
+        training.augmentation.alters
+        or model.dropout.p
+        or not len(patients)
+        or trained - set(model.head.parameters())
+    ):
         return patients
     images = patients.images
     if _features(model, images[:1], machine).numel() * len(images) * 4 > MOST_BYTES:
@@ -42,11 +47,11 @@ def trained_part(model: nn.Module, patients: PatientSet) -> nn.Module:
     """Return the head for patients with features, and the whole model for others; the weights are the same."""
     if patients.features is None:
         return model
-    if not isinstance(model, Classifier):
+    if not isinstance(model, Network):
         raise TypeError("features of patients belong to a shared network")
     return model.head
 
 
-def _features(model: Classifier, images: torch.Tensor, machine: Machine) -> torch.Tensor:
+def _features(model: Network, images: torch.Tensor, machine: Machine) -> torch.Tensor:
     with torch.no_grad():
         return model.features(images.to(machine.device)).float().cpu()

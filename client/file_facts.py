@@ -18,6 +18,7 @@ from client.dicom_file import Unusable, code_of, number_of, text_of
 from client.identifying_facts import IdentifyingFacts
 from client.pixel_size import spacing_of
 from shared_models.configuration import Frozen
+from shared_models.tasks.segmentation import MOST_STRUCTURES
 
 Code = Annotated[str, Field(pattern=r"^([A-Z0-9_]{0,16}|\?)$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -52,13 +53,17 @@ class PixelFacts(Frozen):
     ``digest`` is SHA-256 over shape, type and values: equal for equal pixels, however they are compressed. What is
     remembered is a keyed hash of that (`keyed`).
     ``lowest_share`` and ``highest_share``: of all samples, those that have the image's own lowest and highest value.
-    ``blank``: there is one value only.
+    ``blank``: there is one value only. ``present``: where a study learns from masks, for each structure 1 where the
+    prepared mask has some of it.
     """
 
     digest: Annotated[str, Field(pattern=r"^([0-9a-f]{64}|[0-9a-f]{32})$")]
     lowest_share: Share
     highest_share: Share
     blank: bool
+    present: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=1)], ...], Field(strict=False, max_length=MOST_STRUCTURES)
+    ] = ()
 
     def keyed(self, pseudonym: Callable[[str], str]) -> "PixelFacts":
         """The same with what *pseudonym* makes of the digest: whoever has the image cannot find it here."""

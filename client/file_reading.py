@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 from pydicom.dataset import FileDataset
 
 from client.dicom_file import (
@@ -23,9 +24,11 @@ from client.file_facts import HeaderFacts, PixelFacts, header_facts, pixel_facts
 from client.frames import chosen_frame, take_frame
 from client.header_walk import look_through
 from client.intensity import has_window
+from client.masks import plane_mask
 from client.person import PERSON_KEYWORDS, person_values
 from client.preparation import Plane, prepare
 from client.reasons import Reason
+from client.structures import MaskWanted, present, with_mask
 from shared_models.study import Image
 
 
@@ -50,7 +53,8 @@ class Header:
 class Prepared:
     """An image as the model sees it, whether its file says how it is to be shown, and what its stored values say.
 
-    Of a volume ``facts`` are those of all its slices in their order, in the study's units.
+    Of a volume ``facts`` are those of all its slices in their order, in the study's units. Where a mask was wanted it
+    is the last channel.
     """
 
     plane: Plane = field(repr=False)
@@ -112,8 +116,8 @@ class OpenFile:
             self.close()
         return told
 
-    def prepared(self, path: Path, image: Image) -> Prepared:
-        """Decode and prepare the image, whose header need not have been read before.
+    def prepared(self, path: Path, image: Image, mask: MaskWanted | None = None) -> Prepared:
+        """Decode and prepare the image, whose header need not have been read before, and its mask where one is wanted.
 
         Raises:
             Unusable: with the reason, which may be one of the header.
@@ -126,9 +130,16 @@ class OpenFile:
         finally:
             self.close()
         plane = prepare(dataset, image, lambda stored: facts.append(pixel_facts(stored)))
+        found = facts[0]
+        if mask is not None:
+            classes = np.zeros((1, *image.shape[1:]), dtype=np.uint8)
+            if mask.path is not None:
+                classes = plane_mask(mask.path, dataset, image, structures=mask.structures)
+            plane = with_mask(plane, classes)
+            found = found.model_copy(update={"present": present(classes, mask.structures)})
         if _status(path) != current.status:
             raise Unusable(Reason.NOT_READABLE, "It was changed while it was read.")
-        return Prepared(plane=plane, has_window=image.channels == 3 or has_window(dataset), facts=facts[0])
+        return Prepared(plane=plane, has_window=image.channels == 3 or has_window(dataset), facts=found)
 
     def close(self) -> None:
         """Close the file, if one is open."""

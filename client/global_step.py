@@ -1,5 +1,7 @@
 """One hospital's part of a step that all hospitals make together: the sum of its patients' clipped gradients."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -7,7 +9,7 @@ from torch import nn
 
 from client.budget import training_cost
 from client.patients import PatientSet
-from client.training import ClippedSamples, Machine, add_sample
+from client.training import ClippedSamples, Machine, add_sample, seeded
 from privacy.accounting import TrainingCost
 from privacy.noise_share import NoiseShare
 from privacy.randomness import CryptographicGenerator
@@ -64,6 +66,7 @@ def clipped_sum(
     clipping_bound: float,
     machine: Machine,
     generator: CryptographicGenerator,
+    voxel: Sequence[float] | None = None,
 ) -> NDArray[np.float64]:
     """Sample patients, and return the sum of their clipped gradients at the model's weights.
 
@@ -74,7 +77,8 @@ def clipped_sum(
         training: the study's.
         clipping_bound: what one patient adds at most, L2.
         machine: what computes.
-        generator: draws the sample, the image of each patient and the flips.
+        generator: draws the sample, the image of each patient and its alterations.
+        voxel: size of a voxel, see `client.augmentation`.
 
     Returns:
         float64, shape (num_weights,).
@@ -84,7 +88,10 @@ def clipped_sum(
     )
     model.train()
     try:
-        add_sample(gradient, patients, training=training, machine=machine, generator=generator)
+        with seeded(model, generator):
+            add_sample(
+                gradient, patients, training=training, machine=machine, generator=generator, voxel=voxel
+            )
         return torch.cat([part.flatten() for part in gradient.take()]).cpu().double().numpy()
     finally:
         gradient.close()

@@ -75,6 +75,7 @@ def write_page(
             for name, counted in index.finding_problems.items()
             for problem, number in sorted(counted.items(), key=_by_number)
         ],
+        mask_problems=list(index.mask_problems.items()),
         kinds=[(kind, index.tally.kinds.get(kind, 0)) for kind in Kind],
         measures={"rows × columns": _largest(sizes), "size of a pixel": _largest(spacings)},
         groups=[(name, list(group)) for name, group in groupby(pictures, key=lambda each: each.class_name)],

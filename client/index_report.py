@@ -16,7 +16,7 @@ from rich.text import Text
 from client.dicom_index import Index
 from client.private_file import replace_private_file
 from client.quality_notes import quality_notes
-from client.reasons import LabelProblem
+from client.reasons import LabelProblem, MaskProblem
 from client.roles import Role
 from client.scanner_rows import scanner_rows
 from shared_models.study import Study
@@ -75,6 +75,7 @@ def write_index(index: Index, state: Path, *, study: Study) -> Path:
         "summary": summary_of(index, study),
         "label_problems": _codes(index.label_problems),
         "finding_problems": {name: _codes(counted) for name, counted in index.finding_problems.items()},
+        **({"mask_problems": _codes(index.mask_problems)} if index.task.mask_values else {}),
     }
     images = (
         {
@@ -132,7 +133,7 @@ def summary_of(index: Index, study: Study) -> dict[str, object]:
     }
 
 
-def _codes(problems: Mapping[LabelProblem, int]) -> dict[str, int]:
+def _codes(problems: Mapping[LabelProblem, int] | Mapping[MaskProblem, int]) -> dict[str, int]:
     return {problem.code: number for problem, number in problems.items()}
 
 
@@ -168,6 +169,8 @@ def render_index(index: Index, study: Study) -> RenderableType:
         parts.append(_left_out_table(index))
     if index.label_problems:
         parts.append(_label_table(index))
+    if index.mask_problems:
+        parts.append(_mask_table(index))
     if index.tally.scanners:
         parts.append(_scanner_table(index))
     parts += _patient_tables(index)
@@ -217,6 +220,16 @@ def _label_table(index: Index) -> Table:
     return table
 
 
+def _mask_table(index: Index) -> Table:
+    table = Table(title="Masks folder", title_justify="left")
+    table.add_column("Files", justify="right")
+    table.add_column("What is wrong")
+    table.add_column("What to do")
+    for problem, number in index.mask_problems.items():
+        table.add_row(str(number), problem.sentence, problem.remedy)
+    return table
+
+
 def _patient_tables(index: Index) -> list[Table]:
     if index.task.finding_names:
         return [_patient_table(index, ()), _finding_table(index)]
@@ -248,9 +261,10 @@ def _class_table(index: Index) -> Table:
 
 
 def _finding_table(index: Index) -> Table:
-    """A row for each finding: patients with it, without it, and those of whom it is not known; what is wrong."""
+    """A row for each finding or structure: patients with it, without it, those not known; what is wrong."""
+    first = "Structure" if index.task.mask_values else "Finding"
     table, counts = (
-        _roles_table("Finding", "Patients with / without / not known"),
+        _roles_table(first, "Patients with / without / not known"),
         [index.label_counts(role) for role in Role],
     )
     wrong = list(dict.fromkeys(one for counted in index.finding_problems.values() for one in counted))

@@ -14,14 +14,15 @@ from client.dicom_index import Index, IndexBuilder
 from client.file_tree import FoundFile, files_below
 from client.identifiers import PSEUDONYM_KINDS
 from client.index_report import write_index
-from client.labels import LabelsError, read_labels
+from client.labels import LabelsError, LabelTable, read_labels
+from client.mask_files import MaskFiles, find_masks
 from client.patients import PatientSet, gather_patients
 from client.reading_pool import Reader
 from client.roles import Role
 from client.scan import CHECKPOINT_SECONDS, Progress, Scan
 from client.scan_memory import ScanMemory
 from client.secret import SiteSecret
-from client.site_file import SiteFile
+from client.site_file import Masks, SiteFile
 from client.volume_scan import VolumeScan
 from shared_models.study import Study
 
@@ -88,25 +89,44 @@ def ingest(
             "whole series (image.depth); key the labels by SeriesInstanceUID, StudyInstanceUID, AccessionNumber or "
             "PatientID"
         )
-    labels = read_labels(site.labels, study)
-    builder = IndexBuilder(
-        labels=labels.keyed(lambda value: secret.pseudonym(PSEUDONYM_KINDS[key], value)),
-        study=study,
-        key=key,
-        withdrawn=withdrawn,
-        quality=site.quality,
+    structures = study.task.mask_values
+    where = _where_masks_are(site, study) if structures else None
+    labels = read_labels(site.labels, study, mask_column=None if where is None else where.column).keyed(
+        lambda value: secret.pseudonym(PSEUDONYM_KINDS[key], value)
     )
-    files = _files(site.images.folder, exclude=site.labels.file)
+    make_reader = make_reader or partial(DecodingWorker, Limits.of(image))
+    files = _files(site.images.folder, exclude=site.labels.file, named="images.folder")
     with opened_cache(
         site.state,
-        preparation_hash(image, secret),
-        image.shape,
+        preparation_hash(image, secret, structures),
+        (image.channels + bool(structures), *image.shape[1:]),
         limit=int(site.images.cache_gib * 2**30),
         withdrawn=withdrawn,
         tell=tell,
     ) as images:
         memory = ScanMemory(images.folder, tell)
         try:
+            masks = None
+            if where is not None:
+                masks, files = _masks(
+                    where,
+                    files,
+                    site=site,
+                    study=study,
+                    labels=labels,
+                    secret=secret,
+                    memory=memory,
+                    recheck=recheck,
+                    make_reader=make_reader,
+                )
+            builder = IndexBuilder(
+                labels=labels,
+                study=study,
+                key=key,
+                withdrawn=withdrawn,
+                quality=site.quality,
+                masks=masks,
+            )
             scan = (Scan if image.depth is None else VolumeScan)(
                 site.images.folder,
                 builder,
@@ -116,7 +136,8 @@ def ingest(
                 num_readers=site.compute.num_readers or len(os.sched_getaffinity(0)),
                 recheck=recheck,
                 checkpoint_seconds=checkpoint_seconds,
-                make_reader=make_reader or partial(DecodingWorker, Limits.of(image)),
+                make_reader=make_reader,
+                masks=masks,
             )
             scan.read(files, progress)
         except DecoderDoesNotStart as error:
@@ -129,13 +150,65 @@ def ingest(
         return Ingested(index=index, patients=gather_patients(index, scan.stored))
 
 
-def _files(folder: Path, *, exclude: Path) -> list[FoundFile]:
-    """All files below the images folder but the labels file. Raises DataRefused."""
+def _where_masks_are(site: SiteFile, study: Study) -> Masks:
+    """Raises DataRefused or LabelsError where masks cannot be told from site.toml."""
+    if site.masks is None:
+        raise DataRefused(
+            "the study learns from masks, and site.toml does not say where this hospital's are; add [masks] with folder"
+        )
+    images, masks = site.images.folder.resolve(), site.masks.folder.resolve()
+    if images != masks and images.is_relative_to(masks):
+        raise DataRefused(
+            f"{site.masks.folder}: masks.folder in site.toml holds the images folder; name the same folder for both, "
+            "or one below or beside it"
+        )
+    key = "SOPInstanceUID" if study.image.depth is None else "SeriesInstanceUID"
+    if site.masks.column is not None and site.labels.key != key:
+        raise LabelsError(
+            f"{site.labels.file}: masks.column names a mask for each row, and a row stands for one image of this study "
+            f"only where labels.key is {key}; key the labels by {key}, or leave masks.column out"
+        )
+    return site.masks
+
+
+def _masks(
+    where: Masks,
+    files: list[FoundFile],
+    *,
+    site: SiteFile,
+    study: Study,
+    labels: LabelTable,
+    secret: SiteSecret,
+    memory: ScanMemory,
+    recheck: bool,
+    make_reader: Callable[[], Reader],
+) -> tuple[MaskFiles, list[FoundFile]]:
+    """The masks, and the files of the images folder that are none. Raises DataRefused."""
+    apart = where.folder.resolve() != site.images.folder.resolve()
+    below = _files(where.folder, exclude=site.labels.file, named="masks.folder") if apart else files
+    masks = find_masks(
+        where,
+        below,
+        labels,
+        key=site.labels.key,
+        study=study,
+        apart=apart,
+        secret=secret,
+        memory=memory,
+        recheck=recheck,
+        make_reader=make_reader,
+    )
+    taken = {file.identity for file in below if apart or file.name in masks.by_path}
+    return masks, [file for file in files if file.identity not in taken]
+
+
+def _files(folder: Path, *, exclude: Path, named: str) -> list[FoundFile]:
+    """All files below a folder but the labels file. Raises DataRefused."""
     try:
         status = exclude.stat()
         files = files_below(folder)
     except OSError as error:
         raise DataRefused(
-            f"{folder}: cannot be listed ({error.strerror}); check images.folder in site.toml"
+            f"{folder}: cannot be listed ({error.strerror}); check {named} in site.toml"
         ) from error
     return [file for file in files if file.identity != (status.st_dev, status.st_ino)]

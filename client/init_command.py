@@ -195,7 +195,8 @@ min_cohort = {min_cohort:<18}# no study that lets sums of fewer hospitals be ope
 min_threshold = 2              # no study in which fewer hospitals can open a sum
 min_patients = 20              # fewer training patients than this: no training
 max_unusable_share = 0.2       # more unusable files than this share: no training
-allowed_tasks = ["binary-classification"]   # also: "multi-class-classification", "multi-label-classification"
+# also: "multi-class-classification", "multi-label-classification", "segmentation"
+allowed_tasks = ["binary-classification"]
 allowed_architectures = ["small-cnn"]
 ask_each_run = false           # true: somebody here approves each run, not only each study
 max_runs_per_study = {max_runs:<10}# each run of a study costs its epsilon again

@@ -67,7 +67,7 @@ class Statements:
         for key, columns in self._by_key.items():
             values = [_resolved(said) for said in columns]
             known = tuple(MISSING if isinstance(value, Reason) else value for value in values)
-            if all(value == MISSING for value in known):
+            if known and all(value == MISSING for value in known):
                 unusable[key] = next(reason for reason in _GRAVEST if reason in values)
             else:
                 labels[key] = known if self._task.finding_names else known[0]

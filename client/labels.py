@@ -32,8 +32,9 @@ class LabelTable:
     """What the labels file says, by value of its key column. Stays in memory.
 
     ``labels`` and ``unusable`` share no key: the label, or why there is none. ``roles`` holds every role that a
-    row states for a key; it is empty where the study does not take roles from the file. ``finding_problems`` are
-    those of ``problems`` that concern one finding, where the study has findings.
+    row states for a key; it is empty where the study does not take roles from the file. ``masks`` holds every mask that
+    a row names for a key, where the file names masks. ``finding_problems`` are those of ``problems`` that concern one
+    finding, where the study has findings. Where masks are what is learnt, a label is ``()``: there is a row.
     """
 
     num_rows: int
@@ -42,6 +43,7 @@ class LabelTable:
     labels: Mapping[str, Label] = field(repr=False)
     unusable: Mapping[str, Reason] = field(repr=False)
     roles: Mapping[str, frozenset[Role]] = field(repr=False)
+    masks: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
     def label_of(self, key: str) -> Label:
         """Return the label. Raises Unusable: no row, no label, an unknown or a contradictory one."""
@@ -61,20 +63,22 @@ class LabelTable:
             labels={pseudonym(key): label for key, label in self.labels.items()},
             unusable={pseudonym(key): reason for key, reason in self.unusable.items()},
             roles={pseudonym(key): roles for key, roles in self.roles.items()},
+            masks={pseudonym(key): masks for key, masks in self.masks.items()},
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Columns:
-    """Positions in a row; ``role`` is None where roles do not come from the file."""
+    """Positions in a row; ``role`` and ``mask`` are None where they do not come from the file."""
 
     key: int
     labels: tuple[int, ...]
     role: int | None
+    mask: int | None
     num_columns: int
 
 
-def read_labels(file: Labels, study: Study) -> LabelTable:
+def read_labels(file: Labels, study: Study, *, mask_column: str | None = None) -> LabelTable:
     """Read a labels file: UTF-8 with or without byte order mark, ``,`` or ``;`` between cells, one header row.
 
     What a cell means is the task's (`shared_models.tasks`). Rows of one key that do not say the same make the key
@@ -85,14 +89,16 @@ def read_labels(file: Labels, study: Study) -> LabelTable:
     Args:
         file: where the file is and which columns matter.
         study: the task's values and where roles come from.
+        mask_column: names the mask of each key, where some column does.
 
     Raises:
         LabelsError: the file cannot be read, is no such CSV, or a column is missing.
     """
     header, rows = _read_rows(file.file)
-    columns = _find_columns(header, file, study)
+    columns = _find_columns(header, file, study, mask_column)
     said = Statements(study.task)
     roles: dict[str, set[Role]] = {}
+    masks: dict[str, set[str]] = {}
     for row in rows:
         if len(row) != columns.num_columns:
             said.problems[LabelProblem.WRONG_LENGTH] += 1
@@ -104,6 +110,8 @@ def read_labels(file: Labels, study: Study) -> LabelTable:
         said.add(key, [cells[position] for position in columns.labels])
         if columns.role is not None:
             _add_role(roles.setdefault(key, set()), cells[columns.role], said.problems)
+        if columns.mask is not None and (mask := cells[columns.mask]):
+            masks.setdefault(key, set()).add(mask)
     labels, unusable = said.resolved()
     return LabelTable(
         num_rows=len(rows),
@@ -112,6 +120,7 @@ def read_labels(file: Labels, study: Study) -> LabelTable:
         labels=labels,
         unusable=unusable,
         roles={key: frozenset(stated) for key, stated in roles.items()},
+        masks={key: frozenset(named) for key, named in masks.items()},
     )
 
 
@@ -121,7 +130,7 @@ def columns_of(file: Labels, task: TaskTable) -> tuple[str, ...]:
     Raises:
         LabelsError: site.toml names one column where the study wants several.
     """
-    if file.column is None:
+    if file.column is None or not task.columns:
         return tuple(file.columns.get(column, column) for column in task.columns)
     if len(task.columns) > 1:
         raise LabelsError(
@@ -183,9 +192,9 @@ def _parse(text: str, path: Path) -> Iterator[list[str]]:
         ) from error
 
 
-def _find_columns(header: list[str], file: Labels, study: Study) -> _Columns:
-    labels = columns_of(file, study.task)
-    wanted = [file.key, *labels, *([ROLE_COLUMN] if study.patients.roles == "column" else [])]
+def _find_columns(header: list[str], file: Labels, study: Study, mask: str | None) -> _Columns:
+    labels, masks = columns_of(file, study.task), [] if mask is None else [mask]
+    wanted = [file.key, *labels, *([ROLE_COLUMN] if study.patients.roles == "column" else []), *masks]
     if repeated := sorted({name for name in wanted if header.count(name) > 1}):
         raise LabelsError(f"{file.file}: column {', '.join(repeated)} occurs more than once; keep one")
     if missing := [name for name in dict.fromkeys(wanted) if name not in header]:
@@ -195,6 +204,7 @@ def _find_columns(header: list[str], file: Labels, study: Study) -> _Columns:
         key=header.index(file.key),
         labels=tuple(header.index(label) for label in labels),
         role=role,
+        mask=None if mask is None else header.index(mask),
         num_columns=len(header),
     )
 
@@ -205,6 +215,6 @@ def _shown(header: list[str], *labels: str) -> str:
     if not known & {name.lower() for name in header}:
         return f"Its first line has {len(header)} cells and none is a name known here: is the header line missing?"
     return (
-        f"There are: {', '.join(header)}. Rename one in the file, or set labels.key, labels.column or labels.columns "
-        "in site.toml"
+        f"There are: {', '.join(header)}. Rename one in the file, or set labels.key, labels.column, labels.columns or "
+        "masks.column in site.toml"
     )

@@ -231,6 +231,7 @@ def _update(
             num_patients=run.num_patients,
             machine=run.machine,
             generator=generator,
+            voxel=run.study.image.voxel,
         )
     finally:
         gradient.close()
@@ -258,6 +259,7 @@ def _gradient(
         clipping_bound=share.clipping_bound,
         machine=run.machine,
         generator=generator,
+        voxel=run.study.image.voxel,
     )
 
     def encode(statistics: NDArray[np.int64]) -> IntVector:

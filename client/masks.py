@@ -1,7 +1,7 @@
 """Masks as labels of segmentation: read, checked against their image, and prepared on the same grid.
 
 A mask comes from DICOM SEG, from NIfTI-1 (`client.nifti`) for a volume, or from a grey PNG for a plane image. Reading
-one is work for the process that decodes (`client.decoding`): its file may be hostile. Nothing trains on masks yet.
+one is work for the process that decodes (`client.decoding`): its file may be hostile.
 
 ==================  =============================================================================
 of the image        of its mask
@@ -23,23 +23,29 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 from pydicom.dataset import FileDataset
 
-from client.mask_problems import MaskProblem, MaskUnusable
+from client.dicom_file import Unusable
 from client.nifti import read_nifti
 from client.orientation import transposed, upright
 from client.pixel_size import height_over_width, spacing_of
 from client.preparation import Plane, fit, resampled
+from client.reasons import Reason
 from client.segmentation import segmented_plane, segmented_volume
+from client.structures import WHOLE, Classes, MaskValues, classes_of
 from client.volume import Volume, Voxels, nearest
 from shared_models.study import Image
-
-Mask = npt.NDArray[np.uint8]
-"""1 inside, else 0."""
 
 _OFF = 0.1
 """Of a voxel: so far the corners of mask and volume may lie apart."""
 
 
-def volume_mask(path: Path, of: Volume, image: Image, *, instances: Collection[str] = ()) -> Mask:
+def volume_mask(
+    path: Path,
+    of: Volume,
+    image: Image,
+    *,
+    instances: Collection[str] = (),
+    structures: MaskValues = WHOLE,
+) -> Classes:
     """Return the mask of a volume on the study's grid.
 
     Args:
@@ -47,19 +53,20 @@ def volume_mask(path: Path, of: Volume, image: Image, *, instances: Collection[s
         of: the volume, as `client.series.read_series` gave it.
         image: what the study wants; it has a depth.
         instances: SOPInstanceUIDs of the volume's files; for SEG.
+        structures: the study's.
 
     Returns:
         uint8 of ``image.shape``.
 
     Raises:
-        MaskUnusable: with the problem.
+        Unusable: with the problem.
     """
     if image.depth is None or image.spacing is None or image.slice_spacing is None:
         raise ValueError("the study's images are no volumes")
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        mask = Volume(values=on_voxels(read_nifti(path), of), origin=of.origin, steps=of.steps)
+        mask = Volume(values=on_voxels(read_nifti(path, structures), of), origin=of.origin, steps=of.steps)
     else:
-        mask = segmented_volume(path, of, instances=instances)
+        mask = segmented_volume(path, of, instances=instances, structures=structures)
     placed = nearest(
         mask,
         spacing=(image.slice_spacing, image.spacing, image.spacing),
@@ -73,18 +80,18 @@ def on_voxels(mask: Volume, of: Volume) -> Voxels:
     """Return the values of a mask in the order of a volume's voxels, which must be its own.
 
     Raises:
-        MaskUnusable: they have other sizes, or lie elsewhere.
+        Unusable: they have other sizes, or lie elsewhere.
     """
     to_voxel = np.linalg.inv(of.steps)
     turn = to_voxel @ mask.steps  # how far a step along each axis of the mask goes along those of the volume
     axes = np.abs(turn).argmax(axis=0)
     if sorted(axes) != [0, 1, 2]:
-        raise MaskUnusable(MaskProblem.ELSEWHERE, "Its axes are not those of its image.")
+        raise Unusable(Reason.MASK_ELSEWHERE, "Its axes are not those of its image.")
     order = [int(np.flatnonzero(axes == axis)[0]) for axis in range(3)]
     backwards = [axis for axis in range(3) if turn[axis, order[axis]] < 0.0]
     values = np.flip(mask.values.transpose(order), tuple(backwards))
     if values.shape != of.values.shape:
-        raise MaskUnusable(MaskProblem.OTHER_SIZE, f"{values.shape} voxels; the image has {of.values.shape}.")
+        raise Unusable(Reason.MASK_OTHER_SIZE, f"{values.shape} voxels; the image has {of.values.shape}.")
     sizes = np.array(mask.values.shape) - 1.0
     corners = [
         to_voxel @ (mask.origin + mask.steps @ (np.array(corner) * sizes) - of.origin)
@@ -93,33 +100,32 @@ def on_voxels(mask: Volume, of: Volume) -> Voxels:
     ends = np.array(of.values.shape) - 1.0
     off = max(float(np.minimum(np.abs(corner), np.abs(corner - ends)).max()) for corner in corners)
     if off > _OFF:
-        raise MaskUnusable(
-            MaskProblem.ELSEWHERE, f"Its corners lie {off:.2g} voxels beside those of its image."
-        )
+        raise Unusable(Reason.MASK_ELSEWHERE, f"Its corners lie {off:.2g} voxels beside those of its image.")
     return np.ascontiguousarray(values)
 
 
-def plane_mask(path: Path, header: FileDataset, image: Image) -> Mask:
+def plane_mask(path: Path, header: FileDataset, image: Image, *, structures: MaskValues = WHOLE) -> Classes:
     """Return the mask of a plane image on the study's pixels.
 
     Args:
         path: PNG where its name ends on ``.png``, else DICOM SEG.
         header: of the image.
         image: what the study wants.
+        structures: the study's.
 
     Returns:
         uint8 of shape (1, rows, columns).
 
     Raises:
-        MaskUnusable: with the problem.
+        Unusable: with the problem.
         Unusable: the image's own header does not say how it lies.
     """
     shape = int(header.Rows), int(header.Columns)
     if path.name.lower().endswith(".png"):
-        inside = _read_png(path, shape)
+        classes = classes_of(_read_png(path, shape), structures)
     else:
-        inside = segmented_plane(path, shape, instance=str(header.SOPInstanceUID))
-    plane: Plane = inside.astype(np.float32)
+        classes = segmented_plane(path, shape, instance=str(header.SOPInstanceUID), structures=structures)
+    plane: Plane = classes.astype(np.float32)
     ratio, spacing = height_over_width(header), spacing_of(header)
     if image.orientation == "standard":
         if transposed(header):
@@ -132,19 +138,19 @@ def plane_mask(path: Path, header: FileDataset, image: Image) -> Mask:
     return placed.astype(np.uint8)[np.newaxis]
 
 
-def _read_png(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """What is above 0 in a grey PNG of this size, whose pixels are looked at only where the size is right."""
+def _read_png(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.generic]:
+    """The values of a grey PNG of this size, whose pixels are looked at only where the size is right."""
     try:
         with Pillow.open(path, formats=["PNG"]) as picture:
             if picture.size != shape[::-1]:
                 columns, rows = picture.size
-                raise MaskUnusable(
-                    MaskProblem.OTHER_SIZE,
+                raise Unusable(
+                    Reason.MASK_OTHER_SIZE,
                     f"{rows} × {columns} pixels; the image has {shape[0]} × {shape[1]}.",
                 )
             if picture.mode not in ("1", "L", "I;16", "I"):
-                raise MaskUnusable(MaskProblem.UNSUPPORTED, f"Its pixels are {picture.mode}, not grey.")
-            return np.asarray(picture) > 0
+                raise Unusable(Reason.MASK_UNSUPPORTED, f"Its pixels are {picture.mode}, not grey.")
+            return np.array(picture)
     except (
         OSError,
         ValueError,
@@ -152,4 +158,4 @@ def _read_png(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
         Pillow.DecompressionBombError,
         Pillow.DecompressionBombWarning,
     ) as error:
-        raise MaskUnusable(MaskProblem.UNREADABLE, f"({type(error).__name__})") from None
+        raise Unusable(Reason.MASK_UNREADABLE, f"({type(error).__name__})") from None

@@ -14,7 +14,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from client.mask_problems import MaskProblem, MaskUnusable
+from client.dicom_file import Unusable
+from client.reasons import Reason
+from client.structures import WHOLE, MaskValues, classes_of
 from client.volume import Millimetres, Volume
 
 MAX_VOXELS = 2**28
@@ -28,17 +30,19 @@ _LPS = np.diag([-1.0, -1.0, 1.0])
 """NIfTI counts towards right, front and head; DICOM towards left, back and head."""
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, structures: MaskValues = WHOLE) -> Volume:
     """Read one volume.
 
     Args:
         path: ``.nii``, or gzip of one; which it is says its beginning.
+        structures: the study's.
 
     Returns:
-        float32 1 where the voxel is above 0, else 0, in DICOM's system of the patient.
+        float32 numbers of structures (`client.structures.Classes`), in DICOM's system of the patient.
 
     Raises:
-        MaskUnusable: no NIfTI-1 in one file, damaged, too large, not of three dimensions, or without a place.
+        Unusable: no NIfTI-1 in one file, damaged, too large, not of three dimensions, without a place, or of other
+            values.
     """
     try:
         with path.open("rb") as file:
@@ -53,14 +57,14 @@ def read_nifti(path: Path) -> Volume:
                 _exactly(source, math.prod(shape) * np.dtype(kind).itemsize), np.dtype(order + kind)
             )
     except (OSError, zlib.error, EOFError, struct.error) as error:
-        raise MaskUnusable(MaskProblem.UNREADABLE, f"({type(error).__name__})") from None
+        raise Unusable(Reason.MASK_UNREADABLE, f"({type(error).__name__})") from None
     slope, intercept = struct.unpack_from(f"{order}2f", header, 112)
-    if slope in (0.0, 1.0) and intercept == 0.0:
-        inside = values > 0
-    else:  # of a slope of 0 the format says that there is no scaling
-        inside = values.astype(np.float32) * (slope or 1.0) + (intercept if slope else 0.0) > 0.0
+    if not (slope in (0.0, 1.0) and intercept == 0.0):
+        # of a slope of 0 the format says that there is no scaling
+        values = values.astype(np.float32) * (slope or 1.0) + (intercept if slope else 0.0)
+    classes = classes_of(values, structures).astype(np.float32)
     origin, steps = _place(header, order)
-    return Volume(values=inside.astype(np.float32).reshape(shape[::-1]), origin=origin, steps=steps[:, ::-1])
+    return Volume(values=classes.reshape(shape[::-1]), origin=origin, steps=steps[:, ::-1])
 
 
 class _Source(Protocol):
@@ -94,11 +98,11 @@ def _exactly(source: _Source, number: int) -> bytes:
 
 def _byte_order(header: bytes) -> str:
     if header[344:348] != b"n+1\0":
-        raise MaskUnusable(MaskProblem.UNSUPPORTED, "It is no NIfTI-1 in one file.")
+        raise Unusable(Reason.MASK_UNSUPPORTED, "It is no NIfTI-1 in one file.")
     for order in "<>":
         if struct.unpack_from(f"{order}i", header)[0] == _HEADER:
             return order
-    raise MaskUnusable(MaskProblem.UNREADABLE, "Its header says another length than 348.")
+    raise Unusable(Reason.MASK_UNREADABLE, "Its header says another length than 348.")
 
 
 def _layout(header: bytes, order: str) -> tuple[tuple[int, int, int], str, int]:
@@ -106,19 +110,19 @@ def _layout(header: bytes, order: str) -> tuple[tuple[int, int, int], str, int]:
     dimensions = struct.unpack_from(f"{order}8h", header, 40)
     used = dimensions[1 : 1 + dimensions[0]]
     if not 3 <= dimensions[0] <= 7 or any(size != 1 for size in used[3:]):
-        raise MaskUnusable(MaskProblem.UNSUPPORTED, "It is not one volume of three dimensions.")
+        raise Unusable(Reason.MASK_UNSUPPORTED, "It is not one volume of three dimensions.")
     if any(size < 1 for size in used):
-        raise MaskUnusable(MaskProblem.UNREADABLE, "It claims dimensions below 1.")
+        raise Unusable(Reason.MASK_UNREADABLE, "It claims dimensions below 1.")
     if math.prod(used) > MAX_VOXELS:
-        raise MaskUnusable(MaskProblem.TOO_LARGE, f"{math.prod(used)} voxels; at most {MAX_VOXELS} are read.")
+        raise Unusable(Reason.MASK_TOO_LARGE, f"{math.prod(used)} voxels; at most {MAX_VOXELS} are read.")
     code, offset = (
         struct.unpack_from(f"{order}h", header, 70)[0],
         struct.unpack_from(f"{order}f", header, 108)[0],
     )
     if code not in _TYPES:
-        raise MaskUnusable(MaskProblem.UNSUPPORTED, f"Its data type is number {code}.")
+        raise Unusable(Reason.MASK_UNSUPPORTED, f"Its data type is number {code}.")
     if not (_HEADER <= offset <= _LARGEST_OFFSET and offset == int(offset)):
-        raise MaskUnusable(MaskProblem.UNREADABLE, "Its voxels begin nowhere.")
+        raise Unusable(Reason.MASK_UNREADABLE, "Its voxels begin nowhere.")
     columns, rows, slices = used[:3]
     return (columns, rows, slices), _TYPES[code], int(offset)
 
@@ -132,9 +136,9 @@ def _place(header: bytes, order: str) -> tuple[Millimetres, Millimetres]:
     elif qform > 0:
         origin, steps = _by_quaternion(header, order)
     else:
-        raise MaskUnusable(MaskProblem.ELSEWHERE, "It has neither sform nor qform.")
+        raise Unusable(Reason.MASK_ELSEWHERE, "It has neither sform nor qform.")
     if not (np.isfinite(steps).all() and np.isfinite(origin).all()) or abs(np.linalg.det(steps)) < 1e-6:
-        raise MaskUnusable(MaskProblem.ELSEWHERE, "Its axes are none.")
+        raise Unusable(Reason.MASK_ELSEWHERE, "Its axes are none.")
     return _LPS @ origin, _LPS @ steps
 
 

@@ -24,6 +24,8 @@ class PatientSet:
             volumes, in [0, 1]: a tensor, or where they are stored. Both give a tensor for a slice or for positions.
         labels: int64, shape (num_images,), or (num_images, num_findings) where a label has several values; those that
             are not known are `shared_models.tasks.task.MISSING`.
+        masks: float32, shape (num_images, 1, ...), class numbers, where masks are what is learnt: ``labels`` then say
+            which structures each of them has.
         first_image: int64, shape (num_patients + 1,); the images of patient p are first_image[p] to
             first_image[p + 1] - 1, at least one.
         features: float32, shape (num_images, num_features), where they are known and training does not change them.
@@ -34,6 +36,7 @@ class PatientSet:
     labels: Tensor = field(repr=False)
     first_image: NDArray[np.int64] = field(repr=False)
     features: Tensor | None = field(default=None, repr=False)
+    masks: Images | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return the number of patients."""
@@ -52,6 +55,7 @@ class PatientSet:
             labels=self.labels[images],
             first_image=np.cumsum([0, *sizes], dtype=np.int64),
             features=None if self.features is None else self.features[images],
+            masks=None if self.masks is None else selected(self.masks, images),
         )
 
     def seen_as(self, features: Tensor) -> "PatientSet":
@@ -62,6 +66,11 @@ class PatientSet:
     def inputs(self) -> Images:
         """What training sees of each image: its features, or itself."""
         return self.images if self.features is None else self.features
+
+    @property
+    def targets(self) -> Images:
+        """What training wants of each image: its mask, or its label."""
+        return self.labels if self.masks is None else self.masks
 
     def images_of(self, patient: int) -> range:
         """Return the positions of the images of the patient at position *patient*."""
@@ -81,7 +90,20 @@ def gather_patients(index: Index, stored: Callable[[Sequence[str]], StoredImages
         One `PatientSet` for each role, possibly of no patients.
     """
     findings = [len(index.task.finding_names)] if index.task.finding_names else []
-    return {role: _gather(entries, stored, findings) for role, entries in images_by_role(index).items()}
+    sets = {role: _gather(entries, stored, findings) for role, entries in images_by_role(index).items()}
+    return {role: _with_masks(one) for role, one in sets.items()} if index.task.mask_values else sets
+
+
+def _with_masks(stored: PatientSet) -> PatientSet:
+    """The last channel of what is stored is the mask of the others."""
+    if not isinstance(stored.images, StoredImages):
+        raise TypeError("images of a hospital are stored")
+    channels = stored.images.shape[1] - 1
+    return replace(
+        stored,
+        images=stored.images.with_channels(0, channels),
+        masks=stored.images.with_channels(channels, 1),
+    )
 
 
 def images_by_role(index: Index) -> dict[Role, list[IndexedImage]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from client.file_reading import Header, Prepared
+from client.structures import MaskWanted
 from shared_models.study import Image
 
 Job = TypeVar("Job")
@@ -26,12 +27,16 @@ class Reader(Protocol):
         """Return SHA-256 of the file's bytes."""
         ...
 
-    def prepare(self, path: Path, image: Image) -> Prepared:
-        """Read, decode and prepare one file."""
+    def drawn_on(self, path: Path) -> tuple[str, ...]:
+        """The numbers of the images that a DICOM SEG was drawn on; none of others."""
         ...
 
-    def prepare_series(self, paths: Sequence[Path], image: Image) -> Prepared:
-        """Read, decode and prepare all files of one series."""
+    def prepare(self, path: Path, image: Image, mask: MaskWanted | None = None) -> Prepared:
+        """Read, decode and prepare one file, and its mask."""
+        ...
+
+    def prepare_series(self, paths: Sequence[Path], image: Image, mask: MaskWanted | None = None) -> Prepared:
+        """Read, decode and prepare all files of one series, and its mask."""
         ...
 
     def interrupt(self) -> None:

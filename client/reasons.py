@@ -235,6 +235,51 @@ class Reason(Enum):
         "The labels file has several rows for it that contradict each other.",
         "Keep the right row.",
     )
+    NO_MASK = (
+        "no-mask",
+        "The study learns from masks, and there is none for it.",
+        "Add its mask, an empty one where nothing is to be marked; names and numbers must fit (see Masks).",
+    )
+    SEVERAL_MASKS = (
+        "several-masks",
+        "There are several masks for it.",
+        "Keep one; where structures lie in several files, save them as one mask.",
+    )
+    MASK_UNREADABLE = (
+        "mask-unreadable",
+        "Its mask cannot be read as what its name says it is, or is damaged.",
+        "Export the mask again.",
+    )
+    MASK_UNSUPPORTED = (
+        "mask-unsupported",
+        "Its mask is of a kind that is not read here.",
+        "Save it as DICOM SEG, as NIfTI-1 in one file (.nii, .nii.gz), or for a plane image as grey PNG.",
+    )
+    MASK_TOO_LARGE = (
+        "mask-too-large",
+        "Its mask is larger than any mask is.",
+        "Do not trust the file; export the mask again from its source.",
+    )
+    MASK_OTHER_SIZE = (
+        "mask-other-size",
+        "Its mask has another number of rows, columns or slices than the image.",
+        "Draw or export the mask on the pixels of the image itself.",
+    )
+    MASK_ELSEWHERE = (
+        "mask-elsewhere",
+        "Its mask does not lie where the image lies, or does not say where it lies.",
+        "Draw or export the mask on the image itself, with its geometry.",
+    )
+    MASK_OF_ANOTHER_IMAGE = (
+        "mask-of-another-image",
+        "Its mask says that it was drawn on another image.",
+        "Pair the mask with the image that it names.",
+    )
+    MASK_OTHER_VALUES = (
+        "mask-other-values",
+        "Something is marked in its mask, but nothing by a value that the study names.",
+        "Compare the values of the mask, or the segment numbers of a SEG, with the study's; correct the mask.",
+    )
     ROLE_MISSING = (
         "role-missing",
         "The study takes roles from the labels file, and its row has none of train, validation, test.",
@@ -301,6 +346,26 @@ class LabelProblem(Enum):
         "no-file",
         "No readable file of the images folder has this key.",
         "Check that the key column holds what site.toml says, and that the patient's files are there.",
+    )
+
+    def __init__(self, code: str, sentence: str, remedy: str) -> None:
+        self.code = code
+        self.sentence = sentence
+        self.remedy = remedy
+
+
+class MaskProblem(Enum):
+    """What is wrong with a file that is to be a mask, whatever image it belongs to."""
+
+    NO_IMAGE = (
+        "mask-without-image",
+        "No readable file of the images folder goes with it.",
+        "Compare its name with that of its image, or the numbers in a SEG with the image's; or remove it.",
+    )
+    NO_MASK = (
+        "not-a-mask",
+        "It is no PNG, NIfTI-1 or DICOM SEG that says on what it was drawn.",
+        "Export it again, or keep it out of the masks folder.",
     )
 
     def __init__(self, code: str, sentence: str, remedy: str) -> None:

@@ -1,6 +1,6 @@
 """Of a review: what is trained, and on which of this hospital's images."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 
 from client.index_report import Counts
@@ -11,6 +11,7 @@ from client.roles import Role
 from client.site_file import Labels, SiteFile
 from privacy.planning import largest_delta
 from shared_models.architectures import build_model
+from shared_models.augmentation import Augmentation
 from shared_models.manifest import Manifest
 from shared_models.study import Image, Model, Study, Training
 from shared_models.visible_text import quoted
@@ -22,21 +23,16 @@ _ASPECT = {
 }
 
 
-def _small_cnn(model: Model) -> str:
+def _kind(model: Model) -> str:
+    if model.architecture == "scattering":
+        return (
+            f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "
+            f"{model.angles} angles, which no image changes, and a weighted sum of what they show"
+        )
     return (
         f"The model is a neural network of the kind “{model.architecture}”, width {model.width}"
         f"{', standardised weights' * model.weight_standardisation}"
     )
-
-
-_KIND: Mapping[str, Callable[[Model], str]] = {
-    "small-cnn": _small_cnn,
-    "small-cnn-3d": _small_cnn,
-    "scattering": lambda model: (
-        f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "
-        f"{model.angles} angles, which no image changes, and a weighted sum of what they show"
-    ),
-}
 
 
 def what_is_trained(study: Study) -> Section:
@@ -51,14 +47,14 @@ def what_is_trained(study: Study) -> Section:
             plain(f"{quoted(study.title)}. The study is identified by its hash, {study.hash}."),
             plain(study.task.in_words),
             plain(
-                f"{_KIND[model.architecture](model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
+                f"{_kind(model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
                 "trained here, on this hospital's machine; all hospitals begin with the same public weights."
             ),
             *_frozen(model, num_frozen),
             *_preparation(study.image),
             plain(
                 f"{_rounds(study)} In a step each training patient is drawn with probability {training.sample_rate:g}. "
-                f"{_images_in_a_step(training)}"
+                f"{_images_in_a_step(training)}{_altered(training.augmentation)}"
             ),
         ),
     )
@@ -116,17 +112,34 @@ def _images_in_a_step(training: Training) -> str:
         return "Of a patient who is drawn, one image is taken at random."
     most, copies = training.images_per_patient, training.augmentations
     images = "one image is" if most == 1 else f"up to {most} images are"
-    mirrored = f", each in {copies} copies, mirrored or not at random" if copies > 1 else ""
+    in_copies = f", each in {copies} copies that are altered independently" if copies > 1 else ""
     return (
-        f"Of a patient who is drawn, {images} taken at random{mirrored}. What they would change is averaged, so that "
+        f"Of a patient who is drawn, {images} taken at random{in_copies}. What they would change is averaged, so that "
         "the patient counts once, however many images there are."
     )
+
+
+def _altered(augmentation: Augmentation) -> str:
+    """What happens to an image before a step; nothing where it stays as it is."""
+    ways = [
+        words
+        for words, used in (
+            ("mirrored", augmentation.flip),
+            ("turned, shifted, scaled or sheared", augmentation.moves),
+            ("made brighter, darker, flatter or noisier", augmentation.changes_levels),
+        )
+        if used
+    ]
+    return f" For each step images are altered at random, each by itself: {'; '.join(ways)}." if ways else ""
 
 
 def _frozen(model: Model, num_frozen: int) -> tuple[Sentence, ...]:
     if not num_frozen:
         return ()
-    part = "last convolution and what follows it are" if model.trainable == "last-block" else "last layer is"
+    part = "last layer is"
+    if model.trainable == "last-block":
+        several = model.last_blocks > 1
+        part = f"last {f'{model.last_blocks} blocks' if several else 'block'} of layers and what follows are"
     return (
         plain(
             f"Only the {part} trained. The other {num_frozen:,} numbers stay as the study's seed made them at random, "

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from client.dicom_index import IndexBuilder
 from client.file_reading import Header
 from client.file_tree import FoundFile
 from client.identifiers import PSEUDONYM_KINDS
+from client.mask_files import MaskFiles
 from client.person import Person
 from client.preparation import Plane
 from client.reading_pool import Reader, ReadingPool, reading_pool
@@ -24,6 +25,7 @@ from client.roles import role_draw
 from client.scan_memory import Finding, Record, ScanMemory
 from client.secret import SiteSecret
 from client.stored_images import StoredImages
+from client.structures import MaskWanted
 
 Progress = Callable[[int, int], None]
 
@@ -62,6 +64,7 @@ class Scan:
         num_readers: how many read at a time.
         checkpoint_seconds: between two moments at which what was read is safe.
         make_reader: makes what reads; a process of its own.
+        masks: where the study learns from masks, those of the site.
     """
 
     def __init__(
@@ -76,14 +79,15 @@ class Scan:
         recheck: bool = False,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         make_reader: Callable[[], Reader] = DecodingWorker,
+        masks: MaskFiles | None = None,
     ) -> None:
         self._folder, self._builder, self._secret = folder, builder, secret
         self._memory, self._images, self._recheck = memory, images, recheck
         self._num_readers, self._checkpoint_seconds = num_readers, checkpoint_seconds
-        self._make_reader = make_reader
+        self._make_reader, self._masks = make_reader, masks
         self._image = builder.study.image
         self._by_content = {
-            record.content: record
+            self._key(record): record
             for record in memory.records.values()
             if record.content and (record.pixel_facts or record.finding)
         }
@@ -105,7 +109,7 @@ class Scan:
         num_unknown = sum(each.record is None for each in seen)
         readers = min(self._num_readers, 1 + num_unknown // _FILES_A_READER)
         ahead = min(max(AHEAD_BYTES // self._images.cache.record_bytes, 2 * readers), 64 * readers)
-        kept: set[bytes] = set()
+        kept = set(self._masks.kept) if self._masks else set[bytes]()
         with reading_pool(self._make_reader, readers, ahead=ahead) as pool:
             started = (self._started(each, pool) for each in seen)
             for before, read in zip(seen, pool.in_order(started), strict=True):
@@ -138,7 +142,7 @@ class Scan:
         self._images.checkpoint()
         self._memory.forget_all_but(kept)
         records = self._memory.records.values()
-        there = {record.content for record in records} | {record.volume for record in records}
+        there = {self._key(record) for record in records} | {record.volume for record in records}
         self._images.erase(keep=there | set(self._contents.values()), withdrawn=self._builder.withdrawn)
 
     def _seen(self, file: FoundFile) -> Seen:
@@ -147,7 +151,22 @@ class Scan:
         known = None if self._recheck else self._memory.records.get(key)
         if known is not None and (known.size, known.mtime_ns) != (file.size, file.mtime_ns):
             known = None
+        if known is not None and known.mask != self._mask_of(file, known.pseudonyms):
+            known = None
         return Seen(file, key, known)
+
+    def _mask_of(self, file: FoundFile, pseudonyms: Mapping[str, str]) -> str:
+        """The mask of an image, as its record holds it."""
+        return "" if self._masks is None else self._masks.of(file.name, pseudonyms)
+
+    def _wanted_mask(self, mask: str) -> MaskWanted | None:
+        return None if self._masks is None else self._masks.wanted(mask)
+
+    def _key(self, record: Record) -> str:
+        """What the prepared image of a file is found by: its content, and that of its mask."""
+        if not record.mask or not record.content:
+            return record.content
+        return self._secret.pseudonym("masked", f"{record.content} {record.mask}")
 
     def _started(self, each: Seen, pool: ReadingPool) -> Future[Seen] | Seen:
         """Begin to read a file, if it has to be read as far as is known by now."""
@@ -176,7 +195,7 @@ class Scan:
             return False
         if record.finding is not None:
             return False
-        return not record.pixel_facts or self._images.find(record.content) is None
+        return not record.pixel_facts or self._images.find(self._key(record)) is None
 
     def _examined(self, reader: Reader, each: Seen) -> Seen:
         """Read one file, as far as it is wanted. For any thread."""
@@ -188,6 +207,7 @@ class Scan:
         record = Record(size=file.size or 0, mtime_ns=file.mtime_ns)
         try:
             record = self._with_header(record, reader.header(path, self._image))
+            record = replace(record, mask=self._mask_of(file, record.pseudonyms))
         except Unusable as found:
             return with_finding(record, "file", found), None
         try:
@@ -202,25 +222,25 @@ class Scan:
             record = replace(record, content=self._secret.pseudonym("content", digest.hex()))
             if is_copy:
                 return record, None
-            if (known := self._known(record.content)) is not None:
+            if (known := self._known(self._key(record))) is not None:
                 return replace(
                     record, finding=known.finding, has_window=known.has_window, pixel_facts=known.pixel_facts
                 ), None
-            prepared = reader.prepare(path, self._image)
+            prepared = reader.prepare(path, self._image, self._wanted_mask(record.mask))
         except Unusable as found:
             return with_finding(record, "pixels", found), None
         facts = prepared.facts.keyed(lambda digest: self._secret.pseudonym("pixels", digest))
         record = replace(record, has_window=prepared.has_window, pixel_facts=facts.model_dump_json())
         return record, prepared.plane
 
-    def _known(self, content: str) -> Record | None:
-        """The record of another file, or an earlier one, of this content whose pixels need not be read."""
-        known = self._by_content.get(content)
+    def _known(self, key: str) -> Record | None:
+        """The record of another file, or an earlier one, of this content and mask whose pixels need not be read."""
+        known = self._by_content.get(key)
         if known is None:
             return None
         if known.finding is not None:
             return None if self._recheck else known
-        return None if self._images.find(content) is None else known
+        return None if self._images.find(key) is None else known
 
     def _with_header(self, record: Record, header: Header) -> Record:
         identifiers = header.identifiers
@@ -243,12 +263,14 @@ class Scan:
             raise RuntimeError("a file was settled before it was read")
         finding = self._builder.add(each.file.name, record)
         if finding is None:
-            self._contents[each.file.name] = record.content
-            self._by_content[record.content] = record
-            if each.plane is not None and self._images.find(record.content) is None:
-                self._images.add(record.content, each.plane, patient=record.pseudonyms["PatientID"])
+            key = self._contents[each.file.name] = self._key(record)
+            self._by_content[key] = record
+            if each.plane is not None and self._images.find(key) is None:
+                self._images.add(key, each.plane, patient=record.pseudonyms["PatientID"])
         elif finding.reason is Reason.WITHDRAWN:
-            record = Record(size=record.size, mtime_ns=record.mtime_ns, pseudonyms=record.pseudonyms)
+            record = Record(
+                size=record.size, mtime_ns=record.mtime_ns, pseudonyms=record.pseudonyms, mask=record.mask
+            )
         elif finding.reason in COPIES:  # whether it was prepared is chance
             record = replace(record, finding=None, has_window=False, pixel_facts="")
         if each.file.size is None or (record.finding is not None and record.finding.reason in PASSING):

@@ -19,7 +19,7 @@ from client.dicom_file import Unusable
 from client.file_facts import HeaderFacts, PixelFacts
 from client.reasons import Reason
 
-SCHEMA = 2
+SCHEMA = 3
 SCAN_NAME = "scan.sqlite"
 
 _REASONS = {reason.code: reason for reason in Reason}
@@ -60,6 +60,8 @@ class Record:
         pixel_facts: JSON of `PixelFacts`, empty where there are none.
         volume: keyed hash of the contents of all files of its series, where a finding of stage ``volume`` and the
             facts of the pixels are those of that volume; empty where they are of the file itself.
+        mask: where a study learns from masks, which one goes with the image (`client.mask_files`); empty for none.
+        drawn_on: of a mask that is a DICOM SEG, pseudonyms of the images and series that it was drawn on.
     """
 
     size: int
@@ -72,6 +74,8 @@ class Record:
     header_facts: str = ""
     pixel_facts: str = ""
     volume: str = ""
+    mask: str = ""
+    drawn_on: tuple[str, ...] = ()
 
     @property
     def header(self) -> HeaderFacts | None:
@@ -98,15 +102,28 @@ class Record:
                 self.header_facts,
                 self.pixel_facts,
                 self.volume,
+                self.mask,
+                self.drawn_on,
             ]
         )
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
         """Return the record that `to_json` wrote. Raises ValueError, LookupError or TypeError for any other text."""
-        size, mtime_ns, pseudonyms, role_draw, finding, content, has_window, header, pixels, volume = (
-            json.loads(text)
-        )
+        (
+            size,
+            mtime_ns,
+            pseudonyms,
+            role_draw,
+            finding,
+            content,
+            has_window,
+            header,
+            pixels,
+            volume,
+            mask,
+            drawn_on,
+        ) = json.loads(text)
         if finding is not None:
             stage, code, detail = finding
             finding = Finding(stage=stage, reason=_REASONS[code], detail=detail)
@@ -121,6 +138,8 @@ class Record:
             header_facts=header,
             pixel_facts=pixels,
             volume=volume,
+            mask=mask,
+            drawn_on=tuple(drawn_on),
         )
 
 

@@ -1,6 +1,6 @@
 """The files of one DICOM series as a volume: one image each, or the frames of one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +31,10 @@ from client.intensity import (
     lookup_table,
     modality_values,
 )
+from client.masks import volume_mask
 from client.pixel_size import spacing_of
 from client.reasons import Reason
+from client.structures import MaskWanted, present, with_mask
 from client.volume import Slice, Volume, Voxels, resampled, stacked
 from shared_models.study import Image
 
@@ -42,7 +44,7 @@ _PIXELS = 0x7FE0
 """Group of the pixel data."""
 
 
-def prepare_series(paths: Sequence[Path], image: Image) -> Prepared:
+def prepare_series(paths: Sequence[Path], image: Image, mask: MaskWanted | None = None) -> Prepared:
     """Turn the files of one series into the volume that enters the model.
 
     Guarantees: depends on these files and the study alone, not on the order or the names of the files.
@@ -50,16 +52,18 @@ def prepare_series(paths: Sequence[Path], image: Image) -> Prepared:
     Args:
         paths: of all files of the series, in any order.
         image: what the study wants; it has a depth.
+        mask: that of the series, where one is wanted.
 
     Returns:
-        float32 of ``image.shape`` in [0, 1]; what lies outside all slices is 0.
+        float32 of ``image.shape`` in [0, 1]; what lies outside all slices is 0. The mask is one more channel.
 
     Raises:
         Unusable: as `read_series`.
     """
     if image.depth is None or image.spacing is None or image.slice_spacing is None:
         raise ValueError("the study's images are no volumes")
-    volume = read_series(paths, image)
+    instances = list[str]()
+    volume = read_series(paths, image, instances.append)
     facts = pixel_facts(volume.values)
     levels = prepared_volume(
         volume,
@@ -67,16 +71,26 @@ def prepare_series(paths: Sequence[Path], image: Image) -> Prepared:
         spacing=(image.slice_spacing, image.spacing, image.spacing),
         shape=(image.depth, image.rows, image.columns),
     )
-    return Prepared(plane=levels[np.newaxis], has_window=True, facts=facts)
+    plane = levels[np.newaxis]
+    if mask is not None:
+        classes = np.zeros(image.shape, dtype=np.uint8)
+        if mask.path is not None:
+            classes = volume_mask(mask.path, volume, image, instances=instances, structures=mask.structures)
+        plane = with_mask(plane, classes)
+        facts = facts.model_copy(update={"present": present(classes, mask.structures)})
+    return Prepared(plane=plane, has_window=True, facts=facts)
 
 
-def read_series(paths: Sequence[Path], image: Image) -> Volume:
+def read_series(
+    paths: Sequence[Path], image: Image, note: Callable[[str], None] = lambda instance: None
+) -> Volume:
     """Read the files of one series, in whatever order.
 
     Args:
         paths: at least one.
         image: what the study wants. With ``intensity = "hounsfield"`` values are Hounsfield units, else those after the
             modality transformation.
+        note: gets the SOPInstanceUID of each file.
 
     Raises:
         Unusable: a file cannot be used, they are of several series, or they make no volume.
@@ -89,6 +103,7 @@ def read_series(paths: Sequence[Path], image: Image) -> Volume:
             if series not in (None, own := text_of(header, "SeriesInstanceUID")):
                 raise Unusable(Reason.NO_VOLUME, "Its files are of several series.")
             series = own
+            note(text_of(header, "SOPInstanceUID"))
             rows, columns = (
                 integer_of(header, keyword, low=1, high=65535) for keyword in ("Rows", "Columns")
             )

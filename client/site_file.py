@@ -36,6 +36,18 @@ class Labels(Frozen):
     columns: dict[str, str] = Field(default_factory=dict)
 
 
+class Masks(Frozen):
+    """Where masks are, for studies that learn from them: below ``folder``, which may be the images folder itself.
+
+    With ``column`` that column of the labels file names the mask of each image, as a path below ``folder``, or says
+    ``empty`` where nothing is to be marked. Else a mask is found by its name, or by what a DICOM SEG was drawn on.
+    """
+
+    folder: FilePath
+    column: str | None = None
+    empty: str = Field(default="none", min_length=1)
+
+
 def server_address(text: str) -> str:
     """``HOST:PORT``, with brackets around an IPv6 address. Raises ValueError where the text is none."""
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):([0-9]{1,5})", text)
@@ -146,13 +158,15 @@ class SiteFile(Frozen):
     """One hospital's installation: its data, device, state, consortium, server and policy.
 
     ``server``: one user runs everything. ``agent``: the connection to the server is another user's, who has a
-    ``network.toml``. Neither: the site is only simulated. ``pacs``: where `collegium-client fetch` asks for images.
+    ``network.toml``. Neither: the site is only simulated. ``masks``: for studies that learn from masks. ``pacs``: where
+    `collegium-client fetch` asks for images.
     """
 
     name: Slug
     state: FilePath
     images: Images
     labels: Labels
+    masks: Masks | None = None
     policy: Policy
     consortium: Consortium
     server: Server | None = None
@@ -185,6 +199,7 @@ def read_site(path: Path) -> SiteFile:
         update={
             "state": root / site.state,
             "images": site.images.model_copy(update={"folder": root / site.images.folder}),
+            "masks": site.masks and site.masks.model_copy(update={"folder": root / site.masks.folder}),
             "labels": site.labels.model_copy(update={"file": root / site.labels.file}),
             "consortium": Consortium(
                 root=root / consortium.root,

@@ -19,6 +19,7 @@ class StoredImages:
         source: of each image, its place in *sources*; int64, shape (num_images,).
         row: of each image, its row in that source; int64, shape (num_images,).
         shape: of an image: channels, rows and columns; of a volume channels, slices, rows and columns.
+        first_channel: of what is stored; the image is as many channels from there on as *shape* says.
     """
 
     dtype = torch.float32
@@ -30,8 +31,10 @@ class StoredImages:
         row: NDArray[np.int64],
         *,
         shape: tuple[int, ...],
+        first_channel: int = 0,
     ) -> None:
         self._sources, self._source, self._row, self._shape = tuple(sources), source, row, shape
+        self._channels = slice(first_channel, first_channel + shape[0])
 
     def __len__(self) -> int:
         return len(self._row)
@@ -48,12 +51,12 @@ class StoredImages:
     def __getitem__(self, positions: int | slice | Tensor | Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Return one image, or a batch of them, float32."""
         if isinstance(positions, int | np.integer):
-            return torch.from_numpy(np.array(self._sources[self._source[positions]][self._row[positions]]))
+            return torch.from_numpy(np.array(self._stored(self._source[positions], self._row[positions])))
         chosen = positions if isinstance(positions, slice) else np.asarray(positions, dtype=np.int64)
         source, row = self._source[chosen], self._row[chosen]
         gathered = np.empty((len(row), *self._shape), dtype=np.float32)
         for place in range(len(row)):
-            gathered[place] = self._sources[source[place]][row[place]]
+            gathered[place] = self._stored(source[place], row[place])
         return torch.from_numpy(gathered)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -62,18 +65,37 @@ class StoredImages:
     def selected(self, positions: Sequence[int]) -> "StoredImages":
         """The images at these positions, still where they are."""
         chosen = np.asarray(positions, dtype=np.int64)
-        return StoredImages(self._sources, self._source[chosen], self._row[chosen], shape=self._shape)
+        return self._of(self._sources, self._source[chosen], self._row[chosen])
+
+    def with_channels(self, first: int, number: int) -> "StoredImages":
+        """So many channels of the same images, from *first* on, still where they are."""
+        return StoredImages(
+            self._sources,
+            self._source,
+            self._row,
+            shape=(number, *self._shape[1:]),
+            first_channel=self._channels.start + first,
+        )
 
     @staticmethod
     def joined(parts: Sequence["StoredImages"]) -> "StoredImages":
         """All images of all parts, in their order, still where they are."""
         first = np.cumsum([0, *(len(part._sources) for part in parts)])
-        return StoredImages(
+        return parts[0]._of(
             [source for part in parts for source in part._sources],
             np.concatenate([part._source + begin for part, begin in zip(parts, first, strict=False)]),
             np.concatenate([part._row for part in parts]),
-            shape=parts[0]._shape,
         )
+
+    def _stored(self, source: int, row: int) -> NDArray[np.float32]:
+        """The channels of one image."""
+        return self._sources[source][row][self._channels]
+
+    def _of(
+        self, sources: Sequence[Source], source: NDArray[np.int64], row: NDArray[np.int64]
+    ) -> "StoredImages":
+        """The same channels of other images."""
+        return StoredImages(sources, source, row, shape=self._shape, first_channel=self._channels.start)
 
 
 Images = Tensor | StoredImages

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image as Pillow
 
 from client.dicom_index import Index
@@ -61,18 +62,34 @@ def thumbnails(
                 break
             if entry.values[finding] == label and entry.patient not in shown:
                 shown.add(entry.patient)
-                found.append(_thumbnail(name, patients[role].images[position].numpy()))
+                masks = patients[role].masks
+                mask = None if masks is None else masks[position].numpy()
+                found.append(_thumbnail(name, patients[role].images[position].numpy(), mask))
     return tuple(found)
 
 
-def _thumbnail(class_name: str, plane: Plane) -> Thumbnail:
-    """Of an image, or of the middle slice of a volume."""
+def _thumbnail(class_name: str, plane: Plane, mask: Plane | None) -> Thumbnail:
+    """Of an image, or of a slice of a volume: the middle one, or that with most of the mask. Its edge is red."""
     if plane.ndim == 4:
-        plane = plane[:, plane.shape[1] // 2]
+        marked = np.zeros(plane.shape[1]) if mask is None else (mask[0] > 0).sum(axis=(1, 2))
+        number = int(marked.argmax()) if marked.any() else plane.shape[1] // 2
+        plane, mask = plane[:, number], None if mask is None else mask[:, number]
     levels = np.round(plane * 255).astype(np.uint8)
+    if mask is not None:
+        levels = np.repeat(levels, 3, axis=0) if len(levels) == 1 else levels.copy()
+        levels[:, _edge(mask[0])] = np.array([[255], [0], [0]])
     picture = Pillow.fromarray(levels[0] if len(levels) == 1 else np.moveaxis(levels, 0, -1))
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     stream = BytesIO()
     picture.save(stream, "PNG", optimize=True)
     uri = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
     return Thumbnail(class_name=class_name, width=picture.width, height=picture.height, uri=uri)
+
+
+def _edge(mask: Plane) -> npt.NDArray[np.bool_]:
+    """Pixels of a structure beside one of another, or of none."""
+    padded = np.pad(mask, 1, mode="edge")
+    beside = (padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1])
+    differs = np.logical_or.reduce([mask != other for other in beside])
+    edge: npt.NDArray[np.bool_] = (mask > 0) & differs
+    return edge

@@ -1,7 +1,8 @@
 """The training loop of one round at one hospital."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.augmentation import altered
 from client.device import choose_device, has_bfloat16
 from client.patients import PatientSet
 from client.site_file import Compute
@@ -33,7 +35,7 @@ class GradientSum(Protocol):
 
         Args:
             images: shape (rows, ...).
-            labels: float, shape (rows, *label_shape of the task).
+            labels: float, shape (rows, *label_shape of the task), or masks of shape (rows, 1, ...).
             patient: int64, shape (rows,), the patient of each row, numbered from 0; None if each row is a patient.
         """
         ...
@@ -199,6 +201,7 @@ def train(
     num_patients: int,
     machine: Machine,
     generator: CryptographicGenerator,
+    voxel: Sequence[float] | None = None,
 ) -> None:
     """Take ``training.local_steps`` steps of SGD from the model's weights, changing them in place.
 
@@ -211,7 +214,8 @@ def train(
         num_patients: divides the sum, together with the sample rate; under differential privacy it is the
             noised count, never the true one.
         machine: what trains.
-        generator: draws the sample, the image of each patient and the flips.
+        generator: draws the sample, the image of each patient and its alterations.
+        voxel: size of a voxel, see `altered`.
     """
     weights = list(trainable_weights(model).values())
     optimizer = torch.optim.SGD(
@@ -222,13 +226,32 @@ def train(
     )
     model.train()
     for _ in range(training.local_steps):
-        add_sample(gradient, patients, training=training, machine=machine, generator=generator)
+        with seeded(model, generator):
+            add_sample(
+                gradient, patients, training=training, machine=machine, generator=generator, voxel=voxel
+            )
 
         divisor = training.sample_rate * num_patients
         for weight, part in zip(weights, gradient.take(), strict=True):
             weight.grad = part.div_(divisor).to(weight.dtype)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def seeded(model: nn.Module, generator: CryptographicGenerator) -> Iterator[None]:
+    """Have the dropout of *model*, where there is any, draw from *generator* within the block, and from nothing else.
+
+    Masks are drawn for each image by itself and know nothing of what the images show: with or without a patient the
+    others' masks come from the same distribution.
+    """
+    if not any(isinstance(layer, nn.Dropout) and layer.p > 0.0 for layer in model.modules()):
+        yield
+        return
+    devices = {weight.device for weight in model.parameters() if weight.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(generator.words(1)[0]) & (2**63 - 1))
+        yield
 
 
 def add_sample(
@@ -238,6 +261,7 @@ def add_sample(
     training: Training,
     machine: Machine,
     generator: CryptographicGenerator,
+    voxel: Sequence[float] | None = None,
 ) -> None:
     """Sample the patients of one step, and add their images to *gradient* in physical batches.
 
@@ -254,8 +278,14 @@ def add_sample(
     for first in range(0, len(np.unique(owner)), at_a_time):
         begin, end = np.searchsorted(owner, (first, first + at_a_time))
         images, labels = _to_device(patients, torch.from_numpy(positions[begin:end]), machine.device)
-        if training.flip:
-            images = _flipped(images, generator)
+        images, moved = altered(
+            images,
+            training.augmentation,
+            generator=generator,
+            voxel=voxel,
+            masks=None if patients.masks is None else labels,
+        )
+        labels = labels if moved is None else moved
         patient = None
         if training.rows_per_patient > 1:
             patient = torch.from_numpy(owner[begin:end] - first).to(machine.device)
@@ -278,13 +308,7 @@ def _rows(
 
 
 def _to_device(patients: PatientSet, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    images, labels = patients.inputs[positions], patients.labels[positions].float()
+    images, labels = patients.inputs[positions], patients.targets[positions].float()
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()
     return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def _flipped(images: Tensor, generator: CryptographicGenerator) -> Tensor:
-    """Each image mirrored left to right with probability one half, drawn for that image alone."""
-    mirrored = torch.from_numpy(generator.uniform(len(images)) < 0.5).to(images.device)
-    return torch.where(mirrored.view(-1, *(1,) * (images.dim() - 1)), images.flip(-1), images)

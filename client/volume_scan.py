@@ -6,7 +6,7 @@ is never silently thinner than its series.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -14,11 +14,13 @@ from pathlib import PurePosixPath
 from client.dicom_file import Unusable
 from client.file_reading import Prepared
 from client.file_tree import FoundFile
+from client.mask_files import check_mask
 from client.preparation import Plane
 from client.reading_pool import Reader, ReadingPool, reading_pool
 from client.reasons import Reason
 from client.scan import AHEAD_BYTES, COPIES, PASSING, Progress, Scan, Seen, with_finding
 from client.scan_memory import Finding, Record
+from client.structures import MaskWanted
 
 MAX_SERIES_FILES = 4096
 _LOST = frozenset(
@@ -43,13 +45,15 @@ class _Series:
         files: one for each SOPInstanceUID, the first.
         copies: further files with one of these.
         finding: why they are no volume, whatever their pixels are.
-        volume: keyed hash of the contents of *files*; empty where there is a finding.
+        volume: keyed hash of the contents of *files* and of their mask; empty where there is a finding.
+        mask: where the study learns from masks, that of the series.
     """
 
     files: tuple[Seen, ...]
     copies: tuple[Seen, ...]
     finding: Unusable | None = None
     volume: str = ""
+    mask: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,8 @@ class VolumeScan(Scan):
             for one in self._memory.records.values()
             if one.volume
         }
-        readers, seen, kept = self._num_readers, list[Seen](), set[bytes]()
+        readers, seen = self._num_readers, list[Seen]()
+        kept = set(self._masks.kept) if self._masks else set[bytes]()
         ahead = min(max(AHEAD_BYTES // self._images.cache.record_bytes, 2 * readers), 64 * readers)
         with reading_pool(self._make_reader, readers, ahead=ahead) as pool:
             for each in pool.in_order(self._headers(files, pool)):
@@ -161,13 +166,25 @@ class VolumeScan(Scan):
                 copies.append(each)
             else:
                 files[instance] = each
-        series = _Series(files=tuple(files.values()), copies=tuple(copies))
+        series = _Series(files=tuple(files.values()), copies=tuple(copies), mask=self._mask_of_series(group))
         try:
             self._check_series([_known_of(each) for each in group], len(files))
+            if self._masks is not None:
+                check_mask(series.mask)
         except Unusable as found:
             return replace(series, finding=found.with_traceback(None))
         contents = sorted(_known_of(each).content for each in series.files)
+        contents += [f"mask {series.mask}"] if series.mask else []
         return replace(series, volume=self._secret.pseudonym("volume", " ".join(contents)))
+
+    def _mask_of(self, file: FoundFile, pseudonyms: Mapping[str, str]) -> str:
+        """A slice has no mask of its own."""
+        return ""
+
+    def _mask_of_series(self, group: Sequence[Seen]) -> str:
+        if self._masks is None:
+            return ""
+        return self._masks.of_series([(each.file.name, _known_of(each).pseudonyms) for each in group])
 
     def _check_series(self, records: Sequence[Record], num_files: int) -> None:
         """Raise Unusable: a file is not to be used, or they do not belong together."""
@@ -210,15 +227,17 @@ class VolumeScan(Scan):
     def _made(self, reader: Reader, series: _Series) -> _Volume:
         """Read one series. For any thread."""
         try:
-            prepared = self._prepared(reader, [each.file for each in series.files])
+            prepared = self._prepared(
+                reader, [each.file for each in series.files], self._wanted_mask(series.mask)
+            )
         except Unusable as found:
             return _Volume(finding=Finding(stage="volume", reason=found.reason, detail=found.detail))
         facts = prepared.facts.keyed(lambda digest: self._secret.pseudonym("pixels", digest))
         return _Volume(pixel_facts=facts.model_dump_json(), plane=prepared.plane)
 
-    def _prepared(self, reader: Reader, files: Sequence[FoundFile]) -> Prepared:
+    def _prepared(self, reader: Reader, files: Sequence[FoundFile], mask: MaskWanted | None) -> Prepared:
         paths = [self._folder / file.name for file in files]
-        prepared = reader.prepare_series(paths, self._image)
+        prepared = reader.prepare_series(paths, self._image, mask)
         for path, file in zip(paths, files, strict=True):
             try:
                 status = path.stat()

@@ -17,6 +17,7 @@ from shared_models.proposal import PROPOSAL_NAME, read_proposal
 from shared_models.roster import Roster
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
+from shared_models.tasks.task import headline_of
 
 log = logging.getLogger("collegium.server")
 
@@ -83,9 +84,10 @@ def run_in_flower(exchange: Exchange, roster: Roster, root: str, state: Path, ru
 def write_progress(path: Path, study: Study, progress: Progress) -> None:
     """Write how far a run is, for whoever watches it: ``progress.json``."""
     validated = [record for record in progress.rounds if record.validation is not None]
-    auroc = None
+    task, value = task_of(study), None
+    metric, _ = headline_of(task)
     if validated and validated[-1].validation is not None:
-        auroc = metrics(task_of(study), validated[-1].validation)["auroc"]
+        value = metrics(task, validated[-1].validation)[metric]
     last = progress.rounds[-1] if progress.rounds else None
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -95,7 +97,7 @@ def write_progress(path: Path, study: Study, progress: Progress) -> None:
         "num_rounds": study.training.num_rounds,
         "survivors": list(last.survivors) if last else [],
         "burned": last.burned if last else None,
-        "validation_auroc": auroc,
+        f"validation_{metric}": value,
         "tested": progress.test is not None,
         "test_burned": progress.test_burned,
         "process": os.getpid(),

@@ -1,37 +1,38 @@
-"""The registry of shared networks."""
+"""How the architectures of the catalogue are built."""
 
 from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
 
 import torch
+from torch import nn
 
-from shared_models.networks.classifier import Classifier
+from shared_models.catalogue import CATALOGUE
+from shared_models.networks.densenet import DenseNet121
+from shared_models.networks.network import Network
+from shared_models.networks.resnet import ResNet
 from shared_models.networks.scattering import ScatteringClassifier
 from shared_models.networks.small_cnn import SmallCNN
-from shared_models.study import Study
+from shared_models.networks.unet import UNet
+from shared_models.networks.vgg import VGG11
+from shared_models.study import Image, Model, Study
 from shared_models.tasks.registry import task_of
 
+Build: TypeAlias = Callable[[Model, Image, int], Network]
+"""Makes a network of the table ``[model]``, for such images, with so many outputs."""
 
-def _small_cnn(study: Study, num_outputs: int) -> Classifier:
+
+def _small_cnn(model: Model, image: Image, num_outputs: int) -> Network:
     return SmallCNN(
-        channels=study.image.channels,
-        width=study.model.width,
+        channels=image.channels,
+        width=model.width,
         num_outputs=num_outputs,
-        weight_standardisation=study.model.weight_standardisation,
+        weight_standardisation=model.weight_standardisation,
+        dimensions=CATALOGUE[model.architecture].dimensions,
+        dropout=model.dropout,
     )
 
 
-def _small_cnn_3d(study: Study, num_outputs: int) -> Classifier:
-    return SmallCNN(
-        channels=study.image.channels,
-        width=study.model.width,
-        num_outputs=num_outputs,
-        weight_standardisation=study.model.weight_standardisation,
-        dimensions=3,
-    )
-
-
-def _scattering(study: Study, num_outputs: int) -> Classifier:
-    image, model = study.image, study.model
+def _scattering(model: Model, image: Image, num_outputs: int) -> Network:
     return ScatteringClassifier(
         channels=image.channels,
         rows=image.rows,
@@ -39,30 +40,111 @@ def _scattering(study: Study, num_outputs: int) -> Classifier:
         scales=model.scales,
         angles=model.angles,
         num_outputs=num_outputs,
+        dropout=model.dropout,
     )
 
 
-_REGISTRY: Mapping[str, Callable[[Study, int], Classifier]] = {
+def _resnet(layers: Literal[18, 34, 50]) -> Build:
+    def build(model: Model, image: Image, num_outputs: int) -> Network:
+        return ResNet(
+            layers=layers,
+            dimensions=CATALOGUE[model.architecture].dimensions,
+            channels=image.channels,
+            width=model.width,
+            stem=model.stem,
+            num_outputs=num_outputs,
+            dropout=model.dropout,
+        )
+
+    return build
+
+
+def _densenet(model: Model, image: Image, num_outputs: int) -> Network:
+    return DenseNet121(
+        dimensions=CATALOGUE[model.architecture].dimensions,
+        channels=image.channels,
+        width=model.width,
+        stem=model.stem,
+        num_outputs=num_outputs,
+        dropout=model.dropout,
+    )
+
+
+def _vgg(model: Model, image: Image, num_outputs: int) -> Network:
+    return VGG11(channels=image.channels, width=model.width, num_outputs=num_outputs, dropout=model.dropout)
+
+
+def _unet(*, residual: bool) -> Build:
+    def build(model: Model, image: Image, num_outputs: int) -> Network:
+        return UNet(
+            residual=residual,
+            dimensions=CATALOGUE[model.architecture].dimensions,
+            channels=image.channels,
+            width=model.width,
+            levels=model.levels,
+            num_outputs=num_outputs,
+            dropout=model.dropout,
+        )
+
+    return build
+
+
+BUILDS: Mapping[str, Build] = {
     "small-cnn": _small_cnn,
-    "small-cnn-3d": _small_cnn_3d,
+    "small-cnn-3d": _small_cnn,
     "scattering": _scattering,
+    "resnet-18": _resnet(18),
+    "resnet-34": _resnet(34),
+    "resnet-50": _resnet(50),
+    "resnet-18-3d": _resnet(18),
+    "resnet-34-3d": _resnet(34),
+    "resnet-50-3d": _resnet(50),
+    "densenet-121": _densenet,
+    "densenet-121-3d": _densenet,
+    "vgg-11": _vgg,
+    "unet": _unet(residual=False),
+    "unet-3d": _unet(residual=False),
+    "res-unet": _unet(residual=True),
+    "res-unet-3d": _unet(residual=True),
 }
+"""One for each name of the catalogue."""
 
 
-def build_model(study: Study, *, num_outputs: int | None = None) -> Classifier:
-    """Return the study's model with its initial weights, which the study's seed fixes.
+def build_network(model: Model, image: Image, *, num_outputs: int) -> Network:
+    """Return the network of ``[model]`` for such images, with the initial weights that its seed fixes.
 
-    It has as many outputs as the study's task asks for, unless *num_outputs* says otherwise. Weights that the study
-    does not train need no gradient. The global random state of torch is left as it was.
+    Weights that are not trained need no gradient. The global random state of torch is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model.seed)
+        network = BUILDS[model.architecture](model, image, num_outputs)
+    if model.trainable != "all":
+        network.requires_grad_(False)
+        for module in (*_last_blocks(network, model), network.head):
+            module.requires_grad_(True)
+    return network
+
+
+def build_model(study: Study, *, num_outputs: int | None = None) -> Network:
+    """Return the study's model with its initial weights.
+
+    It has as many outputs as the study's task asks for, unless *num_outputs* says otherwise.
     """
     if num_outputs is None:
         num_outputs = task_of(study).num_outputs
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(study.model.seed)
-        model = _REGISTRY[study.model.architecture](study, num_outputs)
-    if study.model.trainable != "all":
-        model.requires_grad_(False)
-        block = model.last_block if study.model.trainable == "last-block" else ()
-        for module in (*block, model.head):
-            module.requires_grad_(True)
-    return model
+    return build_network(study.model, study.image, num_outputs=num_outputs)
+
+
+def _last_blocks(network: Network, model: Model) -> list[nn.Module]:
+    """The modules of the blocks that are trained beside the head.
+
+    Raises:
+        ValueError: the network has fewer.
+    """
+    if model.trainable == "head":
+        return []
+    if model.last_blocks > len(network.blocks):
+        raise ValueError(
+            f"model.last_blocks = {model.last_blocks}; {model.architecture} has {len(network.blocks)} blocks"
+        )
+    return [module for block in network.blocks[-model.last_blocks :] for module in block]

@@ -8,10 +8,12 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from shared_models.augmentation import Augmentation
+from shared_models.catalogue import CATALOGUE, OWN_KEYS, having, in_quotes, smallest_side
 from shared_models.configuration import Frozen, read_toml
 from shared_models.operating_points import OperatingPoint
 from shared_models.quality import Quality
@@ -81,6 +83,13 @@ class Image(Frozen):
         size = (self.rows, self.columns)
         return (self.channels, *size) if self.depth is None else (self.channels, self.depth, *size)
 
+    @property
+    def voxel(self) -> tuple[float, ...] | None:
+        """Size of a voxel along each axis in mm; None of plane images, whose pixels are taken as square."""
+        if self.slice_spacing is None or self.spacing is None:
+            return None
+        return self.slice_spacing, self.spacing, self.spacing
+
     @model_validator(mode="after")
     def _volume(self) -> Self:
         if self.depth is None:
@@ -138,36 +147,59 @@ class Image(Frozen):
         return self
 
 
-class Model(Frozen):
-    """The shared network. ``seed`` fixes the initial weights, which are public.
+def _known(architecture: str) -> str:
+    if architecture not in CATALOGUE:
+        raise ValueError(f"must be one of {in_quotes(CATALOGUE)}")
+    return architecture
 
-    ``width`` and ``weight_standardisation`` belong to ``small-cnn`` and, for volumes, ``small-cnn-3d``; ``scales`` and
-    ``angles``, of the wavelets, to ``scattering``. ``trainable``: all weights, those of the last block and the head, or
-    those of the head; the others stay as the seed made them. Of ``scattering`` nothing but the head has weights.
+
+class Model(Frozen):
+    """The shared network, one of `shared_models.catalogue`. ``seed`` fixes the initial weights, which are public.
+
+    Which of the other keys there are depends on the architecture. ``trainable``: all weights, those of the last
+    ``last_blocks`` blocks and the head, or those of the head; the others stay as they were. Of ``scattering`` nothing
+    but the head has weights.
     """
 
-    architecture: Literal["small-cnn", "small-cnn-3d", "scattering"]
+    architecture: Annotated[str, AfterValidator(_known)]
     width: int = Field(default=16, ge=8, le=256, multiple_of=8)
     weight_standardisation: bool = False
+    stem: Literal["7x7", "3x3"] = "7x7"
+    levels: int = Field(default=4, ge=2, le=6)
     scales: int = Field(default=2, ge=1, le=4)
     angles: int = Field(default=8, ge=4, le=16)
+    dropout: float = Field(default=0.0, ge=0.0, le=0.9)
     trainable: Literal["all", "last-block", "head"] = "all"
+    last_blocks: int = Field(default=1, ge=1, le=16)
     seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _width_as_published(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "width" not in values and values.get("architecture") in CATALOGUE:
+            return {**values, "width": CATALOGUE[values["architecture"]].width}
+        return values
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        own = {
-            ("small-cnn", "small-cnn-3d"): ("width", "weight_standardisation", "trainable"),
-            ("scattering",): ("scales", "angles"),
-        }
-        for architectures, keys in own.items():
-            wrong = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
-            if wrong and self.architecture not in architectures:
-                having = " or ".join(f'"{name}"' for name in architectures)
-                raise ValueError(
-                    f"{' and '.join(wrong)} would change nothing: only the architecture {having} has that; leave it out"
-                )
+        there = CATALOGUE[self.architecture].keys
+        fields = type(self).model_fields
+        wrong = [key for key in OWN_KEYS if key not in there and getattr(self, key) != fields[key].default]
+        if wrong:
+            raise ValueError(
+                f'{" and ".join(wrong)} would change nothing with "{self.architecture}": {wrong[0]} is of '
+                f"{in_quotes(having(wrong[0]))}; leave it out"
+            )
+        if self.trainable != "last-block" and self.last_blocks != 1:
+            raise ValueError(
+                f'last_blocks = {self.last_blocks} would change nothing: set trainable = "last-block", or leave it out'
+            )
         return self
+
+    @property
+    def smallest_side(self) -> int:
+        """Fewest rows, columns and slices of an image."""
+        return smallest_side(self.architecture, scales=self.scales, levels=self.levels, stem=self.stem)
 
 
 class Training(Frozen):
@@ -179,7 +211,7 @@ class Training(Frozen):
     evaluated and kept is the exponential moving average of the global weights after each round.
 
     A sampled patient contributes the mean gradient over up to ``images_per_patient`` images, drawn at random, each in
-    ``augmentations`` copies that are altered at random independently of each other.
+    ``augmentations`` copies that are altered at random independently of each other, as ``augmentation`` says.
     """
 
     num_rounds: int = Field(ge=1, le=10_000)
@@ -189,19 +221,20 @@ class Training(Frozen):
     momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
     positive_weight: float = Field(default=1.0, gt=0.0)
-    flip: bool = False
     images_per_patient: int = Field(default=1, ge=1, le=1000)
     augmentations: int = Field(default=1, ge=1, le=100)
     optimizer: Literal["sgd", "adam"] = "sgd"
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_rounds: int = Field(default=0, ge=0, le=10_000)
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+    augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")
     def _copies_differ(self) -> Self:
-        if self.augmentations > 1 and not self.flip:
+        if self.augmentations > 1 and not self.augmentation.alters:
             raise ValueError(
-                f"augmentations = {self.augmentations} needs flip = true; without it all copies are the same"
+                f"augmentations = {self.augmentations} needs [training.augmentation]; without it all copies are the "
+                "same"
             )
         return self
 
@@ -388,6 +421,7 @@ class Study(Frozen):
                 )
             self._check_grid()
         self._check_image()
+        self._check_masks()
         if self.training.positive_weight != 1.0 and not self.task.takes_positive_weight:
             raise ValueError(
                 f'training.positive_weight would change nothing: with task.kind = "{self.task.kind}" the weights stand '
@@ -396,21 +430,48 @@ class Study(Frozen):
         return self
 
     def _check_image(self) -> None:
-        """Volumes are for networks of three dimensions; each scale of a wavelet must fit into an image."""
-        if (self.image.depth is None) == (self.model.architecture == "small-cnn-3d"):
+        """Volumes are for networks of three dimensions; images must be as large as the network wants them."""
+        name, found = self.model.architecture, CATALOGUE[self.model.architecture]
+        if (self.image.depth is None) == (found.dimensions == 3):
+            others = [other for other, one in CATALOGUE.items() if one.dimensions != found.dimensions]
             raise ValueError(
-                f'model.architecture = "{self.model.architecture}" takes '
+                f'model.architecture = "{name}" takes '
                 + (
                     "volumes: set image.depth, or take another architecture"
                     if self.image.depth is None
-                    else 'plane images: take "small-cnn-3d", or leave image.depth out'
+                    else f"plane images: take one of {in_quotes(others)}, or leave image.depth out"
                 )
             )
-        smallest = 2**self.model.scales
-        if self.model.architecture == "scattering" and min(self.image.rows, self.image.columns) < smallest:
+        if "slices" in self.training.augmentation.flip and self.image.depth is None:
             raise ValueError(
-                f"model.scales = {self.model.scales} wants images of {smallest} rows and columns at least, and "
-                f"image says {self.image.rows} × {self.image.columns}; lower model.scales"
+                'training.augmentation.flip names "slices", and plane images have none; leave it out'
+            )
+        if min(self.image.shape[1:]) < self.model.smallest_side:
+            keys = [key for key in ("scales", "levels", "stem") if key in found.keys]
+            its = "".join(f" with {key} = {getattr(self.model, key)}" for key in keys)
+            raise ValueError(
+                f'model.architecture = "{name}"{its} wants images of {self.model.smallest_side} rows and columns at '
+                f"least, slices too, and image says {' × '.join(str(size) for size in self.image.shape[1:])}; take "
+                "larger images or another network"
+            )
+
+    def _check_masks(self) -> None:
+        """Masks are for networks that say something of each point, and lie on the one frame of an image."""
+        name, masks = self.model.architecture, bool(self.task.mask_values)
+        if CATALOGUE[name].dense != masks:
+            same = CATALOGUE[name].dimensions
+            fitting = [
+                one for one, other in CATALOGUE.items() if other.dense == masks and other.dimensions == same
+            ]
+            raise ValueError(
+                f'model.architecture = "{name}" says something of '
+                f"{'an image as a whole' if masks else 'each point of an image'}, which is not what task.kind = "
+                f'"{self.task.kind}" learns; take one of {in_quotes(fitting)}'
+            )
+        if masks and self.image.frames != "refuse":
+            raise ValueError(
+                f'image.frames = "{self.image.frames}" cannot be: which of the frames a mask was drawn on is not '
+                'known; leave it out, so that files of several frames are left out with task.kind = "segmentation"'
             )
 
     def _check_distributed(self) -> None:

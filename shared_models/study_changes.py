@@ -52,9 +52,13 @@ WORDS: Mapping[str, str] = {
     "model.architecture": "architecture of the model",
     "model.width": "width of the model",
     "model.weight_standardisation": "weights of the convolutions standardised",
+    "model.stem": "first layers of the model",
+    "model.levels": "levels of the U-Net",
     "model.scales": "scales of the wavelets",
     "model.angles": "angles of the wavelets",
+    "model.dropout": "share of features that are left out at random",
     "model.trainable": "part of the model that is trained",
+    "model.last_blocks": "blocks that are trained beside the last layer",
     "model.seed": "seed of the initial weights",
     "training.num_rounds": "rounds",
     "training.local_steps": "steps in each round",
@@ -63,9 +67,17 @@ WORDS: Mapping[str, str] = {
     "training.momentum": "momentum",
     "training.weight_decay": "weight decay",
     "training.positive_weight": "weight of a positive image in the loss",
-    "training.flip": "images mirrored at random",
     "training.images_per_patient": "most images of a patient in a step",
     "training.augmentations": "copies of each image in a step",
+    "training.augmentation.flip": "axes along which images are mirrored at random",
+    "training.augmentation.rotation": "largest rotation, in degrees",
+    "training.augmentation.shift": "largest shift, as a share of the image",
+    "training.augmentation.scale": "largest change of size",
+    "training.augmentation.shear": "largest shear, in degrees",
+    "training.augmentation.brightness": "largest change of brightness",
+    "training.augmentation.contrast": "largest change of contrast",
+    "training.augmentation.gamma": "largest change of the exponent of levels",
+    "training.augmentation.noise": "largest noise on each pixel",
     "training.optimizer": "optimizer of the global steps",
     "training.schedule": "course of the learning rate",
     "training.warmup_rounds": "rounds over which the learning rate rises",
@@ -165,6 +177,8 @@ def _values(study: Study) -> dict[_Place, Value]:
         for key, inner in value.items():
             if isinstance(inner, tuple) and f"{name}.{key}.name" in WORDS:
                 found |= _of_entries(f"{name}.{key}", inner)
+            elif isinstance(inner, dict):
+                found |= {_Place(f"{name}.{key}.{field}"): of_field for field, of_field in inner.items()}
             else:
                 found[_Place(f"{name}.{key}")] = inner
     return found

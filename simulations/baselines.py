@@ -115,8 +115,8 @@ def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
     overall, by_site = exact_metrics(study, state.average, tested, machine)
     epsilon = None if cost is None or study.privacy.delta is None else cost.epsilon(study.privacy.delta)
     return job, BaselineMetrics(
-        auroc=overall["auroc"],
-        accuracy=overall["accuracy"],
+        auroc=overall.get("auroc"),
+        accuracy=overall.get("accuracy"),
         metrics=dict(overall),
         own=dict(by_site[job.name]) if job.name != POOLED else None,
         by_site={name: dict(metrics) for name, metrics in by_site.items()},
@@ -157,6 +157,7 @@ class _Learner:
             clipping_bound=share.clipping_bound,
             machine=self.machine,
             generator=generator,
+            voxel=self.study.image.voxel,
         )
         noised = share.added_to(summed, generator) / share.scale
         return state.stepped(
@@ -177,6 +178,7 @@ class _Learner:
             num_patients=self.num_patients,
             machine=self.machine,
             generator=generator,
+            voxel=self.study.image.voxel,
         )
         gradient.close()
         update = flatten(self.model).astype(np.float64) - state.weights

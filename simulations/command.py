@@ -138,9 +138,12 @@ def _display(num_rounds: int) -> Iterator["Display"]:
 
 def _summary(result: "Result", study: "Study", out: Path) -> None:
     from shared_models.tasks.registry import task_of
+    from shared_models.tasks.task import headline_of
 
-    table, parts = Table(title=f"{result.study.title}", title_justify="left"), task_of(study).parts
-    for column in ("model", "AUROC" if parts is None else "mean AUROC", "accuracy", "epsilon"):
+    task = task_of(study)
+    table, parts = Table(title=f"{result.study.title}", title_justify="left"), task.parts
+    (first, first_word), (second, second_word) = headline_of(task), task.headings[1]
+    for column in ("model", first_word, second_word, "epsilon"):
         table.add_column(column, justify="left" if column == "model" else "right")
 
     def row(
@@ -149,7 +152,7 @@ def _summary(result: "Result", study: "Study", out: Path) -> None:
         epsilon: float | None,
         noise: dict[str, float | None] | None = None,
     ) -> None:
-        shown = [_shown(values.get(metric), (noise or {}).get(metric)) for metric in ("auroc", "accuracy")]
+        shown = [_shown(values.get(metric), (noise or {}).get(metric)) for metric in (first, second)]
         table.add_row(name, *shown, "none: no privacy" if epsilon is None else f"{epsilon:.2f}")
 
     row("federated (as the server knows it)", result.test, result.privacy.epsilon, result.test_noise)
@@ -162,7 +165,7 @@ def _summary(result: "Result", study: "Study", out: Path) -> None:
             row("pooled", result.baselines.pooled.metrics, result.baselines.pooled.epsilon)
     console.print(table)
     if result.baselines is not None and result.baselines.left_out:
-        console.print(_table_of_left_out(result))
+        console.print(_table_of_left_out(result, first, first_word))
     if parts is not None and result.test:
         console.print(_table_of_parts(result, parts))
     burned = [entry.round for entry in result.rounds if entry.burned]
@@ -175,16 +178,14 @@ def _summary(result: "Result", study: "Study", out: Path) -> None:
     )
 
 
-def _table_of_left_out(result: "Result") -> Table:
+def _table_of_left_out(result: "Result", metric: str, word: str) -> Table:
     """Each hospital's test patients under the model of all others, and under the federated one, which had its part."""
     table = Table("hospital", title="a hospital that had no part in the training", title_justify="left")
-    for heading in ("AUROC, model of the others", "AUROC, federated"):
+    for heading in (f"{word}, model of the others", f"{word}, federated"):
         table.add_column(heading, justify="right")
     tested = {site.name: site.test or {} for site in result.sites}
     for name, one in result.baselines.left_out.items() if result.baselines else ():
-        table.add_row(
-            name, *(_shown(own.get("auroc"), None) for own in (one.own or {}, tested.get(name, {})))
-        )
+        table.add_row(name, *(_shown(own.get(metric), None) for own in (one.own or {}, tested.get(name, {}))))
     return table
 
 

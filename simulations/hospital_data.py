@@ -54,6 +54,7 @@ def pooled(parts: Sequence[PatientSet]) -> PatientSet:
         images=joined([part.images for part in parts]),
         labels=torch.cat([part.labels for part in parts]),
         first_image=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        masks=joined(masks) if (masks := [part.masks for part in parts if part.masks is not None]) else None,
     )
 
 

@@ -32,7 +32,7 @@ from server.round_loop import next_model
 from shared_models.architectures import build_model
 from shared_models.configuration import ConfigurationError, Frozen
 from shared_models.manifest import FloatVector, flatten
-from shared_models.networks.classifier import Classifier
+from shared_models.networks.network import Network
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
 from shared_models.tasks.task import Metrics
@@ -259,14 +259,14 @@ def trained_weights(
 
 
 def _features_kept(
-    model: Classifier, parts: Sequence[PatientSet], study: Study, machine: Machine
+    model: Network, parts: Sequence[PatientSet], study: Study, machine: Machine
 ) -> list[PatientSet]:
     """The patients with features: those of the last call, where nothing but the head may differ."""
     trunk = [weight for name, weight in model.named_parameters() if not name.startswith("head.")]
     told = [
         study.model.model_copy(update={"seed": 0}).model_dump(),
         study.image.model_dump(),
-        study.training.flip,
+        study.training.augmentation.model_dump(),
     ]
     digest = hashlib.sha256(json.dumps(told).encode())
     for part in parts:

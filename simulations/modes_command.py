@@ -46,6 +46,7 @@ def modes_command(
     A model that --out holds already is not trained again. With --candidates, test patients are not looked at.
     """
     from shared_models.configuration import read_toml
+    from shared_models.tasks.registry import task_of
     from simulations.modes import MODES, Settings, train_jobs
     from simulations.modes_jobs import as_json as written
     from simulations.modes_jobs import comparison, hospitals_table, jobs_of, prepared, ranking
@@ -75,12 +76,13 @@ def modes_command(
     if as_json:
         typer.echo(written(trained))
         return
+    headings = task_of(chosen.study).headings
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH_WITHOUT_TERMINAL
     if tried is not None:
-        console.print(ranking(trained))
+        console.print(ranking(trained, headings))
         return
-    console.print(comparison(trained, chosen.title))
+    console.print(comparison(trained, chosen.title, headings))
     if by_hospital:
-        console.print(hospitals_table(trained))
+        console.print(hospitals_table(trained, headings))

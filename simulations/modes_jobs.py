@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.table import Table
 
@@ -14,9 +15,11 @@ from simulations.preparation.hospitals import prepare, read_hospitals
 from simulations.scenario import Scenario
 from simulations.work_folder import write_site
 
-METRICS = ("auroc", "accuracy", "balanced_accuracy")
-HEADINGS = ("AUROC", "accuracy", "balanced accuracy")
+MOST_METRICS = 3
+"""So many of what is told first of a model stand in a table."""
 SCENARIO = "scenario.json"
+Headings: TypeAlias = Sequence[tuple[str, str]]
+"""As of a task: metrics and what they are called."""
 CANDIDATE_SEED = 1_000_000
 """The first of the models that choose settings; those of a table have the seeds from 1."""
 
@@ -72,27 +75,27 @@ def prepared(scenario: Scenario, folder: Path) -> tuple[Path, ...]:
     return tuple(folder / "sites" / name / "site.toml" for name in names)
 
 
-def comparison(trained: Sequence[Trained], title: str) -> Table:
+def comparison(trained: Sequence[Trained], title: str, headings: Headings) -> Table:
     """One row for each mode and epsilon: mean over the seeds, and the range."""
     table = Table(title=f"{title}: test patients of all hospitals", title_justify="left")
-    for column in ("mode", "ε", *HEADINGS, "σ", "seconds"):
+    for column in ("mode", "ε", *_words(headings), "σ", "seconds"):
         table.add_column(column, justify="left" if column == "mode" else "right")
     for (mode, epsilon), members in groupby(sorted(trained, key=_place), key=_kind):
         group = list(members)
         table.add_row(
             WORDS[mode],
             "–" if epsilon is None else f"{epsilon:g}",
-            *(_mean_and_range([one.metrics[name] for one in group]) for name in METRICS),
+            *(_mean_and_range([one.metrics[name] for one in group]) for name, _ in headings[:MOST_METRICS]),
             "–" if group[0].noise_multiplier is None else f"{group[0].noise_multiplier:.2f}",
             f"{statistics.median(one.seconds for one in group):.0f}",
         )
     return table
 
 
-def hospitals_table(trained: Sequence[Trained]) -> Table:
-    """AUROC on the test patients of each hospital: mean over the seeds, and the range."""
+def hospitals_table(trained: Sequence[Trained], headings: Headings) -> Table:
+    """What is told first, on the test patients of each hospital: mean over the seeds, and the range."""
     names = sorted({name for one in trained for name in one.by_hospital})
-    table = Table(title="AUROC on the test patients of each hospital", title_justify="left")
+    table = Table(title=f"{_words(headings)[0]} on the test patients of each hospital", title_justify="left")
     for column in ("mode", "ε", *names):
         table.add_column(column, justify="left" if column == "mode" else "right")
     for (mode, epsilon), members in groupby(sorted(trained, key=_place), key=_kind):
@@ -100,29 +103,29 @@ def hospitals_table(trained: Sequence[Trained]) -> Table:
         table.add_row(
             WORDS[mode],
             "–" if epsilon is None else f"{epsilon:g}",
-            *(_mean_and_range([one.by_hospital[name]["auroc"] for one in group]) for name in names),
+            *(_mean_and_range([one.by_hospital[name][headings[0][0]] for one in group]) for name in names),
         )
     return table
 
 
-def ranking(trained: Sequence[Trained]) -> Table:
+def ranking(trained: Sequence[Trained], headings: Headings) -> Table:
     """One row for each candidate: mean over the seeds, and the range.
 
-    The best of each mode and epsilon comes first, by mean AUROC on validation patients.
+    The best of each mode and epsilon comes first, by the mean of what is told first, on validation patients.
     """
     table = Table(title="candidates, on validation patients of all hospitals", title_justify="left")
-    for column in ("mode", "ε", "setting", *HEADINGS):
+    for column in ("mode", "ε", "setting", *_words(headings)):
         table.add_column(column, justify="left" if column in ("mode", "setting") else "right")
     by_setting = [
         list(members) for _, members in groupby(sorted(trained, key=_place_and_values), key=_place_and_values)
     ]
-    for group in sorted(by_setting, key=lambda group: (*_place(group[0]), -_mean_auroc(group))):
+    for group in sorted(by_setting, key=lambda group: (*_place(group[0]), -_mean_first(group, headings))):
         job = group[0].job
         table.add_row(
             job.mode,
             "–" if job.epsilon is None else f"{job.epsilon:g}",
             ", ".join(f"{key} = {value:g}" for key, value in job.values),
-            *(_mean_and_range([one.metrics[name] for one in group]) for name in METRICS),
+            *(_mean_and_range([one.metrics[name] for one in group]) for name, _ in headings[:MOST_METRICS]),
         )
     return table
 
@@ -160,8 +163,12 @@ def _place_and_values(one: Trained) -> tuple[float, int, tuple[tuple[str, float]
     return *_place(one), one.job.values
 
 
-def _mean_auroc(group: Sequence[Trained]) -> float:
-    return statistics.fmean(one.metrics["auroc"] or 0.0 for one in group)
+def _mean_first(group: Sequence[Trained], headings: Headings) -> float:
+    return statistics.fmean(one.metrics[headings[0][0]] or 0.0 for one in group)
+
+
+def _words(headings: Headings) -> tuple[str, ...]:
+    return tuple(heading.partition(",")[0] for _, heading in headings[:MOST_METRICS])
 
 
 def _mean_and_range(values: Sequence[float | None]) -> str:

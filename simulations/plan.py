@@ -25,7 +25,7 @@ from shared_models.configuration import Frozen
 from shared_models.manifest import Manifest
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
-from simulations.evaluation_noise import ASSUMED_AUROC, auroc_deviation
+from simulations.evaluation_noise import ASSUMED_AUROC, ASSUMED_DICE, auroc_deviation, dice_deviation
 from simulations.traffic import Traffic, num_batches, run_traffic
 
 
@@ -90,9 +90,11 @@ class EvaluationEntry(Frozen):
         epsilon: of validation, and of test patients.
         releases: that a validation patient's epsilon is spread over.
         bin_deviation: on one bin of the summed histograms, in patients, with all sites in the sum.
-        num_histograms: pairs of histograms: one for each class or finding, where there are several.
+        num_histograms: pairs of histograms: one for each class or finding, where there are several; of segmentation one
+            histogram for each structure.
         num_tested: patients of the final test of all sites.
         auroc_deviation: what the noise alone moves AUROC by in the final test; simulated.
+        dice_deviation: the same of Dice, where the study is one of segmentation.
     """
 
     epsilon: float | None
@@ -101,8 +103,10 @@ class EvaluationEntry(Frozen):
     num_histograms: int
     bin_deviation: float | None
     num_tested: int | None
-    assumed_auroc: float
+    assumed_auroc: float | None
     auroc_deviation: float | None
+    assumed_dice: float | None
+    dice_deviation: float | None
 
 
 class Plan(Frozen):
@@ -246,9 +250,10 @@ def _evaluation(study: Study, assumed: Assumed) -> EvaluationEntry:
     deviation = None
     if cost is not None:  # every site adds all of the noise, in every mode
         deviation = cost.standard_deviation * task.l2_sensitivity * sqrt(len(assumed.sizes))
-    simulated = None
+    simulated, dice = None, task.headings[0][0] == "dice"
     if deviation is not None and assumed.num_tested is not None:
-        simulated = auroc_deviation(task, bin_deviation=deviation, num_patients=assumed.num_tested)
+        simulate = dice_deviation if dice else auroc_deviation
+        simulated = simulate(task, bin_deviation=deviation, num_patients=assumed.num_tested)
     return EvaluationEntry(
         epsilon=study.evaluation.epsilon,
         releases=max(1, len(study.evaluation.validation_rounds)),
@@ -256,6 +261,8 @@ def _evaluation(study: Study, assumed: Assumed) -> EvaluationEntry:
         num_histograms=task.num_histograms,
         bin_deviation=deviation,
         num_tested=assumed.num_tested,
-        assumed_auroc=ASSUMED_AUROC,
-        auroc_deviation=simulated,
+        assumed_auroc=None if dice else ASSUMED_AUROC,
+        auroc_deviation=None if dice else simulated,
+        assumed_dice=ASSUMED_DICE if dice else None,
+        dice_deviation=simulated if dice else None,
     )

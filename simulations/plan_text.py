@@ -209,21 +209,32 @@ def _about_evaluation(plan: Plan) -> Iterator[str]:
         return
     spread = f", over {known.releases} validations" if known.releases > 1 else ""
     several = known.num_histograms > 1
-    pairs = f"{known.num_histograms} × 2" if several else "2"
+    dice = known.assumed_dice is not None
+    word, value, moved = (
+        ("Dice", known.assumed_dice, known.dice_deviation)
+        if dice
+        else ("AUROC", known.assumed_auroc, known.auroc_deviation)
+    )
+    each = 1 if dice else 2
+    pairs = f"{known.num_histograms} × {each}" if several else f"{each}"
     yield (
         f"Evaluation: ε = {known.epsilon:g} for each validation patient{spread}, and for each test patient. Each of "
         f"{pairs} × {known.num_bins} bins of a sum over all sites has noise of {known.bin_deviation:.1f} patients "
         "(standard deviation)."
     )
     if known.num_tested is None:
-        yield "What this does to AUROC depends on the number of test patients: say --test-patients."
-    elif known.auroc_deviation is None:
-        yield f"With {known.num_tested:,} test patients the noise leaves no AUROC in many cases: fewer bins, or more ε."
+        yield f"What this does to {word} depends on the number of test patients: say --test-patients."
+    elif moved is None:
+        yield (
+            f"With {known.num_tested:,} test patients the noise leaves no {word} in many cases: fewer bins, or more ε."
+        )
     else:
         spread_over = "evenly spread over the classes or findings" if several else "half of them positive"
+        model = f"{spread_over}, and a calibrated model of"
+        if dice:
+            model = "all of whom have what is looked for, and a model of"
         yield (
-            f"Simulated: with {known.num_tested:,} test patients, {spread_over}, and a calibrated model of "
-            f"AUROC {known.assumed_auroc:g}, this noise moves the final {'mean ' * several}AUROC by "
-            f"±{known.auroc_deviation:.3f} "
+            f"Simulated: with {known.num_tested:,} test patients, {model} "
+            f"{word} {value or 0:g}, this noise moves the final {'mean ' * (several or dice)}{word} by ±{moved:.3f} "
             "(standard deviation); who happens to be a test patient comes on top."
         )

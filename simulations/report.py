@@ -7,14 +7,15 @@ from server.checkpoint import write_atomically
 from server.result import Result
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
+from shared_models.tasks.task import headline_of
 from simulations.curve_plots import calibration_plot, precision_plot, roc_plot
 from simulations.metric_words import METHODS, WORDS
 from simulations.pages import render
 from simulations.run_plots import (
     alone_mean,
-    auroc_by_site,
-    auroc_over_rounds,
     epsilon_by_round,
+    headline_by_site,
+    headline_over_rounds,
     seconds_by_round,
 )
 
@@ -22,15 +23,15 @@ from simulations.run_plots import (
 def write_report(path: Path, result: Result, study: Study) -> None:
     """Write the page, whole or not at all. It needs no network and no other file."""
     task = task_of(study)
-    auroc_word = "AUROC" if task.parts is None else "mean AUROC"
+    headline = headline_of(task)
     assessments = _assessments(result)
     page = render(
         "report.html.jinja",
         result=result,
         study=study,
         plots={
-            "auroc": auroc_over_rounds(result, auroc_word),
-            "sites": auroc_by_site(result, auroc_word),
+            "headline": headline_over_rounds(result, *headline),
+            "sites": headline_by_site(result, *headline),
             "epsilon": epsilon_by_round(result),
             "seconds": seconds_by_round(result),
             "roc": roc_plot(assessments),
@@ -38,8 +39,9 @@ def write_report(path: Path, result: Result, study: Study) -> None:
             "calibration": calibration_plot(assessments),
         },
         left_out=sorted({reason for site in result.sites for reason in site.left_out or {}}),
-        alone_mean=alone_mean(result),
-        auroc_word=auroc_word,
+        alone_mean=alone_mean(result, headline[0]),
+        metric=headline[0],
+        headline=headline[1],
         headings=task.headings,
         parts=task.parts,
         known=_known(result),

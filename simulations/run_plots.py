@@ -17,25 +17,26 @@ PHASES = {
 }
 
 
-def alone_mean(result: Result) -> float | None:
-    """Mean AUROC, on the test patients of all sites, of the models that sites trained alone."""
+def alone_mean(result: Result, metric: str) -> float | None:
+    """Mean of a metric, on the test patients of all sites, of the models that sites trained alone."""
     if result.baselines is None:
         return None
-    values = [alone.auroc for alone in result.baselines.alone.values() if alone.auroc is not None]
+    found = (alone.metrics.get(metric) for alone in result.baselines.alone.values())
+    values = [value for value in found if value is not None]
     return sum(values) / len(values) if values else None
 
 
-def federated_auroc(result: Result) -> float | None:
-    """Exact AUROC of the federated model where the simulation knows it, else as the server knows it."""
-    return (result.exact_test or result.test).get("auroc")
+def federated(result: Result, metric: str) -> float | None:
+    """Of the federated model, exact where the simulation knows it, else as the server knows it."""
+    return (result.exact_test or result.test).get(metric)
 
 
-def auroc_over_rounds(result: Result, auroc_word: str) -> Markup | None:
-    """AUROC of the model after each round that was validated, beside the test and the baselines."""
+def headline_over_rounds(result: Result, metric: str, word: str) -> Markup | None:
+    """The headline metric after each round that was validated, beside the test and the baselines."""
     points = [
-        (entry.round, entry.metrics["auroc"])
+        (entry.round, entry.metrics[metric])
         for entry in result.rounds
-        if entry.metrics is not None and entry.metrics["auroc"] is not None
+        if entry.metrics is not None and entry.metrics[metric] is not None
     ]
     if not points:
         return None
@@ -44,23 +45,21 @@ def auroc_over_rounds(result: Result, auroc_word: str) -> Markup | None:
     rounds, values = zip(*points, strict=True)
     axes.plot(rounds, values, "o-", color=FEDERATED, label=f"federated, validation patients{noised}")
     last = result.rounds[-1].round
-    if (test := federated_auroc(result)) is not None:
+    if (test := federated(result, metric)) is not None:
         axes.plot([last], [test], "*", markersize=13, color=FEDERATED, label="federated, test patients")
-    if (mean := alone_mean(result)) is not None:
+    if (mean := alone_mean(result, metric)) is not None:
         axes.axhline(mean, color=ALONE, linestyle="--", label="alone, mean of sites, test patients")
     if result.baselines is not None and result.baselines.pooled is not None:
-        pooled = result.baselines.pooled.auroc
+        pooled = result.baselines.pooled.metrics.get(metric)
         if pooled is not None:
             axes.axhline(pooled, color=POOLED, linestyle=":", linewidth=2, label="pooled, test patients")
-    axes.set(xlabel="round", ylabel=auroc_word, xlim=(0, last + 0.5))
+    axes.set(xlabel="round", ylabel=word, xlim=(0, last + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return drawn_as_svg(
-        figure, f"{auroc_word} of the federated model by round, beside sites alone and pooled data"
-    )
+    return drawn_as_svg(figure, f"{word} of the federated model by round, beside sites alone and pooled data")
 
 
-def auroc_by_site(result: Result, auroc_word: str) -> Markup | None:
+def headline_by_site(result: Result, metric: str, word: str) -> Markup | None:
     """Test patients of each site under three models: its own, the federated, the pooled."""
     baselines = result.baselines
     sites = [site for site in result.sites if site.test is not None]
@@ -68,13 +67,13 @@ def auroc_by_site(result: Result, auroc_word: str) -> Markup | None:
         return None
     series: list[tuple[str, str, list[float | None]]] = []
     if baselines is not None and baselines.alone:
-        series.append(("alone", ALONE, _own(baselines.alone, sites)))
+        series.append(("alone", ALONE, _own(baselines.alone, sites, metric)))
     if baselines is not None and baselines.left_out:
-        series.append(("model of the others", MUTED, _own(baselines.left_out, sites)))
-    series.append(("federated", FEDERATED, [(site.test or {}).get("auroc") for site in sites]))
+        series.append(("model of the others", MUTED, _own(baselines.left_out, sites, metric)))
+    series.append(("federated", FEDERATED, [(site.test or {}).get(metric) for site in sites]))
     if baselines is not None and baselines.pooled is not None:
         by_site = baselines.pooled.by_site or {}
-        series.append(("pooled", POOLED, [by_site.get(site.name, {}).get("auroc") for site in sites]))
+        series.append(("pooled", POOLED, [by_site.get(site.name, {}).get(metric) for site in sites]))
     figure, axes = new_figure()
     width = 0.8 / len(series)
     for number, (name, colour, values) in enumerate(series):
@@ -83,17 +82,19 @@ def auroc_by_site(result: Result, auroc_word: str) -> Markup | None:
     lowest = min((value for _, _, values in series for value in values if value is not None), default=0.0)
     axes.set_ylim(max(0.0, min(0.5, lowest - 0.05)), 1.0)
     axes.set_xticks(range(len(sites)), [site.name for site in sites])
-    axes.set_ylabel(f"{auroc_word}, own test patients")
+    axes.set_ylabel(f"{word}, own test patients")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
     return drawn_as_svg(
-        figure, f"{auroc_word} on each site's test patients: alone, of the others, federated, pooled"
+        figure, f"{word} on each site's test patients: alone, of the others, federated, pooled"
     )
 
 
-def _own(baselines: Mapping[str, BaselineMetrics], sites: Sequence[SiteEntry]) -> list[float | None]:
-    """AUROC on each site's test patients, of the baseline that has its name."""
+def _own(
+    baselines: Mapping[str, BaselineMetrics], sites: Sequence[SiteEntry], metric: str
+) -> list[float | None]:
+    """The metric on each site's test patients, of the baseline that has its name."""
     return [
-        (baselines[site.name].own or {}).get("auroc") if site.name in baselines else None for site in sites
+        (baselines[site.name].own or {}).get(metric) if site.name in baselines else None for site in sites
     ]
 
 

@@ -62,7 +62,7 @@ def write_site(
 
     Args:
         folder: of the site; it must not exist.
-        hospital: its images and labels.
+        hospital: its images, labels and masks.
         study: written beside ``site.toml``.
         seed: of the scenario.
         server: the ``[server]`` table; None in the local engine.
@@ -92,6 +92,8 @@ def write_site(
         "consortium": {"root": "root.pub", "roster": "roster.toml", "identity_key": IDENTITY_KEY},
         "compute": {"device": "cpu", "num_threads": 1},
     }
+    if hospital.num_masks:
+        tables["masks"] = {"folder": hospital.masks.resolve()}
     if server is not None:
         tables["server"] = server
     if not private:

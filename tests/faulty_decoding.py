@@ -22,7 +22,7 @@ def answer(plane: np.ndarray) -> Prepared:
     return Prepared(plane=plane.astype(np.float32), has_window=True, facts=facts)
 
 
-def misbehave(path: Path, image):
+def misbehave(path: Path, image, mask=None):
     kind = path.stem
     if kind == "segfault":
         ctypes.string_at(0)
@@ -67,16 +67,16 @@ def misbehave(path: Path, image):
         )
     elif kind == "pid":
         raise Unusable(Reason.UNDECODABLE, str(os.getpid()))
-    return prepare_file(path, image)
+    return prepare_file(path, image, mask)
 
 
-def misbehave_in_series(paths, image):
+def misbehave_in_series(paths, image, mask=None):
     for path in paths:
         if path.stem == "large":
             return answer(np.zeros((9, 9, 9)))
         if not path.stem.isdigit() and path.stem != "all":
             misbehave(path, image)
-    return prepare_series(paths, image)
+    return prepare_series(paths, image, mask)
 
 
 if __name__ == "__main__":

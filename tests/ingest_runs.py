@@ -26,18 +26,23 @@ class CountingReader(ReaderInThisProcess):
         super().__init__()
         self.headers: list[str] = []
         self.pixels: list[str] = []
+        self.masks: list[str] = []
 
     def header(self, path, image):
         self.headers.append(path.name)
         return super().header(path, image)
 
-    def prepare(self, path, image):
-        self.pixels.append(path.name)
-        return super().prepare(path, image)
+    def drawn_on(self, path):
+        self.masks.append(path.name)
+        return super().drawn_on(path)
 
-    def prepare_series(self, paths, image):
+    def prepare(self, path, image, mask=None):
+        self.pixels.append(path.name)
+        return super().prepare(path, image, mask)
+
+    def prepare_series(self, paths, image, mask=None):
         self.pixels.extend(path.name for path in paths)
-        return super().prepare_series(paths, image)
+        return super().prepare_series(paths, image, mask)
 
 
 def run(hospital: Hospital, study: Study = STUDY, **options) -> tuple[Ingested, CountingReader, list[str]]:

@@ -26,6 +26,7 @@ from client.ingestion import ingest
 from client.scan_memory import SCAN_NAME, Record, ScanMemory
 from client.site_data import ProgressLines
 from client.stored_images import StoredImages, joined
+from client.structures import MaskWanted
 from shared_models.study import Image
 from simulations.benchmarks.ingest import ReaderInThisProcess
 
@@ -665,7 +666,7 @@ class InventingReader(ReaderInThisProcess):
     def digest(self, path: Path, image: Image) -> bytes:
         return int(path.stem).to_bytes(32, "big")
 
-    def prepare(self, path: Path, image: Image) -> Prepared:
+    def prepare(self, path: Path, image: Image, mask: MaskWanted | None = None) -> Prepared:
         facts = PixelFacts(digest=f"{int(path.stem):064x}", lowest_share=0.1, highest_share=0.1, blank=False)
         plane = np.full((1, 16, 16), int(path.stem) % 256 / 255, dtype=np.float32)
         return Prepared(plane=plane, has_window=True, facts=facts)

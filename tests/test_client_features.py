@@ -23,7 +23,7 @@ from shared_models.tasks.registry import task_of
 
 MACHINE = Machine(device=torch.device("cpu"), physical_batch=8, mixed_precision=False)
 SCATTERING = {'architecture = "small-cnn"\nwidth = 8': 'architecture = "scattering"\nangles = 4'}
-FLIPPED = {**SCATTERING, "sample_rate = 0.5": "sample_rate = 0.5\nflip = true"}
+FLIPPED = {**SCATTERING, "sample_rate = 0.5": 'sample_rate = 0.5\naugmentation = { flip = ["columns"] }'}
 
 
 def patients() -> PatientSet:

@@ -19,9 +19,10 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import SegmentationStorage
 from series_files import HOUNSFIELD, base, volume_image, write_series
 
-from client.mask_problems import MaskProblem, MaskUnusable
+from client.dicom_file import Unusable
 from client.masks import on_voxels, plane_mask, volume_mask
 from client.nifti import read_nifti
+from client.reasons import Reason
 from client.series import read_series
 from client.volume import Volume
 
@@ -133,20 +134,20 @@ def stretched(image: SimpleITK.Image) -> SimpleITK.Image:
 @pytest.mark.parametrize(
     ("harm", "problem"),
     [
-        (moved, MaskProblem.ELSEWHERE),
-        (mirrored, MaskProblem.ELSEWHERE),
-        (stretched, MaskProblem.ELSEWHERE),
-        (cut, MaskProblem.OTHER_SIZE),
+        (moved, Reason.MASK_ELSEWHERE),
+        (mirrored, Reason.MASK_ELSEWHERE),
+        (stretched, Reason.MASK_ELSEWHERE),
+        (cut, Reason.MASK_OTHER_SIZE),
     ],
 )
 def test_a_mask_of_another_place_or_size_is_refused(
-    tmp_path: Path, harm: Callable[[SimpleITK.Image], SimpleITK.Image], problem: MaskProblem
+    tmp_path: Path, harm: Callable[[SimpleITK.Image], SimpleITK.Image], problem: Reason
 ) -> None:
     of, _ = volume(tmp_path, "axial")
     SimpleITK.WriteImage(harm(in_simpleitk(drawn(), of)), str(tmp_path / "mask.nii"))
-    with pytest.raises(MaskUnusable) as found:
+    with pytest.raises(Unusable) as found:
         volume_mask(tmp_path / "mask.nii", of, IMAGE)
-    assert found.value.problem is problem
+    assert found.value.reason is problem
 
 
 def put(content: bytes, form: str, at: int, *values: object) -> bytes:
@@ -158,34 +159,34 @@ def put(content: bytes, form: str, at: int, *values: object) -> bytes:
 @pytest.mark.parametrize(
     ("harm", "problem"),
     [
-        (lambda content: content[:200], MaskProblem.UNREADABLE),
-        (lambda content: content[:-1], MaskProblem.UNREADABLE),
-        (lambda content: b"", MaskProblem.UNREADABLE),
-        (lambda content: put(content, "4s", 344, b"ni1\0"), MaskProblem.UNSUPPORTED),
-        (lambda content: put(content, "<i", 0, 540), MaskProblem.UNREADABLE),
-        (lambda content: put(content, "<h", 40, 4) [:48] + put(content, "<h", 48, 2)[48:], MaskProblem.UNSUPPORTED),
-        (lambda content: put(content, "<4h", 40, 3, 30000, 30000, 30000), MaskProblem.TOO_LARGE),
-        (lambda content: put(content, "<4h", 40, 3, -1, 9, 10), MaskProblem.UNREADABLE),
-        (lambda content: put(content, "<h", 70, 128), MaskProblem.UNSUPPORTED),
-        (lambda content: put(content, "<f", 108, float("nan")), MaskProblem.UNREADABLE),
-        (lambda content: put(content, "<f", 108, 1e12), MaskProblem.UNREADABLE),
-        (lambda content: put(content, "<2h", 252, 0, 0), MaskProblem.ELSEWHERE),
-        (lambda content: put(content, "<12f", 280, *[float("inf")] * 12), MaskProblem.ELSEWHERE),
-        (lambda content: put(content, "<12f", 280, *[0.0] * 12), MaskProblem.ELSEWHERE),
-        (lambda content: gzip.compress(content)[:-30], MaskProblem.UNREADABLE),
-        (lambda content: b"\x1f\x8b" + bytes(100), MaskProblem.UNREADABLE),
+        (lambda content: content[:200], Reason.MASK_UNREADABLE),
+        (lambda content: content[:-1], Reason.MASK_UNREADABLE),
+        (lambda content: b"", Reason.MASK_UNREADABLE),
+        (lambda content: put(content, "4s", 344, b"ni1\0"), Reason.MASK_UNSUPPORTED),
+        (lambda content: put(content, "<i", 0, 540), Reason.MASK_UNREADABLE),
+        (lambda content: put(content, "<h", 40, 4) [:48] + put(content, "<h", 48, 2)[48:], Reason.MASK_UNSUPPORTED),
+        (lambda content: put(content, "<4h", 40, 3, 30000, 30000, 30000), Reason.MASK_TOO_LARGE),
+        (lambda content: put(content, "<4h", 40, 3, -1, 9, 10), Reason.MASK_UNREADABLE),
+        (lambda content: put(content, "<h", 70, 128), Reason.MASK_UNSUPPORTED),
+        (lambda content: put(content, "<f", 108, float("nan")), Reason.MASK_UNREADABLE),
+        (lambda content: put(content, "<f", 108, 1e12), Reason.MASK_UNREADABLE),
+        (lambda content: put(content, "<2h", 252, 0, 0), Reason.MASK_ELSEWHERE),
+        (lambda content: put(content, "<12f", 280, *[float("inf")] * 12), Reason.MASK_ELSEWHERE),
+        (lambda content: put(content, "<12f", 280, *[0.0] * 12), Reason.MASK_ELSEWHERE),
+        (lambda content: gzip.compress(content)[:-30], Reason.MASK_UNREADABLE),
+        (lambda content: b"\x1f\x8b" + bytes(100), Reason.MASK_UNREADABLE),
     ],
 )  # fmt: skip
 def test_a_broken_or_hostile_nifti_has_a_named_problem(
-    tmp_path: Path, harm: Callable[[bytes], bytes], problem: MaskProblem
+    tmp_path: Path, harm: Callable[[bytes], bytes], problem: Reason
 ) -> None:
     of, _ = volume(tmp_path, "axial")
     path = tmp_path / "mask.nii"
     SimpleITK.WriteImage(in_simpleitk(drawn(), of), str(path))
     path.write_bytes(harm(path.read_bytes()))
-    with pytest.raises(MaskUnusable) as found:
+    with pytest.raises(Unusable) as found:
         volume_mask(path, of, IMAGE)
-    assert found.value.problem is problem, found.value
+    assert found.value.reason is problem, found.value
 
 
 def test_no_more_of_a_bomb_is_inflated_than_the_header_claims(tmp_path: Path) -> None:
@@ -200,9 +201,18 @@ def test_no_more_of_a_bomb_is_inflated_than_the_header_claims(tmp_path: Path) ->
 
 
 def write_seg(
-    path: Path, mask: npt.NDArray[np.float32], paths: list[Path], *, kind: str = "BINARY", segments: int = 1
+    path: Path,
+    mask: npt.NDArray[np.float32],
+    paths: list[Path],
+    *,
+    kind: str = "BINARY",
+    segments: int = 1,
+    numbered: bool = False,
 ) -> Path:
-    """Frames from the head to the feet, those without anything left out; a second segment has the upper rows."""
+    """Frames from the head to the feet, those without anything left out; a second segment has the upper rows.
+
+    Where they are *numbered*, each frame says of which segment it is.
+    """
     made = base(SegmentationStorage, patient="PAT-0001", study="1", series="seg", image="1")
     made.Modality, made.SegmentationType = "SEG", kind
     made.Rows, made.Columns = mask.shape[1:]
@@ -222,6 +232,10 @@ def write_seg(
             derived.SourceImageSequence = Items([source])
             frame.PlanePositionSequence, frame.PlaneOrientationSequence = Items([place]), Items([turned])
             frame.DerivationImageSequence = Items([derived])
+            if numbered:
+                identification = Dataset()
+                identification.ReferencedSegmentNumber = segment
+                frame.SegmentIdentificationSequence = Items([identification])
             frames.append(frame)
             planes.append(plane)
     made.NumberOfFrames, made.PerFrameFunctionalGroupsSequence = len(frames), Items(frames)
@@ -312,35 +326,35 @@ def with_too_many_frames(made: Dataset) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lies_beside, MaskProblem.ELSEWHERE),
-        (lies_beyond, MaskProblem.ELSEWHERE),
-        (lies_nowhere, MaskProblem.ELSEWHERE),
-        (lies_turned, MaskProblem.ELSEWHERE),
-        (of_a_stranger, MaskProblem.OF_ANOTHER_IMAGE),
-        (of_another_size, MaskProblem.OTHER_SIZE),
-        (of_no_kind, MaskProblem.UNSUPPORTED),
-        (without_pixels, MaskProblem.UNREADABLE),
-        (with_too_many_frames, MaskProblem.UNREADABLE),
+        (lies_beside, Reason.MASK_ELSEWHERE),
+        (lies_beyond, Reason.MASK_ELSEWHERE),
+        (lies_nowhere, Reason.MASK_ELSEWHERE),
+        (lies_turned, Reason.MASK_ELSEWHERE),
+        (of_a_stranger, Reason.MASK_OF_ANOTHER_IMAGE),
+        (of_another_size, Reason.MASK_OTHER_SIZE),
+        (of_no_kind, Reason.MASK_UNSUPPORTED),
+        (without_pixels, Reason.MASK_UNREADABLE),
+        (with_too_many_frames, Reason.MASK_UNREADABLE),
     ],
 )
 def test_a_seg_that_does_not_fit_has_a_named_problem(
-    tmp_path: Path, change: Callable[[Dataset], None], problem: MaskProblem
+    tmp_path: Path, change: Callable[[Dataset], None], problem: Reason
 ) -> None:
     of, paths = volume(tmp_path, "axial")
     path = write_seg(tmp_path / "seg.dcm", drawn(), paths)
     seg_changed(path, change)
-    with pytest.raises(MaskUnusable) as found:
+    with pytest.raises(Unusable) as found:
         volume_mask(path, of, IMAGE, instances=uids(paths))
-    assert found.value.problem is problem, found.value
+    assert found.value.reason is problem, found.value
 
 
 def test_another_file_than_a_seg_is_unreadable(tmp_path: Path) -> None:
     of, paths = volume(tmp_path, "axial")
     (tmp_path / "text").write_text("no mask")
     for path in (paths[0], tmp_path / "text", tmp_path / "nothing"):
-        with pytest.raises(MaskUnusable) as found:
+        with pytest.raises(Unusable) as found:
             volume_mask(path, of, IMAGE, instances=uids(paths))
-        assert found.value.problem is MaskProblem.UNREADABLE
+        assert found.value.reason is Reason.MASK_UNREADABLE
 
 
 # Plane images
@@ -373,23 +387,23 @@ def test_a_seg_of_a_plane_image_is_found_by_the_number_of_the_image(tmp_path: Pa
     path = write_seg(tmp_path / "seg.dcm", drawn()[:1] + 1.0, paths[:1])
     image = make_image(rows=9, columns=8, aspect="stretch", modalities=("CT",))
     assert plane_mask(path, dcmread(paths[0]), image).sum() == 9 * 8
-    with pytest.raises(MaskUnusable) as refused:
+    with pytest.raises(Unusable) as refused:
         plane_mask(path, dcmread(paths[1]), image)
-    assert refused.value.problem is MaskProblem.OF_ANOTHER_IMAGE
+    assert refused.value.reason is Reason.MASK_OF_ANOTHER_IMAGE
 
 
 def test_a_png_that_does_not_fit_has_a_named_problem(tmp_path: Path) -> None:
     header, image = plane_image(gradient(12, 20)), make_image()
     path = tmp_path / "mask.png"
-    cases: list[tuple[Callable[[], object], MaskProblem]] = [
-        (lambda: Pillow.fromarray(corner(11)).save(path), MaskProblem.OTHER_SIZE),
-        (lambda: Pillow.fromarray(np.zeros((12, 20, 3), dtype=np.uint8)).save(path), MaskProblem.UNSUPPORTED),
-        (lambda: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20)), MaskProblem.UNREADABLE),
-        (lambda: Pillow.fromarray(corner()).save(path, "BMP"), MaskProblem.UNREADABLE),
-        (path.unlink, MaskProblem.UNREADABLE),
+    cases: list[tuple[Callable[[], object], Reason]] = [
+        (lambda: Pillow.fromarray(corner(11)).save(path), Reason.MASK_OTHER_SIZE),
+        (lambda: Pillow.fromarray(np.zeros((12, 20, 3), dtype=np.uint8)).save(path), Reason.MASK_UNSUPPORTED),
+        (lambda: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20)), Reason.MASK_UNREADABLE),
+        (lambda: Pillow.fromarray(corner()).save(path, "BMP"), Reason.MASK_UNREADABLE),
+        (path.unlink, Reason.MASK_UNREADABLE),
     ]
     for make, problem in cases:
         make()
-        with pytest.raises(MaskUnusable) as found:
+        with pytest.raises(Unusable) as found:
             plane_mask(path, header, image)
-        assert found.value.problem is problem, found.value
+        assert found.value.reason is problem, found.value

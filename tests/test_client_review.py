@@ -145,10 +145,13 @@ def test_task_model_and_training_are_told_with_their_figures(file, ledger) -> No
     assert f"width 8, standardised weights: {num_weights_of_small_cnn(1, 8):,} numbers" in of_standardised
     assert "Of a patient who is drawn, one image is taken at random." in said
     rate = "sample_rate = 0.5"
-    several = {rate: f"{rate}\nflip = true\nimages_per_patient = 3\naugmentations = 4"}
+    several = {
+        rate: f'{rate}\naugmentation = {{ flip = ["columns"] }}\nimages_per_patient = 3\naugmentations = 4'
+    }
     told = text(reviewed(make_study(several), file, ledger)["training"])
-    assert "up to 3 images are taken at random, each in 4 copies, mirrored or not at random. What" in told
-    copies = {rate: f"{rate}\nflip = true\naugmentations = 2"}
+    assert "up to 3 images are taken at random, each in 4 copies that are altered independently. What" in told
+    assert told.endswith("For each step images are altered at random, each by itself: mirrored.")
+    copies = {rate: f'{rate}\naugmentation = {{ flip = ["columns"] }}\naugmentations = 2'}
     assert "one image is taken at random, each in 2" in text(
         reviewed(make_study(copies), file, ledger)["training"]
     )
@@ -164,7 +167,7 @@ def test_task_model_and_training_are_told_with_their_figures(file, ledger) -> No
     assert f"Only the last layer is trained. The other {frozen:,} numbers stay as the study's seed" in head
     block = {"width = 8": 'width = 8\ntrainable = "last-block"'}
     said_of_block = text(reviewed(make_study(block), file, ledger)["training"])
-    assert "Only the last convolution and what follows it are trained." in said_of_block
+    assert "Only the last block of layers and what follows are trained." in said_of_block
     assert "of the kind “scattering”: fixed filters of 1 size and 8 angles" in other
     assert f"what they show: {9 * 8 * 8 + 1:,} numbers" in other
     assert "16 × 16 pixels" in said

@@ -33,7 +33,7 @@ from series_files import (
 from client.decoding import DecodingWorker
 from client.decoding_limits import Limits
 from client.dicom_index import Index
-from client.evaluation import image_scores
+from client.evaluation import kept_of_images
 from client.index_report import INDEX_NAME, render_index
 from client.ingestion import Ingested, ingest
 from client.labels import LabelsError
@@ -41,6 +41,7 @@ from client.scan_memory import SCAN_NAME
 from client.training import Machine, PlainGradientSum, add_sample
 from privacy.randomness import CryptographicGenerator
 from shared_models.architectures import build_model
+from shared_models.augmentation import Augmentation
 from shared_models.tasks.registry import task_of
 
 DATA = os.environ.get("COLLEGIUM_DATA")
@@ -544,7 +545,9 @@ def test_each_real_odd_or_hostile_file_is_in_the_index_once_and_a_real_enhanced_
 def test_volumes_are_sampled_mirrored_and_scored(tmp_path: Path) -> None:
     hospital = volume_hospital(tmp_path / "h", num_patients=9)
     study = volume_study()
-    training = study.training.model_copy(update={"flip": True, "sample_rate": 1.0})
+    training = study.training.model_copy(
+        update={"augmentation": Augmentation(flip=("columns",)), "sample_rate": 1.0}
+    )
     found, _, _ = run(hospital, study)
     patients = max(found.patients.values(), key=len)
     assert patients.images.shape[1:] == (1, 8, 16, 16)
@@ -573,6 +576,6 @@ def test_volumes_are_sampled_mirrored_and_scored(tmp_path: Path) -> None:
     assert len(drawn) == len(patients)
     assert any(mirrored)
     assert any(bool(part.abs().sum() > 0.0) for part in gradient.take())
-    scores = image_scores(model, patients, task=task, machine=machine)
+    scores = kept_of_images(model, patients, task=task, machine=machine)
     assert scores.shape == (len(whole),)
     assert ((scores > 0.0) & (scores < 1.0)).all()

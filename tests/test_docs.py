@@ -11,6 +11,7 @@ import click
 import numpy as np
 import pytest
 import typer
+from client.mask_problems import MaskProblem
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
@@ -19,7 +20,6 @@ import server.command
 import simulations.command
 from client.basic_profile import Kind
 from client.fetch_reasons import Outcome
-from client.mask_problems import MaskProblem
 from client.network_file import NetworkFile
 from client.pacs_file import Pacs
 from client.quality_file import SiteQuality

@@ -39,7 +39,7 @@ STUDY = make_study(
         "width = 8": "width = 16",
         "rows = 16": "rows = 32",
         "columns = 16": "columns = 32",
-        "learning_rate = 0.1": "learning_rate = 0.1\nflip = true",
+        "learning_rate = 0.1": 'learning_rate = 0.1\naugmentation = { flip = ["columns"] }',
     },
     private=True,
 )
@@ -331,7 +331,7 @@ def trained(
 def test_the_batches_that_arrive_on_the_device_are_those_of_the_processor() -> None:
     """Pinned and copied while the host goes on: no batch is overwritten by a later one; flips are the same."""
     recorded, patients = [], patients_of(60)
-    assert STUDY.training.flip
+    assert STUDY.training.augmentation.flip
     for device in (PROCESSOR, CUDA):
         recording = Recording(build_model(STUDY).to(device))
         trained(recording._model, recording, machine_of(device), patients=patients, steps=20, key=3)

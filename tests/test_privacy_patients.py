@@ -31,6 +31,7 @@ from privacy.ghost.matrices import takes_samples
 from privacy.randomness import CryptographicGenerator
 from privacy.sampling import pick_several_images
 from shared_models.architectures import build_model
+from shared_models.augmentation import Augmentation
 from shared_models.configuration import ConfigurationError
 from shared_models.manifest import flatten
 from shared_models.networks.standardised_convolution import StandardisedConv2d
@@ -302,7 +303,9 @@ def whose(images: Tensor, own: PatientSet) -> NDArray[np.int64]:
 def test_a_patient_never_straddles_two_physical_batches(most: int, copies: int, physical_batch: int) -> None:
     counts = [1, 7, 2, 3, 1, 1, 5, 2, 9, 1, 4]
     own = patients(counts)
-    training = training_with(images_per_patient=most, augmentations=copies, flip=True)
+    training = training_with(
+        images_per_patient=most, augmentations=copies, augmentation=Augmentation(flip=("columns",))
+    )
     done: list[int] = []
     for images, patient in batches(own, training, physical_batch=physical_batch):
         assert patient is not None
@@ -328,7 +331,7 @@ def test_the_number_of_physical_batches_depends_on_how_many_patients_are_sampled
 def test_rows_of_a_patient_that_do_not_fit_are_refused_at_the_site_and_in_the_loop(
     hospital_file: SiteFile,
 ) -> None:
-    study = study_with("flip = true", "images_per_patient = 5", "augmentations = 4")
+    study = study_with('augmentation = { flip = ["columns"] }', "images_per_patient = 5", "augmentations = 4")
     for batch, refused in ((19, True), (20, False)):
         file = hospital_file.model_copy(update={"compute": Compute(physical_batch=batch)})
         said = [words for words in policy_refusals(file, study) if "physical_batch" in words]
@@ -351,7 +354,7 @@ def hospital_file(tmp_path: Path) -> SiteFile:
 
 def test_copies_are_mirrored_independently_of_each_other() -> None:
     own = patients([1])
-    training = training_with(augmentations=8, flip=True)
+    training = training_with(augmentations=8, augmentation=Augmentation(flip=("columns",)))
     mirrored = np.zeros(8)
     pairs = 0.0
     for number in range(400):
@@ -364,7 +367,7 @@ def test_copies_are_mirrored_independently_of_each_other() -> None:
 
 
 def test_copies_without_anything_that_alters_them_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="augmentations = 2 needs flip = true"):
+    with pytest.raises(ConfigurationError, match=r"augmentations = 2 needs \[training.augmentation\]"):
         study_with("augmentations = 2")
 
 
@@ -407,7 +410,9 @@ def test_without_clipping_and_noise_both_modes_take_the_same_step(private: bool)
     """Mode none weighs images as private training does."""
     study = make_study(private=private)
     own = patients([1, 4, 2, 6, 3])
-    training = training_with(images_per_patient=4, augmentations=2, flip=True)
+    training = training_with(
+        images_per_patient=4, augmentations=2, augmentation=Augmentation(flip=("columns",))
+    )
     steps = []
     for key in range(2):
         model = build_model(study)

@@ -33,7 +33,7 @@ def run(name: str, out: Path, *, seed: int | None = None, engine: Engine = "loca
 
 def gain(result: Result) -> float:
     """AUROC of the federated model over the mean of the hospitals alone, on the same test patients."""
-    mean = alone_mean(result)
+    mean = alone_mean(result, "auroc")
     federated = (result.exact_test or result.test)["auroc"]
     assert mean is not None
     assert federated is not None

@@ -70,9 +70,18 @@ def test_every_problem_is_told_at_once_with_key_value_bound_and_line() -> None:
             "fewer than 65536 steps of its grid",
         ),
         ("test_fraction = 0.2", "test_fraction = 0.8", "must stay below 1"),
-        ("width = 8", "angles = 6", 'only the architecture "scattering" has that'),
-        ("width = 8", "scales = 3\nangles = 6", "scales and angles would change nothing"),
-        ('"small-cnn"', '"scattering"', 'only the architecture "small-cnn" or "small-cnn-3d" has that'),
+        ("width = 8", "angles = 6", 'is of "scattering"'),
+        ("width = 8", "scales = 3\nangles = 6", "angles and scales would change nothing"),
+        ('"small-cnn"', '"scattering"', 'width would change nothing with "scattering"'),
+        (
+            '"small-cnn"',
+            '"large-cnn"',
+            'must be one of "small-cnn", "small-cnn-3d", "scattering", "resnet-18"',
+        ),
+        ("width = 8", 'stem = "3x3"', 'is of "resnet-18", "resnet-34"'),
+        ("width = 8", "last_blocks = 2", 'would change nothing: set trainable = "last-block"'),
+        ('"small-cnn"', '"resnet-18"', "with stem = 7x7 wants images of 32 rows and columns"),
+        ('"small-cnn"\nwidth = 8', '"unet"\nlevels = 5', "with levels = 5 wants images of 32 rows"),
         (
             '"small-cnn"\nwidth = 8',
             '"scattering"\ntrainable = "head"',
@@ -81,14 +90,14 @@ def test_every_problem_is_told_at_once_with_key_value_bound_and_line() -> None:
         (
             '"small-cnn"\nwidth = 8',
             '"scattering"\nweight_standardisation = true',
-            'only the architecture "small-cnn" or "small-cnn-3d" has that',
+            'is of "small-cnn", "small-cnn-3d"; leave it out',
         ),
         ('"small-cnn"\nwidth = 8', '"scattering"\nscales = 5', "less than or equal to 4"),
         ('"small-cnn"\nwidth = 8', '"scattering"\nangles = 3', "greater than or equal to 4"),
         (
             'rows = 16\ncolumns = 16\n\n[model]\narchitecture = "small-cnn"\nwidth = 8',
             'rows = 16\ncolumns = 15\n\n[model]\narchitecture = "scattering"\nscales = 4',
-            "model.scales = 4 wants images of 16 rows and columns at least, and image says 16 × 15",
+            "with scales = 4 wants images of 16 rows and columns at least, slices too, and image says 16 × 15",
         ),
         ("columns = 16", "columns = 16\nslice_spacing = 2.0", "only volumes have it"),
         ('"small-cnn"', '"small-cnn-3d"', "takes volumes: set image.depth"),
@@ -122,8 +131,12 @@ VOLUME = {
             "rows = 1024\ncolumns = 1024\ndepth = 17",
             "must be at most 16777216",
         ),
-        ('"small-cnn-3d"', '"small-cnn"', 'takes plane images: take "small-cnn-3d"'),
-        ('"small-cnn-3d"\nwidth = 8', '"scattering"', 'takes plane images: take "small-cnn-3d"'),
+        ('"small-cnn-3d"', '"small-cnn"', 'takes plane images: take one of "small-cnn-3d", "resnet-18-3d"'),
+        (
+            '"small-cnn-3d"\nwidth = 8',
+            '"scattering"',
+            'takes plane images: take one of "small-cnn-3d", "resnet-18-3d"',
+        ),
     ],
 )
 def test_what_means_nothing_for_volumes_is_refused(old: str, new: str, told: str) -> None:

@@ -17,6 +17,7 @@ from client.roles import Role
 from client.training import Machine
 from shared_models.configuration import ConfigurationError
 from shared_models.study import Study
+from shared_models.tasks.binary import BinaryClassification
 from simulations import modes
 from simulations.command import app
 from simulations.modes import MODES, Job, Mode, Setting, Settings, Trained, study_of, trained_weights
@@ -128,6 +129,9 @@ def test_candidates_are_evaluated_on_validation_patients_with_a_seed_of_their_ow
     assert len({job.seed for job in (*jobs, *table)}) == 1002
 
 
+HEADINGS = BinaryClassification.headings
+
+
 def trained(mode: Mode, epsilon: float | None, seed: int, auroc: float, **values: float) -> Trained:
     metrics = {"auroc": auroc, "accuracy": 0.5, "balanced_accuracy": 0.5}
     return Trained(
@@ -141,11 +145,12 @@ def trained(mode: Mode, epsilon: float | None, seed: int, auroc: float, **values
 
 def test_the_table_has_the_mean_and_the_range_over_seeds() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(comparison([trained("local", 3.0, 1, 0.8), trained("local", 3.0, 2, 0.9)], "x"))
-    console.print(hospitals_table([trained("local", 3.0, 1, 0.6)]))
+    console.print(comparison([trained("local", 3.0, 1, 0.8), trained("local", 3.0, 2, 0.9)], "x", HEADINGS))
+    console.print(hospitals_table([trained("local", 3.0, 1, 0.6)], HEADINGS))
     worse, better = {"learning_rate": 1.0}, {"learning_rate": 2.0}
     aurocs = [(worse, 5, 0.7), (better, 5, 0.6), (better, 6, 0.9)]
-    console.print(ranking([trained("local", 3.0, seed, auroc, **tried) for tried, seed, auroc in aurocs]))
+    models = [trained("local", 3.0, seed, auroc, **tried) for tried, seed, auroc in aurocs]
+    console.print(ranking(models, HEADINGS))
     told = console.export_text()
     assert "0.850 (0.800–0.900)" in told
     assert "north" in told

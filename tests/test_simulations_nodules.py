@@ -38,7 +38,11 @@ title = "Nodules in a few volumes"
 task = { kind = "binary-classification", label = "finding", positive = ["nodule"], negative = ["clear"] }
 patients = { roles = "hash", min_training = 4, validation_fraction = 0.2, test_fraction = 0.2 }
 model = { architecture = "small-cnn-3d", width = 8 }
-training = { num_rounds = 2, local_steps = 2, sample_rate = 0.5, learning_rate = 0.5, flip = true }
+training.num_rounds = 2
+training.local_steps = 2
+training.sample_rate = 0.5
+training.learning_rate = 0.5
+training.augmentation = { flip = ["columns"] }
 privacy = { mode = "local", epsilon = 6.0, delta = 1e-3, max_grad_norm = 1.0 }
 evaluation = { validation_rounds = [2], num_bins = 10, epsilon = 6.0 }
 

@@ -57,7 +57,7 @@ def write_medmnist(path: Path, *, column: bool, **changes: NDArray[np.generic]) 
 
 def read_ham(folder: Path, max_patients: int | None = None) -> tuple[tuple[str, tuple[str, ...]], ...]:
     source = HamSource(folder=folder, max_patients=max_patients)
-    with ham10000_caseloads(source, *locate_ham10000(source)) as caseloads:
+    with ham10000_caseloads(source, locate_ham10000(source)) as caseloads:
         return tuple((load.name, tuple(case.patient_id for case in load.cases)) for load in caseloads)
 
 
@@ -74,7 +74,7 @@ def test_the_four_sources_of_ham10000_become_four_hospitals_and_lesions_patients
 def test_a_lesion_keeps_its_label_sex_age_and_streams(tmp_path: Path) -> None:
     write_ham(tmp_path)
     source = HamSource(folder=tmp_path)
-    with ham10000_caseloads(source, *locate_ham10000(source)) as caseloads:
+    with ham10000_caseloads(source, locate_ham10000(source)) as caseloads:
         case = caseloads[1].cases[0]
         streams = [image.picture() for image in case.images]
         unknown = caseloads[0].cases[0].images[0].header.subject
@@ -90,7 +90,7 @@ def test_a_lesion_keeps_its_label_sex_age_and_streams(tmp_path: Path) -> None:
 def test_a_lesion_seen_at_two_sources_has_one_role(tmp_path: Path) -> None:
     write_ham(tmp_path, (*ROWS[:4], "HAM_1,ISIC_5,nv,histo,45.0,male,back,rosendahl"))
     source = HamSource(folder=tmp_path)
-    with ham10000_caseloads(source, *locate_ham10000(source)) as caseloads:
+    with ham10000_caseloads(source, locate_ham10000(source)) as caseloads:
         roles = {case.role for load in caseloads for case in load.cases if case.patient_id == "HAM_1"}
         places = [load.name for load in caseloads for case in load.cases if case.patient_id == "HAM_1"]
     assert places == ["vidir-modern", "rosendahl"]
@@ -258,7 +258,7 @@ def real_data(name: str) -> Path:
 
 def test_the_published_ham10000_has_its_published_counts() -> None:
     source = HamSource(folder=real_data("ham10000"))
-    with ham10000_caseloads(source, *locate_ham10000(source)) as caseloads:
+    with ham10000_caseloads(source, locate_ham10000(source)) as caseloads:
         counts = {load.name: load.num_images for load in caseloads}
         patients = {case.patient_id for load in caseloads for case in load.cases}
         roles = {(case.patient_id, case.role) for load in caseloads for case in load.cases}

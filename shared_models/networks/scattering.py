@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared_models.networks.classifier import Classifier
+from shared_models.networks.network import Classifier
 from shared_models.networks.wavelets import filter_bank
 
 FEATURE_NORM = 4.0
@@ -176,16 +176,25 @@ class ScatteringClassifier(Classifier):
         scales: of the wavelets.
         angles: of the wavelets.
         num_outputs: of the head.
+        dropout: see `Network`.
     """
 
     def __init__(
-        self, *, channels: int, rows: int, columns: int, scales: int, angles: int, num_outputs: int
+        self,
+        *,
+        channels: int,
+        rows: int,
+        columns: int,
+        scales: int,
+        angles: int,
+        num_outputs: int,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(dropout=dropout)
         self._scattering = Scattering(rows=rows, columns=columns, scales=scales, angles=angles)
         height, width = self._scattering.grid
         self.head = nn.Linear(channels * self._scattering.num_paths * height * width, num_outputs)
-        self.last_block = ()
+        self.blocks = ()
 
     def features(self, images: Tensor) -> Tensor:
         """Map images, shape (batch, channels, rows, columns) in [0, 1], to shape (batch, paths and positions)."""

@@ -5,7 +5,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared_models.networks.classifier import Classifier
+from shared_models.networks.layers import max_pooled, mean_over_places
+from shared_models.networks.network import Classifier, centred
 from shared_models.networks.standardised_convolution import StandardisedConv2d, StandardisedConv3d
 
 _CONVOLUTIONS = {
@@ -14,7 +15,6 @@ _CONVOLUTIONS = {
     (3, False): nn.Conv3d,
     (3, True): StandardisedConv3d,
 }
-_POOLINGS = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class SmallCNN(Classifier):
@@ -28,6 +28,7 @@ class SmallCNN(Classifier):
         num_outputs: of the head.
         weight_standardisation: of the convolutions.
         dimensions: 2 for images, 3 for volumes.
+        dropout: see `Network`.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class SmallCNN(Classifier):
         num_outputs: int,
         weight_standardisation: bool = False,
         dimensions: Literal[2, 3] = 2,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(dropout=dropout)
         convolution = _CONVOLUTIONS[dimensions, weight_standardisation]
         widths = (channels, width, 2 * width, 4 * width, 4 * width)
         self.convolutions = nn.ModuleList(
@@ -48,14 +50,13 @@ class SmallCNN(Classifier):
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, after) for after in widths[1:])
         self.head = nn.Linear(widths[-1], num_outputs)
-        self.last_block = (self.convolutions[-1], self.norms[-1])
-        self._pooled = _POOLINGS[dimensions]
+        self.blocks = tuple(zip(self.convolutions, self.norms, strict=True))
 
     def features(self, images: Tensor) -> Tensor:
         """Map images, shape (batch, channels, rows, columns) in [0, 1], or volumes, to shape (batch, 4 · width)."""
-        features = (images - 0.5) * 4.0
+        features = centred(images)
         for depth, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             features = F.relu(norm(convolution(features)))
             if depth < len(self.norms) - 1:
-                features = self._pooled(features, 2)
-        return features.mean(dim=tuple(range(2, features.dim())))
+                features = max_pooled(features)
+        return mean_over_places(features)

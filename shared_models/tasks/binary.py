@@ -18,6 +18,7 @@ from shared_models.tasks.histograms import (
     on_loss_grid,
     pair_of_histograms,
 )
+from shared_models.tasks.patients import by_patient
 from shared_models.tasks.task import Constants, Counts, Doubles, Metrics, Parts
 from shared_models.visible_text import quoted
 
@@ -34,6 +35,7 @@ class BinaryTable(Frozen):
     negative: tuple[str, ...] = Field(min_length=1, strict=False)
 
     takes_positive_weight: ClassVar[bool] = True
+    mask_values: ClassVar[tuple[tuple[int, ...], ...]] = ()
     class_names: ClassVar[tuple[str, ...]] = ("negative", "positive")
     finding_names: ClassVar[tuple[str, ...]] = ()
     words: ClassVar[Mapping[str, str]] = {
@@ -95,11 +97,11 @@ class BinaryClassification:
     even_share = 0.5
     headings = (
         ("auroc", "AUROC"),
-        ("average_precision", "average precision"),
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
         ("sensitivity", "sensitivity"),
         ("specificity", "specificity"),
+        ("average_precision", "average precision"),
         ("loss", "log loss"),
     )
 
@@ -142,6 +144,14 @@ class BinaryClassification:
     def scores(self, logits: "Tensor") -> "Tensor":
         """Probability of the positive class: logits (batch, 1) → (batch,) in [0, 1]."""
         return logits[:, 0].sigmoid()
+
+    def kept(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """Its scores."""
+        return self.scores(logits)
+
+    def by_patient(self, kept: Doubles, labels: Counts, first_image: Counts) -> tuple[Doubles, Counts]:
+        """The mean score over the images that carry the patient's label (`shared_models.tasks.patients`)."""
+        return by_patient(kept, labels, first_image)
 
     def among_bins(self, scores: Doubles) -> Doubles:
         """Where scores lie among the bins: as they are."""

@@ -25,6 +25,7 @@ from shared_models.tasks.histograms import (
     ratio,
     scores_between_bins,
 )
+from shared_models.tasks.patients import by_patient
 from shared_models.tasks.task import Constants, Counts, Doubles, Focusing, Metrics, Name, Parts
 from shared_models.visible_text import quoted
 
@@ -68,6 +69,7 @@ class MultiClassTable(Frozen):
     focusing: Focusing = 0.0
 
     takes_positive_weight: ClassVar[bool] = False
+    mask_values: ClassVar[tuple[tuple[int, ...], ...]] = ()
     finding_names: ClassVar[tuple[str, ...]] = ()
     words: ClassVar[Mapping[str, str]] = {
         "label": "column of the labels file",
@@ -138,9 +140,9 @@ class MultiClassClassification:
 
     headings = (
         ("auroc", "AUROC, mean of classes"),
-        ("average_precision", "average precision, mean of classes"),
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
+        ("average_precision", "average precision, mean of classes"),
         ("loss", "log loss"),
     )
 
@@ -214,6 +216,14 @@ class MultiClassClassification:
     def scores(self, logits: "Tensor") -> "Tensor":
         """Probability of each class: logits (batch, classes) → the same shape, in [0, 1]."""
         return logits.softmax(1)
+
+    def kept(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """Its scores."""
+        return self.scores(logits)
+
+    def by_patient(self, kept: Doubles, labels: Counts, first_image: Counts) -> tuple[Doubles, Counts]:
+        """The mean score over the images that carry the patient's label (`shared_models.tasks.patients`)."""
+        return by_patient(kept, labels, first_image)
 
     def among_bins(self, scores: Doubles) -> Doubles:
         """Where scores lie among the bins: by the cube root of their odds."""

@@ -24,6 +24,7 @@ from shared_models.tasks.histograms import (
     pair_of_histograms,
     scores_between_bins,
 )
+from shared_models.tasks.patients import by_patient
 from shared_models.tasks.task import Constants, Counts, Doubles, Focusing, Metrics, Name, Parts
 from shared_models.visible_text import quoted
 
@@ -62,6 +63,7 @@ class MultiLabelTable(Frozen):
     focusing: Focusing = 0.0
 
     takes_positive_weight: ClassVar[bool] = False
+    mask_values: ClassVar[tuple[tuple[int, ...], ...]] = ()
     class_names: ClassVar[tuple[str, ...]] = ("negative", "positive")
     words: ClassVar[Mapping[str, str]] = {
         "findings.name": "names of the findings, in their order",
@@ -140,11 +142,11 @@ class MultiLabelClassification:
     even_share = 0.5
     headings = (
         ("auroc", "AUROC, mean of findings"),
-        ("average_precision", "average precision, mean of findings"),
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
         ("sensitivity", "sensitivity"),
         ("specificity", "specificity"),
+        ("average_precision", "average precision, mean of findings"),
         ("loss", "log loss"),
     )
 
@@ -214,6 +216,14 @@ class MultiLabelClassification:
     def scores(self, logits: "Tensor") -> "Tensor":
         """Probability of each finding: logits (batch, findings) → the same shape, in [0, 1]."""
         return logits.sigmoid()
+
+    def kept(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """Its scores."""
+        return self.scores(logits)
+
+    def by_patient(self, kept: Doubles, labels: Counts, first_image: Counts) -> tuple[Doubles, Counts]:
+        """The mean score over the images that carry the patient's label (`shared_models.tasks.patients`)."""
+        return by_patient(kept, labels, first_image)
 
     def among_bins(self, scores: Doubles) -> Doubles:
         """Where scores lie among the bins: by the cube root of their odds."""

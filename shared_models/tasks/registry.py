@@ -7,15 +7,18 @@ from pydantic import Field
 from shared_models.tasks.binary import BinaryTable
 from shared_models.tasks.multi_class import MultiClassTable
 from shared_models.tasks.multi_label import MultiLabelTable
+from shared_models.tasks.segmentation import SegmentationTable
 from shared_models.tasks.task import Constants, Task, TaskTable
 
 if TYPE_CHECKING:  # it holds one of the tables
     from shared_models.study import Study
 
-AnyTable: TypeAlias = Annotated[BinaryTable | MultiClassTable | MultiLabelTable, Field(discriminator="kind")]
+AnyTable: TypeAlias = Annotated[
+    BinaryTable | MultiClassTable | MultiLabelTable | SegmentationTable, Field(discriminator="kind")
+]
 """The table ``[task]`` of a study, by its ``kind``."""
 
-TABLES: tuple[type[TaskTable], ...] = (BinaryTable, MultiClassTable, MultiLabelTable)
+TABLES: tuple[type[TaskTable], ...] = (BinaryTable, MultiClassTable, MultiLabelTable, SegmentationTable)
 """The same, one by one."""
 
 

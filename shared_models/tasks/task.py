@@ -71,7 +71,7 @@ class Parts:
         confusion: whether there are metrics ``confusion/TRUE/PREDICTED``.
     """
 
-    word: Literal["class", "finding"]
+    word: Literal["class", "finding", "structure"]
     names: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
     confusion: bool
@@ -79,7 +79,7 @@ class Parts:
     @property
     def plural(self) -> str:
         """Of the word."""
-        return {"class": "classes", "finding": "findings"}[self.word]
+        return {"class": "classes", "finding": "findings", "structure": "structures"}[self.word]
 
 
 class TaskTable(Protocol):
@@ -95,7 +95,15 @@ class TaskTable(Protocol):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the labels file: one, or one for each finding."""
+        """Columns of the labels file: one, or one for each finding; none where masks are the labels."""
+        ...
+
+    @property
+    def mask_values(self) -> tuple[tuple[int, ...], ...]:
+        """Where masks are the labels: the values in them that mean each structure, and without any all above 0.
+
+        Empty where the labels file holds the labels.
+        """
         ...
 
     @property
@@ -105,7 +113,7 @@ class TaskTable(Protocol):
 
     @property
     def finding_names(self) -> tuple[str, ...]:
-        """Of the findings, where a label has a value for each; empty where it is one value."""
+        """Of the findings or structures, where a label has a value for each; empty where it is one value."""
         ...
 
     @property
@@ -130,7 +138,8 @@ class TaskTable(Protocol):
 class Task(Protocol):
     """Loss, statistics that add up over patients and sites, and metrics from their sums.
 
-    Every task has the metrics ``auroc``, ``accuracy``, ``balanced_accuracy``, ``loss`` and ``num_patients``.
+    Every task has the metrics ``loss`` and ``num_patients``, and that of its first heading, the *headline*: ``auroc``
+    of those that classify, which have ``accuracy`` and ``balanced_accuracy`` too, and ``dice`` of segmentation.
     """
 
     @property
@@ -165,7 +174,7 @@ class Task(Protocol):
 
     @property
     def num_histograms(self) -> int:
-        """Pairs of histograms among the statistics; ``auroc`` is the mean over them."""
+        """Histograms, or pairs of them, among the statistics; the headline is the mean over them."""
         ...
 
     @property
@@ -196,13 +205,32 @@ class Task(Protocol):
         """Loss of each image by itself, shape (batch,): with constants of the study, and of no other image.
 
         Args:
-            logits: float, shape (batch, num_outputs).
-            labels: float, shape (batch, *label_shape); `MISSING` has no part.
+            logits: float, shape (batch, num_outputs), or (batch, num_outputs, ...) where labels are masks.
+            labels: float, shape (batch, *label_shape), or masks of shape (batch, 1, ...); `MISSING` has no part.
         """
         ...
 
     def scores(self, logits: "Tensor") -> "Tensor":
-        """Probabilities: logits (batch, num_outputs) → (batch,) or (batch, num_outputs), in [0, 1]."""
+        """Probabilities in [0, 1]: logits (batch, num_outputs) → (batch,) or as *logits*."""
+        ...
+
+    def kept(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """What is kept of each image to evaluate its patient, shape (batch,) or (batch, numbers).
+
+        Args:
+            logits: float, as of `loss`.
+            labels: as of `loss`.
+        """
+        ...
+
+    def by_patient(self, kept: Doubles, labels: Counts, first_image: Counts) -> tuple[Doubles, Counts]:
+        """What is kept of each patient, and the patient's label, of the images'.
+
+        Args:
+            kept: of each image, float64, as `kept` made it.
+            labels: of each image, int64, shape (num_images, *label_shape).
+            first_image: int64, shape (num_patients + 1,), as of `client.patients.PatientSet`.
+        """
         ...
 
     def among_bins(self, scores: Doubles) -> Doubles:
@@ -228,7 +256,7 @@ class Task(Protocol):
         """Sum over patients, int64, shape (num_statistics,).
 
         Args:
-            scores: of each patient, float64; any values, also such as are not finite.
+            scores: of each patient, float64, as `by_patient` made them; any values, also such as are not finite.
             labels: of each patient, int64, shape (num_patients, *label_shape).
         """
         ...
@@ -248,3 +276,10 @@ class Task(Protocol):
         says no.
         """
         ...
+
+
+def headline_of(task: Task) -> tuple[str, str]:
+    """The metric that is told first of a model, and what it is called: ``auroc``, "mean AUROC"."""
+    metric, heading = task.headings[0]
+    word = heading.partition(",")[0]
+    return metric, word if task.parts is None else f"mean {word}"

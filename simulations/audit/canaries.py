@@ -18,6 +18,7 @@ from scipy import optimize, stats
 
 from privacy.audit.one_run import epsilon_bound, fewest_correct
 from shared_models.architectures import build_model
+from shared_models.augmentation import Augmentation
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
 from simulations.audit.findings import Finding, Findings, Keys
@@ -99,11 +100,13 @@ def one_run(study: Study, keys: Keys, *, num_canaries: int = NUM_CANARIES) -> Fi
 
 def loud_canaries(study: Study) -> Release:
     """Rounds in which weights change so little that a canary's gradient is beyond the clipping bound at every step."""
-    release = Release.of(study, reach=1.0).training(flip=False)
+    release = Release.of(study, reach=1.0).training(augmentation=Augmentation())
     opening = release.opening
     reach = clipping_bound(study) * sum(step_weights(study.training)) + 10.0 * opening.standard_deviation(1)
     brightness = _BRIGHT * clipping_bound(study)
-    return Release.of(study, reach=reach, largest_change=_LARGEST_LOGIT / brightness).training(flip=False)
+    return Release.of(study, reach=reach, largest_change=_LARGEST_LOGIT / brightness).training(
+        augmentation=Augmentation()
+    )
 
 
 def planned_guesses(release: Release, *, num_rounds: int, num_canaries: int, delta: float) -> Guesses:

@@ -20,6 +20,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from client.patients import PatientSet
+from shared_models.augmentation import Augmentation
 from shared_models.study import Study
 from shared_models.tasks.binary import BinaryTable
 from shared_models.tasks.registry import task_of
@@ -102,7 +103,9 @@ def inversion(reconstructions: Sequence[Reconstruction]) -> Findings:
 def reconstruct(study: Study, keys: Keys, *, num_patients: int = 4) -> tuple[Reconstruction, ...]:
     """Attack the rounds of *num_patients* made-up patients, each in every way."""
     study = study.model_copy(update={"task": ONE_QUESTION})
-    rounds = Release.of(study, reach=1.0).training(local_steps=1, momentum=0.0, sample_rate=1.0, flip=False)
+    rounds = Release.of(study, reach=1.0).training(
+        local_steps=1, momentum=0.0, sample_rate=1.0, augmentation=Augmentation()
+    )
     loudest = clipping_bound(study) + 10.0 * rounds.opening.standard_deviation(1)
     rounds = replace(rounds, reach=loudest).training()
     return tuple(

@@ -23,6 +23,7 @@ from client.training import Machine
 from privacy.accounting import TrainingCost
 from privacy.noise_share import LEAST_DEVIATION
 from privacy.randomness import CryptographicGenerator
+from shared_models.augmentation import Augmentation
 from shared_models.layouts import training_layout
 from shared_models.manifest import Manifest, flatten, unflatten
 from shared_models.study import Study, Training
@@ -217,7 +218,7 @@ class Release:
             reach=reach,
         ).training()
 
-    def training(self, **values: float | bool) -> Self:
+    def training(self, **values: float | Augmentation) -> Self:
         """The same with other values of ``[training]``; the noise stays as it is."""
         training = self.study.training.model_copy(update=dict(values))
         rate = self.room / self.reach * training.sample_rate * made_up_count(self.study)

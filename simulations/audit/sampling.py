@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from privacy.audit.proportions import count_interval
+from shared_models.augmentation import Augmentation
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
 from simulations.audit.findings import Finding, Findings, Keys
@@ -44,7 +45,11 @@ def watch_samples(
 ) -> Samples:
     """Have a hospital make steps, and read from what it sends who was in which."""
     bound = clipping_bound(study)
-    release = Release.of(study, reach=2.0 * bound).quiet().training(local_steps=1, momentum=0.0, flip=False)
+    release = (
+        Release.of(study, reach=2.0 * bound)
+        .quiet()
+        .training(local_steps=1, momentum=0.0, augmentation=Augmentation())
+    )
     channels = study.image.channels
     task = task_of(study)
     num_pixels = channels * 8 * -(-num_patients // (channels * 8))

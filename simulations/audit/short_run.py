@@ -185,7 +185,7 @@ def short_study(study: Study) -> Study:
             "warmup_rounds": 0,
             "ema_decay": 0.0,
             "positive_weight": VANISHING,
-            "flip": False,
+            "augmentation": {},
         }
     )
     task = {

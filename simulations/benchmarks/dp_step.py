@@ -26,7 +26,7 @@ from shared_models.networks.small_cnn import SmallCNN
 from shared_models.study import Training
 from shared_models.tasks.binary import BinaryClassification
 from simulations.benchmarks.memory import can_measure_resident, cuda_peak_mib, resident_peak_mib
-from simulations.benchmarks.networks import UNet, densenet121, resnet18, volume_cnn
+from simulations.benchmarks.networks import densenet121, resnet18, unet, volume_cnn
 from simulations.benchmarks.table import Benchmark, Row, rows_of
 from simulations.benchmarks.timing import Samples, converted, interleaved
 
@@ -64,16 +64,16 @@ def small_cnn(channels: int) -> SmallCNN:
 CASES = (
     Case(name="small CNN, 28×28 grey", network=partial(small_cnn, 1), shape=(1, 28, 28), calls=2),
     Case(name="small CNN, 64×64 colour", network=partial(small_cnn, 3), shape=(3, 64, 64)),
-    Case(name="ResNet-18, 28×28 grey", network=partial(resnet18, channels=1), shape=(1, 28, 28), batch=32),
-    Case(name="ResNet-18, 64×64 colour", network=partial(resnet18, channels=3), shape=(3, 64, 64), batch=32),
+    Case(name="ResNet-18, 28×28 grey", network=resnet18(1), shape=(1, 28, 28), batch=32),
+    Case(name="ResNet-18, 64×64 colour", network=resnet18(3), shape=(3, 64, 64), batch=32),
     Case(
         name="DenseNet-121, 64×64 colour",
-        network=partial(densenet121, channels=3),
+        network=densenet121(3),
         shape=(3, 64, 64),
         batch=16,
     ),
-    Case(name="U-Net, 64×64 grey", network=partial(UNet, channels=1), shape=(1, 64, 64), batch=16),
-    Case(name="3-D CNN, 24×24×24", network=partial(volume_cnn, channels=1), shape=(1, 24, 24, 24), batch=16),
+    Case(name="U-Net, 64×64 grey", network=unet(1), shape=(1, 64, 64), batch=16),
+    Case(name="3-D CNN, 24×24×24", network=partial(volume_cnn, 1), shape=(1, 24, 24, 24), batch=16),
 )
 CUDA_CASES = (
     *CASES,

@@ -30,8 +30,10 @@ from client.file_reading import Header, OpenFile, Prepared, digest_of
 from client.ingestion import ingest
 from client.reading_pool import Reader
 from client.secret import SiteSecret
+from client.segmentation import drawn_on
 from client.series import prepare_series
 from client.site_file import Compute, Consortium, Images, Labels, Policy, SiteFile
+from client.structures import MaskWanted
 from shared_models.quality import Quality
 from shared_models.study import Image, Study
 from simulations.benchmarks.table import Benchmark, Row, rows_of
@@ -66,13 +68,17 @@ class ReaderInThisProcess:
         """Return the digest of the bytes."""
         return digest_of(path)
 
-    def prepare(self, path: Path, image: Image) -> Prepared:
-        """Decode and prepare."""
-        return self._file.prepared(path, image)
+    def drawn_on(self, path: Path) -> tuple[str, ...]:
+        """Return what a mask was drawn on."""
+        return drawn_on(path)
 
-    def prepare_series(self, paths: Sequence[Path], image: Image) -> Prepared:
+    def prepare(self, path: Path, image: Image, mask: MaskWanted | None = None) -> Prepared:
+        """Decode and prepare."""
+        return self._file.prepared(path, image, mask)
+
+    def prepare_series(self, paths: Sequence[Path], image: Image, mask: MaskWanted | None = None) -> Prepared:
         """Decode and prepare a series."""
-        return prepare_series(paths, image)
+        return prepare_series(paths, image, mask)
 
     def interrupt(self) -> None:
         """Nothing can stop it."""

@@ -19,13 +19,22 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """One mask to be: the name of its file, and the function that makes its bytes when it is written."""
+
+    name: str
+    content: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One patient: identifier (also a folder name), label, role where the source fixes it, and images."""
+    """One patient: identifier (also a folder name), label, role where the source fixes it, images, and their masks."""
 
     patient_id: str
     label: str
     role: str | None = None
     images: tuple[Image, ...]
+    masks: tuple[Mask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +57,11 @@ class Caseload:
     def num_images(self) -> int:
         """Images of all cases."""
         return sum(len(case.images) for case in self.cases)
+
+    @property
+    def num_masks(self) -> int:
+        """Masks of all cases."""
+        return sum(len(case.masks) for case in self.cases)
 
     @property
     def has_roles(self) -> bool:

@@ -20,7 +20,7 @@ from simulations.preparation.jpeg import read_jpeg_frame
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "collegium.simulations")
 IMPLEMENTATION = UID(f"2.25.{uuid.uuid5(_NAMESPACE, 'implementation').int}")
-_VERSION_NAME = "COLLEGIUM_SIM_1"
+VERSION_NAME = "COLLEGIUM_SIM_1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ def dicom_bytes(header: Header, picture: Picture) -> bytes:
         raise ValueError(f"kind is {header.kind!r}; must be one of {', '.join(KINDS)}")
     dataset = Dataset()
     add_kind(dataset, KINDS[header.kind])
-    _add_identity(dataset, header)
+    add_identity(dataset, header)
     _add_equipment(dataset, header)
     if isinstance(picture, GreyPicture):
         transfer_syntax = _add_grey(dataset, picture, header)
@@ -166,11 +166,11 @@ def _file_meta(dataset: Dataset, transfer_syntax: UID) -> FileMetaDataset:
     # dataset.compress() changes an uncompressed dataset, so it starts as explicit little endian.
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if transfer_syntax == RLELossless else transfer_syntax
     meta.ImplementationClassUID = IMPLEMENTATION
-    meta.ImplementationVersionName = _VERSION_NAME
+    meta.ImplementationVersionName = VERSION_NAME
     return meta
 
 
-def _add_identity(dataset: Dataset, header: Header) -> None:
+def add_identity(dataset: Dataset, header: Header) -> None:
     """Patient, General Study, General Series and SOP Common modules."""
     subject = header.subject
     names = (header.dataset, header.hospital, subject.patient_id)

@@ -8,17 +8,25 @@ import hashlib
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
-from simulations.preparation.cases import Case, Caseload, Image, SourceError
+import numpy as np
+from PIL import Image as Pillow
+
+from simulations.preparation.cases import Case, Caseload, Image, Mask, SourceError
 from simulations.preparation.dicom_writer import Header, JpegPicture, Subject
+from simulations.preparation.mask_writer import png_bytes
 from simulations.preparation.sources import HamSource, data_folder
 
 METADATA_NAME = "HAM10000_metadata_with_site.csv"
 ARCHIVE_NAME = "images.zip"
+MASKS_NAME = "masks_200x150.zip"
+_MASK_ENDING = "_segmentation.png"
+_INSIDE_ABOVE = 127
 LABEL_COLUMN = "dx"
 LABELS = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 _COLUMNS = ("lesion_id", "image_id", "dx", "age", "sex", "dataset")
@@ -44,40 +52,73 @@ class Photograph:
     age_years: int | None
 
 
-def locate_ham10000(source: HamSource) -> tuple[Path, Path]:
-    """The archive and the metadata of *source*. Raises SourceError where one is missing."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """Where the images, the metadata and, where they are wanted, the masks are."""
+
+    archive: Path
+    metadata: Path
+    masks: Path | None
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """In a fixed order."""
+        return (self.archive, self.metadata, *([] if self.masks is None else [self.masks]))
+
+
+def locate_ham10000(source: HamSource) -> Files:
+    """The files of *source*. Raises SourceError where one is missing."""
     folder = source.folder if source.folder is not None else data_folder("ham10000")
-    paths = folder / ARCHIVE_NAME, folder / METADATA_NAME
-    for path in paths:
+    found = Files(
+        archive=folder / ARCHIVE_NAME,
+        metadata=folder / METADATA_NAME,
+        masks=folder / MASKS_NAME if source.masks else None,
+    )
+    for path in found.all:
         if not path.is_file():
             raise SourceError(
-                f"{path}: is missing; HAM10000 needs {ARCHIVE_NAME} and {METADATA_NAME} in one folder"
+                f"{path}: is missing; HAM10000 needs {' and '.join(one.name for one in found.all)} in one folder"
             )
-    return paths
+    return found
 
 
 @contextmanager
-def ham10000_caseloads(source: HamSource, archive: Path, metadata: Path) -> Iterator[tuple[Caseload, ...]]:
-    """The four hospitals, while the archive is open: pictures are read from it one by one.
+def ham10000_caseloads(source: HamSource, files: Files) -> Iterator[tuple[Caseload, ...]]:
+    """The four hospitals, while the archives are open: pictures and masks are read from them one by one.
 
     Raises:
-        SourceError: a column, a value or a member of the archive is missing or wrong.
+        SourceError: a column, a value or a member of an archive is missing or wrong.
     """
-    photographs = read_metadata(metadata)
+    photographs = read_metadata(files.metadata)
+    with ExitStack() as opened:
+        images, members = _opened(opened, files.archive, photographs, (".jpg", ".jpeg"))
+        pictures = _reader(images, members)
+        masks = None
+        if files.masks is not None:
+            masks = _mask_reader(*_opened(opened, files.masks, photographs, (_MASK_ENDING,)))
+        yield _caseloads(source, photographs, pictures, masks)
+
+
+def _opened(
+    opened: ExitStack, archive: Path, photographs: Sequence[Photograph], endings: tuple[str, ...]
+) -> tuple[zipfile.ZipFile, Mapping[str, str]]:
+    """An archive, and its member for each photograph by the image's name."""
     try:
-        opened = zipfile.ZipFile(archive)
+        packed = opened.enter_context(zipfile.ZipFile(archive))
     except (OSError, zipfile.BadZipFile) as error:
         raise SourceError(f"{archive}: cannot be read as a zip archive ({error}); fetch it again") from error
-    with opened as images:
-        members = {
-            Path(name).stem: name for name in images.namelist() if name.lower().endswith((".jpg", ".jpeg"))
-        }
-        if missing := [shot.image for shot in photographs if shot.image not in members]:
-            raise SourceError(
-                f"{archive}: lacks {len(missing)} of {len(photographs)} images that {metadata.name} lists, "
-                f"the first is {missing[0]}.jpg; fetch the archive again"
-            )
-        yield _caseloads(source, photographs, _reader(images, members))
+    members = {
+        Path(name).name[: -len(ending)]: name
+        for name in packed.namelist()
+        for ending in endings
+        if name.lower().endswith(ending)
+    }
+    if missing := [shot.image for shot in photographs if shot.image not in members]:
+        raise SourceError(
+            f"{archive}: lacks {len(missing)} of {len(photographs)} images that {METADATA_NAME} lists, "
+            f"the first is {missing[0]}{endings[0]}; fetch the archive again"
+        )
+    return packed, members
 
 
 def read_metadata(path: Path) -> tuple[Photograph, ...]:
@@ -147,7 +188,10 @@ def role_of(lesion: str) -> str:
 
 
 def _caseloads(
-    source: HamSource, photographs: tuple[Photograph, ...], reader: Callable[[str], Callable[[], JpegPicture]]
+    source: HamSource,
+    photographs: tuple[Photograph, ...],
+    reader: Callable[[str], Callable[[], JpegPicture]],
+    masks: Callable[[str], Callable[[], bytes]] | None,
 ) -> tuple[Caseload, ...]:
     shots: dict[str, dict[str, list[Photograph]]] = {name: defaultdict(list) for name in _HOSPITALS.values()}
     for shot in photographs:
@@ -156,7 +200,8 @@ def _caseloads(
     for hospital, lesions in shots.items():
         chosen = sorted(lesions)[: source.max_patients]
         cases = tuple(
-            _case(hospital, sorted(lesions[lesion], key=lambda shot: shot.image), reader) for lesion in chosen
+            _case(hospital, sorted(lesions[lesion], key=lambda shot: shot.image), reader, masks)
+            for lesion in chosen
         )
         if cases:
             caseloads.append(
@@ -165,7 +210,12 @@ def _caseloads(
     return tuple(caseloads)
 
 
-def _case(hospital: str, shots: list[Photograph], reader: Callable[[str], Callable[[], JpegPicture]]) -> Case:
+def _case(
+    hospital: str,
+    shots: list[Photograph],
+    reader: Callable[[str], Callable[[], JpegPicture]],
+    masks: Callable[[str], Callable[[], bytes]] | None,
+) -> Case:
     first = shots[0]
     subject = Subject(
         patient_id=first.lesion,
@@ -187,7 +237,18 @@ def _case(hospital: str, shots: list[Photograph], reader: Callable[[str], Callab
         )
         for number, shot in enumerate(shots, start=1)
     )
-    return Case(patient_id=first.lesion, label=first.label, role=role_of(first.lesion), images=images)
+    return Case(
+        patient_id=first.lesion,
+        label=first.label,
+        role=role_of(first.lesion),
+        images=images,
+        masks=()
+        if masks is None
+        else tuple(
+            Mask(name=f"{number}.png", content=masks(shot.image))
+            for number, shot in enumerate(shots, start=1)
+        ),
+    )
 
 
 def _reader(
@@ -195,5 +256,16 @@ def _reader(
 ) -> Callable[[str], Callable[[], JpegPicture]]:
     def read(image: str) -> Callable[[], JpegPicture]:
         return lambda: JpegPicture(stream=images.read(members[image]))
+
+    return read
+
+
+def _mask_reader(packed: zipfile.ZipFile, members: Mapping[str, str]) -> Callable[[str], Callable[[], bytes]]:
+    """What is brighter than the middle is inside. Two masks are so everywhere: the lesion fills the picture."""
+
+    def read(image: str) -> Callable[[], bytes]:
+        return lambda: png_bytes(
+            np.asarray(Pillow.open(BytesIO(packed.read(members[image]))).convert("L")) > _INSIDE_ABOVE
+        )
 
     return read

@@ -1,4 +1,4 @@
-"""Writing one hospital's folder: its images and its labels file."""
+"""Writing one hospital's folder: its images, their masks and its labels file."""
 
 import csv
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from simulations.preparation.dicom_writer import dicom_bytes
 from simulations.preparation.jpeg import JpegError
 
 IMAGES_NAME = "images"
+MASKS_NAME = "masks"
 LABELS_NAME = "labels.csv"
 LABEL_KEY = "PatientID"
 ROLE_COLUMN = "role"
@@ -27,6 +28,7 @@ def write_hospital(folder: Path, caseload: Caseload, wrote: Callable[[int], None
     """
     for case in caseload.cases:
         _write_images(folder / IMAGES_NAME / case.patient_id, case)
+        _write_masks(folder / MASKS_NAME / case.patient_id, case)
         wrote(len(case.images))
     _write_labels(folder / LABELS_NAME, caseload)
 
@@ -39,6 +41,12 @@ def _write_images(folder: Path, case: Case) -> None:
         except JpegError as error:
             raise SourceError(f"image {number} of {case.patient_id} {error}") from error
         (folder / f"{number}.dcm").write_bytes(content)
+
+
+def _write_masks(folder: Path, case: Case) -> None:
+    for mask in case.masks:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / mask.name).write_bytes(mask.content())
 
 
 def _write_labels(path: Path, caseload: Caseload) -> None:

@@ -5,6 +5,7 @@
     OUT/hospitals.json                          what was prepared; written last, so its presence means: complete
     OUT/<hospital>/labels.csv                   PatientID, the label's column, and role where the source fixes it
     OUT/<hospital>/images/<patient>/<n>.dcm
+    OUT/<hospital>/masks/<patient>/...          where the source has masks: <n>.png, or <study>.dcm for a series
 
 While a preparation is under way, ``hospitals.partial.json`` stands in place of ``hospitals.json``. An interrupted
 preparation is taken up again by preparing the same thing; the same source, options and seed give the same bytes.
@@ -20,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from shared_models.configuration import Frozen
 from simulations.preparation.cases import Caseload
-from simulations.preparation.hospital_folder import IMAGES_NAME, LABELS_NAME, write_hospital
+from simulations.preparation.hospital_folder import IMAGES_NAME, LABELS_NAME, MASKS_NAME, write_hospital
 from simulations.preparation.leftovers import remove, survey
 from simulations.preparation.source_files import fingerprint, open_source
 from simulations.preparation.sources import Source
@@ -48,12 +49,18 @@ class Hospital(Frozen):
     scanner: str
     num_patients: int
     num_images: int
+    num_masks: int = 0
     label_counts: dict[str, int]
 
     @property
     def images(self) -> Path:
         """The folder of the hospital's DICOM files."""
         return self.folder / IMAGES_NAME
+
+    @property
+    def masks(self) -> Path:
+        """The folder of the masks, where there are any."""
+        return self.folder / MASKS_NAME
 
     @property
     def labels_file(self) -> Path:
@@ -130,9 +137,11 @@ def read_hospitals(out: Path) -> Prepared:
     prepared = _read_record(out, RECORD_NAME)
     for hospital in prepared.hospitals:
         found = sum(1 for _ in hospital.images.glob("*/*.dcm"))
-        if found != hospital.num_images or not hospital.labels_file.is_file():
+        masks = sum(1 for _ in hospital.masks.glob("*/*"))
+        if (found, masks) != (hospital.num_images, hospital.num_masks) or not hospital.labels_file.is_file():
             raise PreparationError(
                 f"{hospital.folder}: holds {found} of {hospital.num_images} images"
+                f"{f', {masks} of {hospital.num_masks} masks' if hospital.num_masks else ''}"
                 f"{'' if hospital.labels_file.is_file() else ' and no labels.csv'}; prepare it again with overwrite"
             )
     return prepared
@@ -205,6 +214,7 @@ def _hospital(caseload: Caseload, out: Path) -> Hospital:
         scanner=caseload.scanner,
         num_patients=len(caseload.cases),
         num_images=caseload.num_images,
+        num_masks=caseload.num_masks,
         label_counts=dict(caseload.label_counts),
     )
 

@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from simulations.preparation.dicom_writer import IMPLEMENTATION
+from simulations.preparation.dicom_writer import IMPLEMENTATION, VERSION_NAME
 
 _IMAGE = re.compile(r"[^/]+/images/[^/]+/[0-9]+\.dcm")
+_MASK = re.compile(r"[^/]+/masks/[^/]+/[0-9]+\.(dcm|png)")
 _LABELS = re.compile(r"[^/]+/labels\.csv")
 
 
@@ -20,7 +21,7 @@ def survey(out: Path, *, keep: frozenset[str]) -> tuple[tuple[Path, ...], tuple[
 
     Returns:
         Our files, and foreign ones. Ours are DICOM files in their place whose Implementation Class UID
-        (0002,0012) is ours, and labels files in theirs; links and everything else are foreign.
+        (0002,0012) is ours, PNGs that say that we wrote them, and labels files; links and everything else are foreign.
     """
     ours: list[Path] = []
     foreign: list[Path] = []
@@ -53,7 +54,8 @@ def _is_ours(path: Path, place: str) -> bool:
     if _LABELS.fullmatch(place):
         with path.open("rb") as file:
             return file.read(10) == b"PatientID,"
-    if _IMAGE.fullmatch(place):
+    if _IMAGE.fullmatch(place) or _MASK.fullmatch(place):
+        ours = VERSION_NAME if path.suffix == ".png" else IMPLEMENTATION
         with path.open("rb") as file:
-            return IMPLEMENTATION.encode("ascii") in file.read(600) or path.stat().st_size == 0
+            return ours.encode("ascii") in file.read(600) or path.stat().st_size == 0
     return False

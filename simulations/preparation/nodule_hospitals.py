@@ -1,14 +1,17 @@
 """Synthetic hospitals with CT volumes of the chest: each with its own scanner and share of patients with a nodule."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from simulations.preparation.cases import Case, Caseload, Image, hospital_names
+from simulations.preparation.cases import Case, Caseload, Image, Mask, hospital_names
 from simulations.preparation.dicom_writer import Header, SlicePicture, Subject
+from simulations.preparation.mask_writer import MaskedSlice, seg_bytes
 from simulations.preparation.phantom_hospitals import positives, spread
 from simulations.preparation.sources import NodulePhantomSource
-from simulations.preparation.thorax import draw_thorax, hounsfield_at
+from simulations.preparation.thorax import Thorax, draw_thorax, hounsfield_at, nodule_at
 from simulations.preparation.tomograph import TOMOGRAPHS, Millimetres, Tomograph
 
 LABEL_COLUMN = "finding"
@@ -53,13 +56,36 @@ def _case(
         sex=str(generator.choice(["F", "M"])),
         age_years=int(np.clip(generator.normal(62, 12), 18, 95)),
     )
-    images = []
+    images, masks = list[Image](), list[Mask]()
     for study in range(1, 1 + int(generator.choice([1, 2], p=[0.9, 0.1]))):
         slices = _series(source, (*key, study), name, subject, scanner, positive=positive)
+        if source.masks:
+            masks.append(Mask(name=f"{study}.dcm", content=_mask(tuple(slices))))
         if scanner.shuffled:
             slices = [slices[place] for place in generator.permutation(len(slices))]
-        images += slices
-    return Case(patient_id=patient_id, label=POSITIVE if positive else NEGATIVE, images=tuple(images))
+        images += [Image(header=one.header, picture=one.picture) for one in slices]
+    return Case(
+        patient_id=patient_id,
+        label=POSITIVE if positive else NEGATIVE,
+        images=tuple(images),
+        masks=tuple(masks),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slice:
+    """One slice to be: its header, and the functions that make its picture, and what of it is the nodule."""
+
+    header: Header
+    picture: Callable[[], SlicePicture]
+    inside: Callable[[], NDArray[np.bool_]]
+
+
+def _mask(slices: tuple[_Slice, ...]) -> Callable[[], bytes]:
+    return lambda: seg_bytes(
+        [MaskedSlice(header=one.header, picture=one.picture(), inside=one.inside()) for one in slices],
+        label=POSITIVE,
+    )
 
 
 def _series(
@@ -70,67 +96,89 @@ def _series(
     scanner: Tomograph,
     *,
     positive: bool,
-) -> list[Image]:
+) -> list[_Slice]:
     """One series, a study of its own: the slices from the first to the last."""
     visit = np.random.default_rng([*key, 2])
     spacing = float(visit.choice(scanner.slice_spacings))
     middle = visit.uniform(-6.0, 6.0, 3)
     number = round(_LENGTH / spacing)
     _, _, onwards = scanner.directions()
-    return [
-        Image(
-            header=Header(
-                dataset="nodule-phantom",
-                hospital=name,
-                subject=subject,
-                study=key[3],
-                image=place + 1,
-                kind="computed-tomography",
-                station=scanner.name,
-                kvp=scanner.kvp,
-            ),
-            picture=_slice(
-                source,
-                (*key, place),
-                scanner,
-                middle + (place - (number - 1) / 2.0) * spacing * onwards,
-                spacing,
-                positive=positive,
-            ),
+    drawn = []
+    for place in range(number):
+        slab = _Slab(
+            source=source,
+            key=(*key, place),
+            scanner=scanner,
+            middle=middle + (place - (number - 1) / 2.0) * spacing * onwards,
+            thickness=spacing,
+            positive=positive,
         )
-        for place in range(number)
-    ]
+        header = Header(
+            dataset="nodule-phantom",
+            hospital=name,
+            subject=subject,
+            study=key[3],
+            image=place + 1,
+            kind="computed-tomography",
+            station=scanner.name,
+            kvp=scanner.kvp,
+        )
+        drawn.append(_Slice(header=header, picture=slab.picture, inside=slab.inside))
+    return drawn
 
 
-def _slice(
-    source: NodulePhantomSource,
-    key: tuple[int, int, int, int, int],
-    scanner: Tomograph,
-    middle: Millimetres,
-    thickness: float,
-    *,
-    positive: bool,
-) -> Callable[[], SlicePicture]:
-    def draw() -> SlicePicture:
-        thorax = draw_thorax(np.random.default_rng([*key[:3], 1]), positive=positive, size=source.nodule_size)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slab:
+    """Where one slice lies, of which patient and by which scanner; *key* is (seed, hospital, patient, study, place)."""
+
+    source: NodulePhantomSource
+    key: tuple[int, int, int, int, int]
+    scanner: Tomograph
+    middle: Millimetres
+    thickness: float
+    positive: bool
+
+    def picture(self) -> SlicePicture:
+        """Draw it."""
+        scanner, size = self.scanner, self.source.image_size
         across, down, _ = scanner.directions()
-        size, pixel = source.image_size, round(_FIELD_OF_VIEW / source.image_size, 4)
-        steps = (np.arange(size) - (size - 1) / 2.0) * pixel
-        x, y, z = (
-            middle[axis] + across[axis] * steps[None, :] + down[axis] * steps[:, None] for axis in range(3)
-        )
-        noise = np.random.default_rng([*key, 3]).normal(0.0, scanner.noise, (size, size))
+        noise = np.random.default_rng([*self.key, 3]).normal(0.0, scanner.noise, (size, size))
         return SlicePicture(
-            hounsfield=np.rint(np.clip(hounsfield_at(thorax, x, y, z) + noise, -1024.0, 3000.0)).astype(
-                np.int16
-            ),
-            position=middle + across * steps[0] + down * steps[0],
+            hounsfield=np.rint(
+                np.clip(hounsfield_at(self._thorax, *self._places) + noise, -1024.0, 3000.0)
+            ).astype(np.int16),
+            position=self.middle + across * self._steps[0] + down * self._steps[0],
             across=across,
             down=down,
-            pixel_spacing=pixel,
-            thickness=thickness,
+            pixel_spacing=self._pixel,
+            thickness=self.thickness,
             signed=scanner.signed,
             transfer_syntax=scanner.transfer_syntax,
         )
 
-    return draw
+    def inside(self) -> NDArray[np.bool_]:
+        """Return what of it is the nodule."""
+        return nodule_at(self._thorax, *self._places)
+
+    @property
+    def _thorax(self) -> Thorax:
+        generator = np.random.default_rng([*self.key[:3], 1])
+        return draw_thorax(generator, positive=self.positive, size=self.source.nodule_size)
+
+    @property
+    def _pixel(self) -> float:
+        return round(_FIELD_OF_VIEW / self.source.image_size, 4)
+
+    @property
+    def _steps(self) -> Millimetres:
+        steps: Millimetres = np.arange(self.source.image_size, dtype=np.float64)
+        return (steps - (self.source.image_size - 1) / 2.0) * self._pixel
+
+    @property
+    def _places(self) -> tuple[Millimetres, Millimetres, Millimetres]:
+        across, down, _ = self.scanner.directions()
+        x, y, z = (
+            self.middle[axis] + across[axis] * self._steps[None, :] + down[axis] * self._steps[:, None]
+            for axis in range(3)
+        )
+        return x, y, z

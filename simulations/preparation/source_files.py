@@ -34,7 +34,7 @@ def open_source(source: Source, seed: int) -> Iterator[tuple[Caseload, ...]]:
     elif isinstance(source, MedMnistSource):
         yield medmnist_caseloads(source, locate_medmnist(source), seed)
     else:
-        with ham10000_caseloads(source, *locate_ham10000(source)) as caseloads:
+        with ham10000_caseloads(source, locate_ham10000(source)) as caseloads:
             yield caseloads
 
 
@@ -50,5 +50,5 @@ def fingerprint(source: Source) -> str:
 
 def _files(source: Source) -> tuple[Path, ...]:
     if isinstance(source, HamSource):
-        return locate_ham10000(source)
+        return locate_ham10000(source).all
     return (locate_medmnist(source),) if isinstance(source, MedMnistSource) else ()

@@ -69,12 +69,14 @@ class NodulePhantomSource(_Synthetic):
     """Synthetic CT volumes of the chest, one file a slice; every hospital has its own scanner.
 
     ``image_size`` is the height and width of a slice in pixels. ``prevalence`` gives the lowest and highest share of
-    patients with a nodule among the hospitals; ``nodule_size`` scales how large nodules are.
+    patients with a nodule among the hospitals; ``nodule_size`` scales how large nodules are. ``masks`` writes a DICOM
+    SEG of the nodule for each series.
     """
 
     kind: Literal["nodule-phantom"] = "nodule-phantom"
     image_size: int = Field(default=40, ge=16, le=512)
     nodule_size: float = Field(default=1.0, gt=0.0, le=4.0)
+    masks: bool = False
 
 
 class MedMnistSource(Frozen):
@@ -130,12 +132,14 @@ class HamSource(Frozen):
     """HAM10000 dermatoscopy: its four sources are four hospitals, a lesion is a patient.
 
     ``folder`` holds ``images.zip`` and ``HAM10000_metadata_with_site.csv``; without it,
-    ``$COLLEGIUM_DATA/ham10000`` is taken. ``max_patients`` takes only that many lesions per hospital.
+    ``$COLLEGIUM_DATA/ham10000`` is taken. ``max_patients`` takes only that many lesions per hospital. ``masks`` writes
+    the mask of each lesion too, as a grey PNG; the folder then has to hold ``masks_200x150.zip``.
     """
 
     kind: Literal["ham10000"] = "ham10000"
     folder: FilePath | None = None
     max_patients: int | None = Field(default=None, ge=1)
+    masks: bool = False
 
 
 Source = Annotated[

@@ -80,19 +80,35 @@ def hounsfield_at(thorax: Thorax, x: Field, y: Field, z: Field) -> Field:
     """Return Hounsfield units at these places, which have one shape."""
     body = _inside(x / (165.0 * thorax.width), y / (112.0 * thorax.depth), 0.0 * z, 110.0)
     lung = np.maximum(*(_lung(thorax, x, y, z, side) for side in (-1.0, 1.0)))
-    heart = _inside(
-        (x - 18.0) / (48.0 * thorax.heart), (y + 25.0) / (45.0 * thorax.heart), (z + 35.0) / 58.0, 50.0
-    )
-    air = lung * (1.0 - heart)
+    air = lung * (1.0 - _heart(thorax, x, y, z))
     for vessel in thorax.vessels:
         air = air * (1.0 - _along(vessel, x, y, z))
     if thorax.nodule is not None:
-        (at_x, at_y, at_z), radius = thorax.nodule.middle, thorax.nodule.radius
-        air = air * (1.0 - _inside((x - at_x) / radius, (y - at_y) / radius, (z - at_z) / radius, radius))
+        air = air * (1.0 - _in_ball(thorax.nodule, x, y, z))
     bone = np.maximum(_inside(x / 19.0, (y - 72.0) / 22.0, 0.0 * z, 20.0), _ribs(thorax, x, y, z))
     tissue = SOFT + (BONE - SOFT) * bone
     inner: Field = tissue + (LUNG - tissue) * air
     return AIR + (inner - AIR) * body
+
+
+def nodule_at(thorax: Thorax, x: Field, y: Field, z: Field) -> NDArray[np.bool_]:
+    """Whether these places, which have one shape, belong to the nodule: so far as it lies in a lung and shows."""
+    if thorax.nodule is None:
+        return np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), dtype=np.bool_)
+    lung = np.maximum(*(_lung(thorax, x, y, z, side) for side in (-1.0, 1.0)))
+    ball: NDArray[np.bool_] = _in_ball(thorax.nodule, x, y, z) > 0.5
+    return ball & (lung * (1.0 - _heart(thorax, x, y, z)) > 0.5)
+
+
+def _in_ball(ball: Ball, x: Field, y: Field, z: Field) -> Field:
+    (at_x, at_y, at_z), radius = ball.middle, ball.radius
+    return _inside((x - at_x) / radius, (y - at_y) / radius, (z - at_z) / radius, radius)
+
+
+def _heart(thorax: Thorax, x: Field, y: Field, z: Field) -> Field:
+    return _inside(
+        (x - 18.0) / (48.0 * thorax.heart), (y + 25.0) / (45.0 * thorax.heart), (z + 35.0) / 58.0, 50.0
+    )
 
 
 def _inside(x: Field, y: Field, z: Field, radius: float) -> Field:
