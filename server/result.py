@@ -89,7 +89,10 @@ class RoundEntry(Frozen):
 
 
 class BaselineMetrics(Frozen):
-    """A model trained outside the federation, on the test patients of all sites and on its own site's."""
+    """A model trained outside the federation, on the test patients of all sites and of one.
+
+    That one is the site which it was trained on alone, or the one that was left out of its training.
+    """
 
     auroc: float | None
     accuracy: float | None
@@ -101,10 +104,11 @@ class BaselineMetrics(Frozen):
 
 
 class Baselines(Frozen):
-    """Each site alone, and one model on the pooled data: same model, steps, sample rate and privacy."""
+    """Each site alone, all pooled, and all pooled but one: same model, steps, sample rate and privacy."""
 
     alone: dict[str, BaselineMetrics]
     pooled: BaselineMetrics | None
+    left_out: dict[str, BaselineMetrics] = Field(default_factory=dict)
 
 
 class Result(Frozen):

@@ -1,5 +1,8 @@
 """What every user asks: does the federation help? Each hospital alone, and one model on the pooled data.
 
+And what everybody asks who was not in it: how good is the model at a hospital that had no part in its training? One
+model on the pooled data of all hospitals but one, tested on that one, for each of them.
+
 Same model, same number of steps, same sample rate, same privacy setting, same server momentum: each is a federation
 of one. The only code that trains outside the federation. It sees all hospitals' patients at once and therefore exists
 in simulations only.
@@ -40,34 +43,55 @@ POOLED = "pooled"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineJob:
-    """One model to train: on the sites named in ``train_on``, tested on the patients of all."""
+    """One model to train: on the sites named in ``train_on``, tested on the patients of all.
+
+    ``name`` is a site's, `POOLED`, or with ``left_out`` the site's that is not in ``train_on``.
+    """
 
     name: str
+    left_out: bool
     train_on: tuple[str, ...]
     site_files: tuple[Path, ...]
     seed: int
 
+    @property
+    def label(self) -> str:
+        """Whom the randomness of its training is of: another one for each job."""
+        return f"without {self.name}" if self.left_out else self.name
 
-def run_baselines(
-    site_files: Sequence[Path], *, seed: int, num_workers: int
-) -> Iterator[tuple[str, BaselineMetrics]]:
-    """Train each site alone and the pooled model, and yield (site or "pooled", metrics) as they are done.
+
+def baseline_jobs(
+    site_files: Sequence[Path], *, seed: int, compare: bool, leave_one_out: bool
+) -> tuple[BaselineJob, ...]:
+    """What is to be trained.
 
     Args:
         site_files: the ``site.toml`` of each virtual hospital; its study is trained.
         seed: of the scenario.
-        num_workers: how many processes share the work.
+        compare: each site alone, and all of them pooled.
+        leave_one_out: all but one pooled, for each.
     """
     names = tuple(read_site(path).name for path in site_files)
-    jobs = [
-        BaselineJob(name=name, train_on=chosen, site_files=tuple(site_files), seed=seed)
-        for name, chosen in [(POOLED, names), *((name, (name,)) for name in names)]
-    ]
+    chosen: list[tuple[str, bool, tuple[str, ...]]] = []
+    if compare:
+        chosen += [(POOLED, False, names), *((name, False, (name,)) for name in names)]
+    if leave_one_out:
+        chosen += [(name, True, tuple(other for other in names if other != name)) for name in names]
+    return tuple(
+        BaselineJob(name=name, left_out=left_out, train_on=train_on, site_files=tuple(site_files), seed=seed)
+        for name, left_out, train_on in chosen
+    )
+
+
+def run_baselines(
+    jobs: Sequence[BaselineJob], *, num_workers: int
+) -> Iterator[tuple[BaselineJob, BaselineMetrics]]:
+    """Train what *jobs* say with so many processes, and yield each with its metrics as it is done."""
     for _, done in in_processes(_train_baseline, jobs, num_workers=num_workers):
         yield done
 
 
-def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
+def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
     there = load_hospitals(job.site_files)
     study, machine = there.study, there.machine
     begun = time.perf_counter()
@@ -78,7 +102,7 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
     state = GlobalModel.begin(flatten(model))
     task = task_of(study)
     for number in range(1, study.training.num_rounds + 1):
-        generator = _generator(study, f"{job.seed}|{job.name}|{number}")
+        generator = _generator(study, f"{job.seed}|{job.label}|{number}")
         if number == 1:
             num_patients = len(training_set)
             if cost is not None:
@@ -90,7 +114,7 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
     tested = {name: sets[Role.TEST] for name, sets in there.patients.items()}
     overall, by_site = exact_metrics(study, state.average, tested, machine, initial=there.weights)
     epsilon = None if cost is None or study.privacy.delta is None else cost.epsilon(study.privacy.delta)
-    return job.name, BaselineMetrics(
+    return job, BaselineMetrics(
         auroc=overall.get("auroc"),
         accuracy=overall.get("accuracy"),
         metrics=dict(overall),

@@ -53,6 +53,9 @@ def run(  # noqa: PLR0917 - the options of a command line
     compare: Annotated[
         bool, typer.Option(help="Also train each hospital alone, and one pooled model.")
     ] = False,
+    leave_one_out: Annotated[
+        bool, typer.Option(help="Also train, for each hospital, a model on all others, and test it there.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder.", show_default="collegium-runs/SCENARIO-TIME")
     ] = None,
@@ -80,6 +83,7 @@ def run(  # noqa: PLR0917 - the options of a command line
     options = Options(
         engine="local" if engine == "local" else "deployed",
         compare=compare,
+        leave_one_out=leave_one_out,
         out=out or default_out(scenario),
         hospitals=hospitals,
         overwrite=overwrite,
@@ -160,6 +164,8 @@ def _summary(result: "Result", study: "Study", out: Path) -> None:
         if result.baselines.pooled is not None:
             row("pooled", result.baselines.pooled.metrics, result.baselines.pooled.epsilon)
     console.print(table)
+    if result.baselines is not None and result.baselines.left_out:
+        console.print(_table_of_left_out(result, first, first_word))
     if parts is not None and result.test:
         console.print(_table_of_parts(result, parts))
     burned = [entry.round for entry in result.rounds if entry.burned]
@@ -170,6 +176,17 @@ def _summary(result: "Result", study: "Study", out: Path) -> None:
     console.print(
         f"report: {out / 'report.html'}\nfigures: {out / 'result.json'}\nmodel: {out / 'model.safetensors'}"
     )
+
+
+def _table_of_left_out(result: "Result", metric: str, word: str) -> Table:
+    """Each hospital's test patients under the model of all others, and under the federated one, which had its part."""
+    table = Table("hospital", title="a hospital that had no part in the training", title_justify="left")
+    for heading in (f"{word}, model of the others", f"{word}, federated"):
+        table.add_column(heading, justify="right")
+    tested = {site.name: site.test or {} for site in result.sites}
+    for name, one in result.baselines.left_out.items() if result.baselines else ():
+        table.add_row(name, *(_shown(own.get(metric), None) for own in (one.own or {}, tested.get(name, {}))))
+    return table
 
 
 def _table_of_parts(result: "Result", parts: "Parts") -> Table:

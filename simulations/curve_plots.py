@@ -145,7 +145,7 @@ def _mark(axes: Axes, part: PartEntry, colour: str, x: str, y: str, *, named: bo
         if across is None or up is None:
             continue
         across = 1 - across if x == "specificity" else across
-        label = f"{point.name} (threshold {point.threshold:.2f})" if named else None
+        label = point.name if named else None
         axes.plot([across], [up], mark, color=colour, markersize=7, markeredgecolor="white", label=label)
 
 

@@ -1,9 +1,11 @@
 """Plots of a run: its headline by round and by site, ε, and seconds."""
 
+from collections.abc import Mapping, Sequence
+
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from server.result import Result
+from server.result import BaselineMetrics, Result, SiteEntry
 from simulations.plots import ALONE, FEDERATED, MUTED, POOLED, drawn_as_svg, new_figure
 
 PHASES = {
@@ -30,7 +32,7 @@ def federated(result: Result, metric: str) -> float | None:
 
 
 def headline_over_rounds(result: Result, metric: str, word: str) -> Markup | None:
-    """The headline of the model after each round that was validated, beside the test and the baselines."""
+    """The headline metric after each round that was validated, beside the test and the baselines."""
     points = [
         (entry.round, entry.metrics[metric])
         for entry in result.rounds
@@ -64,12 +66,10 @@ def headline_by_site(result: Result, metric: str, word: str) -> Markup | None:
     if not sites:
         return None
     series: list[tuple[str, str, list[float | None]]] = []
-    if baselines is not None:
-        own = [
-            (baselines.alone[site.name].own or {}).get(metric) if site.name in baselines.alone else None
-            for site in sites
-        ]
-        series.append(("alone", ALONE, own))
+    if baselines is not None and baselines.alone:
+        series.append(("alone", ALONE, _own(baselines.alone, sites, metric)))
+    if baselines is not None and baselines.left_out:
+        series.append(("model of the others", MUTED, _own(baselines.left_out, sites, metric)))
     series.append(("federated", FEDERATED, [(site.test or {}).get(metric) for site in sites]))
     if baselines is not None and baselines.pooled is not None:
         by_site = baselines.pooled.by_site or {}
@@ -84,7 +84,18 @@ def headline_by_site(result: Result, metric: str, word: str) -> Markup | None:
     axes.set_xticks(range(len(sites)), [site.name for site in sites])
     axes.set_ylabel(f"{word}, own test patients")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
-    return drawn_as_svg(figure, f"{word} on each site's test patients: alone, federated, pooled")
+    return drawn_as_svg(
+        figure, f"{word} on each site's test patients: alone, of the others, federated, pooled"
+    )
+
+
+def _own(
+    baselines: Mapping[str, BaselineMetrics], sites: Sequence[SiteEntry], metric: str
+) -> list[float | None]:
+    """The metric on each site's test patients, of the baseline that has its name."""
+    return [
+        (baselines[site.name].own or {}).get(metric) if site.name in baselines else None for site in sites
+    ]
 
 
 def epsilon_by_round(result: Result) -> Markup | None:

@@ -18,14 +18,14 @@ from client.site_file import read_site
 from server.assessment import Noise, assess, auroc_in_bins, chosen_in
 from server.checkpoint import write_atomically
 from server.receipts import Receipts
-from server.result import Baselines, Result, RoundEntry, SiteEntry
+from server.result import BaselineMetrics, Baselines, Result, RoundEntry, SiteEntry
 from server.run import checkpoint_path, federation_of, run_study
 from server.run_state import RunContext
 from server.weights_file import bring_weights
 from shared_models.configuration import ConfigurationError
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
-from simulations.baselines import POOLED, run_baselines
+from simulations.baselines import POOLED, baseline_jobs, run_baselines
 from simulations.deployed_engine import run_deployed
 from simulations.faults import FaultyExchange, check_names
 from simulations.local_exchange import LocalExchange
@@ -62,12 +62,15 @@ class Options:
     Attributes:
         out: the run's folder; new, empty, or (with *overwrite*) an earlier run's.
         hospitals: a folder that ``prepare`` filled; None to prepare below *out*.
+        compare: also train each hospital alone, and one pooled model.
+        leave_one_out: also train, for each hospital, one model on all others, and test it there.
         num_workers: processes for sites and baselines.
     """
 
     engine: Engine
     compare: bool
     out: Path
+    leave_one_out: bool = False
     hospitals: Path | None = None
     overwrite: bool = False
     num_workers: int = 2
@@ -113,8 +116,9 @@ def _run(scenario: Scenario, options: Options, display: Display) -> Result:
     result = Result.model_validate_json((folder / "result.json").read_bytes(), strict=False)
     result = _with_site_results(result, study, site_files)
 
-    if options.compare:
-        display.say("training the baselines: each hospital alone, and pooled")
+    if options.compare or options.leave_one_out:
+        what = ["each hospital alone, and pooled"] * options.compare + ["all but one"] * options.leave_one_out
+        display.say(f"training the baselines: {'; '.join(what)}")
         baselines = _compare(scenario, site_files, options, display)
         result = result.model_copy(update={"baselines": baselines})
 
@@ -184,16 +188,20 @@ def _run_local(
 def _compare(
     scenario: Scenario, site_files: tuple[Path, ...], options: Options, display: Display
 ) -> Baselines:
-    alone, pooled = {}, None
-    display.baselines(0, len(site_files) + 1)
-    trained = run_baselines(site_files, seed=scenario.seed, num_workers=options.num_workers)
-    for done, (name, metrics) in enumerate(trained, start=1):
-        if name == POOLED:
-            pooled = metrics
-        else:
-            alone[name] = metrics
-        display.baselines(done, len(site_files) + 1)
-    return Baselines(alone=dict(sorted(alone.items())), pooled=pooled)
+    jobs = baseline_jobs(
+        site_files, seed=scenario.seed, compare=options.compare, leave_one_out=options.leave_one_out
+    )
+    done: dict[tuple[str, bool], BaselineMetrics] = {}
+    display.baselines(0, len(jobs))
+    for job, metrics in run_baselines(jobs, num_workers=options.num_workers):
+        done[job.name, job.left_out] = metrics
+        display.baselines(len(done), len(jobs))
+    pooled = done.pop((POOLED, False), None)
+    of_sites = {
+        kind: {name: one for (name, left_out), one in sorted(done.items()) if left_out == kind}
+        for kind in (False, True)
+    }
+    return Baselines(alone=of_sites[False], pooled=pooled, left_out=of_sites[True])
 
 
 def _with_site_results(result: Result, study: Study, site_files: tuple[Path, ...]) -> Result:

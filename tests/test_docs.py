@@ -11,7 +11,6 @@ import click
 import numpy as np
 import pytest
 import typer
-from client.mask_problems import MaskProblem
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
@@ -23,7 +22,7 @@ from client.fetch_reasons import Outcome
 from client.network_file import NetworkFile
 from client.pacs_file import Pacs
 from client.quality_file import SiteQuality
-from client.reasons import LabelProblem, Reason
+from client.reasons import LabelProblem, MaskProblem, Reason
 from client.review_sentences import share
 from client.site_file import SiteFile
 from privacy.interpretation import best_guess
@@ -120,6 +119,7 @@ def test_the_result_page_names_every_metric() -> None:
     from shared_models.tasks.binary import BinaryClassification
     from shared_models.tasks.multi_class import MultiClassClassification
     from shared_models.tasks.multi_label import MultiLabelClassification
+    from shared_models.tasks.segmentation import Segmentation
 
     classes = MultiClassClassification(num_bins=2, names=("CLASS",), weights=(1.0,))
     findings = MultiLabelClassification(num_bins=2, names=("FINDING",), positive_weights=(1.0,))
@@ -127,6 +127,7 @@ def test_the_result_page_names_every_metric() -> None:
         ("## Metrics", BinaryClassification(num_bins=2, positive_weight=1.0)),
         ("## Metrics of several classes", classes),
         ("## Metrics of several findings", findings),
+        ("## Metrics of several structures", Segmentation(num_bins=2, names=("STRUCTURE",), weights=(1.0,))),
     ):
         told = set(task.metrics(np.zeros(task.num_statistics, dtype=np.int64)))
         told = {name.replace("confusion/CLASS/CLASS", "confusion/TRUE/PREDICTED") for name in told}
@@ -218,7 +219,9 @@ def test_the_scenarios_page_says_of_every_built_in_one_its_size_and_privacy() ->
     for name, cells in described.items():
         study = read_scenario(name).study
         image, privacy = study.image, study.privacy
-        size = [image.rows, image.columns] if image.depth is None else [image.depth, image.rows, image.columns]
+        size = (
+            [image.rows, image.columns] if image.depth is None else [image.depth, image.rows, image.columns]
+        )
         of_model = of_model if cells[3] == "the same" else cells[3]
         assert study.model.architecture == "scattering" or " × ".join(map(str, size)) in of_model, name
         told = privacy.mode if privacy.epsilon is None else f"{privacy.mode}, ε = {privacy.epsilon:g}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.result import Result
-from simulations.report import alone_mean
+from simulations.run_plots import alone_mean
 from simulations.runner import Display, Engine, Options, run_scenario
 from simulations.scenario import read_scenario
 

@@ -98,11 +98,11 @@ class BinaryClassification:
     even_share = 0.5
     headings = (
         ("auroc", "AUROC"),
-        ("average_precision", "average precision"),
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
         ("sensitivity", "sensitivity"),
         ("specificity", "specificity"),
+        ("average_precision", "average precision"),
         ("loss", "log loss"),
     )
 

@@ -141,9 +141,9 @@ class MultiClassClassification:
 
     headings = (
         ("auroc", "AUROC, mean of classes"),
-        ("average_precision", "average precision, mean of classes"),
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
+        ("average_precision", "average precision, mean of classes"),
         ("loss", "log loss"),
     )
 

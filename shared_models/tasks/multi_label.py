@@ -143,11 +143,11 @@ class MultiLabelClassification:
     even_share = 0.5
     headings = (
         ("auroc", "AUROC, mean of findings"),
-        ("average_precision", "average precision, mean of findings"),
         ("accuracy", "accuracy"),
         ("balanced_accuracy", "balanced accuracy"),
         ("sensitivity", "sensitivity"),
         ("specificity", "specificity"),
+        ("average_precision", "average precision, mean of findings"),
         ("loss", "log loss"),
     )
 

@@ -184,7 +184,9 @@ class Segmentation:
 
     @property
     def parts(self) -> Parts | None:
-        """Each structure by itself."""
+        """Each structure by itself; None where there is one, of which the figures over all say it already."""
+        if len(self.names) == 1:
+            return None
         columns = (
             ("num_with", "with it"),
             ("num_without", "without it"),
