@@ -5,6 +5,11 @@ from collections.abc import Mapping
 from server.intervals import Method
 
 WORDS: Mapping[str, tuple[str, str]] = {
+    "dice": ("Dice", "how much of mark and mask is in both, mean of those who have the structure"),
+    "iou": ("intersection over union", "the same, of what is in one of them at least"),
+    "median_dice": ("median Dice", "half of those who have the structure lie below"),
+    "below_half": ("Dice below ½", "share of those who have it whose mark is poor; lower is better"),
+    "detected": ("found at all", "share of those who have it of whom something of it was marked"),
     "auroc": ("AUROC", "how often a positive patient has the higher score of a pair; 0.5 is chance"),
     "average_precision": (
         "average precision",
@@ -23,11 +28,6 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "calibration error",
         "how far predicted and observed shares are apart; lower is better",
     ),
-    "dice": ("Dice", "how much of mark and mask is in both, mean of those who have the structure"),
-    "iou": ("intersection over union", "the same, of what is in one of them at least"),
-    "median_dice": ("median Dice", "half of those who have the structure lie below"),
-    "below_half": ("Dice below ½", "share of those who have it whose mark is poor; lower is better"),
-    "detected": ("found at all", "share of those who have it of whom something of it was marked"),
     "loss": ("log loss", "mean, in nats; lower is better"),
 }
 """(heading, what it says) of each metric, in the order in which they are shown."""
