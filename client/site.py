@@ -37,6 +37,7 @@ from privacy.secure_aggregation.context import Federation
 from privacy.secure_aggregation.refusals import RosterDiffers, SecureAggregationError
 from privacy.secure_aggregation.site_setup import Membership
 from shared_models.architectures import build_model
+from shared_models.initial_weights import WeightsError
 from shared_models.layouts import carries_average, final_layout, training_layout
 from shared_models.manifest import FloatVector, Manifest
 from shared_models.messages import (
@@ -268,7 +269,10 @@ class Site:
                 f"the server has another roster than this site, whose version is {self._roster.version}: ask the "
                 "coordinator which version is the newest, and join with it",
             )
-        model = build_model(study)
+        try:
+            model = build_model(study, self._file.weights)
+        except WeightsError as error:
+            raise RequestRefused("model-differs", str(error)) from error
         if Manifest.of(model).hash != request.manifest_hash:
             raise RequestRefused("model-differs", "the server's model has other weights; versions differ")
         if study.privacy.mode != "none":

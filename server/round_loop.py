@@ -70,7 +70,7 @@ def _unfinished(context: RunContext, progress: Progress) -> bool:
 
 def _initial(context: RunContext) -> RunState:
     progress = Progress(run_id=context.run_id, study_hash=context.study.hash)
-    model = GlobalModel.begin(flatten(build_model(context.study)))
+    model = GlobalModel.begin(flatten(build_model(context.study, context.folder)))
     write_checkpoint(context.checkpoint, progress, model)
     return RunState(progress=progress, model=model)
 

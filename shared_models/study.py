@@ -152,12 +152,23 @@ def _known(architecture: str) -> str:
     return architecture
 
 
+class Weights(Frozen):
+    """A file of initial weights that every participant has: known by its hash, public as the study is.
+
+    ``origin`` says what they were trained on, for those who decide at a hospital.
+    """
+
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    origin: str = Field(min_length=1, max_length=200)
+
+
 class Model(Frozen):
     """The shared network, one of `shared_models.catalogue`. ``seed`` fixes the initial weights, which are public.
 
     Which of the other keys there are depends on the architecture. ``trainable``: all weights, those of the last
     ``last_blocks`` blocks and the head, or those of the head; the others stay as they were. Of ``scattering`` nothing
-    but the head has weights.
+    but the head has weights. With ``weights`` training begins with a file's.
     """
 
     architecture: Annotated[str, AfterValidator(_known)]
@@ -171,6 +182,7 @@ class Model(Frozen):
     trainable: Literal["all", "last-block", "head"] = "all"
     last_blocks: int = Field(default=1, ge=1, le=16)
     seed: int = Field(default=0, ge=0, lt=2**31)
+    weights: Weights | None = None
 
     @model_validator(mode="before")
     @classmethod

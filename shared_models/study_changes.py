@@ -60,6 +60,9 @@ WORDS: Mapping[str, str] = {
     "model.trainable": "part of the model that is trained",
     "model.last_blocks": "blocks that are trained beside the last layer",
     "model.seed": "seed of the initial weights",
+    "model.weights.file": "file of the initial weights",
+    "model.weights.sha256": "SHA-256 of that file",
+    "model.weights.origin": "what those weights were trained on",
     "training.num_rounds": "rounds",
     "training.local_steps": "steps in each round",
     "training.sample_rate": "probability with which each patient is in a step",
@@ -173,6 +176,8 @@ def _values(study: Study) -> dict[_Place, Value]:
         for key, inner in value.items():
             if isinstance(inner, tuple) and inner and isinstance(inner[0], dict):
                 found |= _of_entries(f"{name}.{key}", inner)
+            elif inner is None and f"{name}.{key}" not in WORDS:
+                continue  # a table that is not there
             elif isinstance(inner, dict):
                 found |= {_Place(f"{name}.{key}.{field}"): of_field for field, of_field in inner.items()}
             else:

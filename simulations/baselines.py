@@ -72,7 +72,7 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
     study, machine = there.study, there.machine
     begun = time.perf_counter()
     cost = training_cost(study)
-    model = build_model(study).to(machine.device)
+    model = build_model(study, there.weights).to(machine.device)
     own = pooled([there.patients[name][Role.TRAIN] for name in job.train_on])
     training_set = with_features(model, own, training=study.training, machine=machine)
     state = GlobalModel.begin(flatten(model))
@@ -88,7 +88,7 @@ def _train_baseline(job: BaselineJob) -> tuple[str, BaselineMetrics]:
         state = learner.round(state, number, generator)
         unflatten(state.weights, model)
     tested = {name: sets[Role.TEST] for name, sets in there.patients.items()}
-    overall, by_site = exact_metrics(study, state.average, tested, machine)
+    overall, by_site = exact_metrics(study, state.average, tested, machine, initial=there.weights)
     epsilon = None if cost is None or study.privacy.delta is None else cost.epsilon(study.privacy.delta)
     return job.name, BaselineMetrics(
         auroc=overall.get("auroc"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from privacy.audit.one_run import epsilon_bound, fewest_correct
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
 from shared_models.augmentation import Augmentation
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
@@ -145,7 +145,7 @@ def _scores(release: Release, keys: Keys, *, num_rounds: int, inside: NDArray[np
     num_pixels = canaries[0, :, rows:].numel()
     task = task_of(release.study)
     model = WithCanaries(
-        build_model(release.study),
+        outline(release.study),
         rows=rows,
         num_pixels=num_pixels,
         num_outputs=task.num_outputs,
