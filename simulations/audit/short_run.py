@@ -24,6 +24,7 @@ from server.receipts import Receipts
 from server.result import Result
 from server.run import checkpoint_path, federation_of, run_study
 from server.run_state import RunContext, TooFewSitesError
+from shared_models.catalogue import CATALOGUE
 from shared_models.messages import Answer, Evaluate, Train, decode_reply, decode_request
 from shared_models.study import Study
 from simulations.audit.release import Doubles, clipping_bound, opening_of
@@ -205,8 +206,7 @@ def short_study(study: Study) -> Study:
     evaluation = {**study.evaluation.model_dump(), "validation_rounds": ()}
     values = {
         "task": task,
-        "model": study.model.model_dump()
-        | ({} if study.image.depth is None else {"architecture": "small-cnn"}),
+        "model": _model(study),
         "patients": patients,
         "image": image,
         "evaluation": evaluation,
@@ -221,6 +221,14 @@ def short_study(study: Study) -> Study:
     rate = 0.5 * aggregation.update_bound / loudest * training.sample_rate * short.patients.min_training
     training = short.training.model_copy(update={"learning_rate": rate})
     return short.model_copy(update={"training": training})
+
+
+def _model(study: Study) -> dict[str, object]:
+    """The study's, where it is one for plane images that says something of an image as a whole; else a small one."""
+    found = CATALOGUE[study.model.architecture]
+    if found.dense:
+        return {"architecture": "small-cnn", "width": 8}
+    return study.model.model_dump() | ({} if found.dimensions == 2 else {"architecture": "small-cnn"})
 
 
 def _hospitals(folder: Path, study: Study) -> dict[str, Path]:
