@@ -11,6 +11,7 @@ from privacy.accounting import TrainingCost
 from server.assessment import Assessment, Noise, assess
 from server.checkpoint import Progress, RoundRecord
 from server.metric_noise import cell_deviation, metric_noise
+from server.subgroups import SubgroupsEntry, entries
 from server.thresholds import chosen_for
 from shared_models.configuration import Frozen
 from shared_models.study import Study
@@ -115,9 +116,10 @@ class Result(Frozen):
     """All figures of a run.
 
     ``test`` is what the server knows (noised where the study says so), ``test_noise`` the standard deviation of that
-    noise on each metric, ``test_assessment`` its intervals, curves and operating points; ``exact_test`` and
-    ``exact_assessment`` are there in simulations only, summed from the sites' own results; ``exact_auroc_in_bins`` is
-    their AUROC if it were counted in the study's bins, without noise. ``test_burned`` says why there is no ``test``.
+    noise on each metric, ``test_assessment`` its intervals, curves and operating points, ``test_subgroups`` the groups
+    that may be told of. ``exact_test`` and ``exact_assessment`` are there in simulations only, summed from the sites'
+    own results; ``exact_auroc_in_bins`` is their AUROC if it were counted in the study's bins, without noise.
+    ``test_burned`` says why there is no ``test``.
     """
 
     schema_: Literal[3] = Field(default=3, alias="schema")
@@ -131,6 +133,7 @@ class Result(Frozen):
     test: dict[str, float | None]
     test_noise: dict[str, float | None] | None = None
     test_assessment: Assessment | None = None
+    test_subgroups: tuple[SubgroupsEntry, ...] | None = None
     test_burned: str | None = None
     exact_test: dict[str, float | None] | None = None
     exact_assessment: Assessment | None = None
@@ -159,6 +162,7 @@ def build_result(study: Study, progress: Progress, *, engine: str, refusals: dic
         test={} if progress.test is None else dict(metrics(task, progress.test)),
         test_noise=noise,
         test_assessment=_test_assessment(study, progress, noise),
+        test_subgroups=_test_subgroups(study, progress),
         test_burned=progress.test_burned,
     )
 
@@ -188,6 +192,12 @@ def _test_assessment(
             },
         ),
     )
+
+
+def _test_subgroups(study: Study, progress: Progress) -> tuple[SubgroupsEntry, ...] | None:
+    if progress.test is None or not study.evaluation.subgroups:
+        return None
+    return entries(study, progress.groups, num_sites=len(progress.tested))
 
 
 def versions() -> dict[str, str]:
