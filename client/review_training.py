@@ -114,6 +114,11 @@ def _masks(file: SiteFile) -> Sentence:
 def _rounds(study: Study) -> str:
     training, aggregation = study.training, study.aggregation
     takes = f"Training takes {counted(training.num_rounds, 'round')}."
+    if training.early_stopping is not None:
+        takes += (
+            " It ends earlier where the federation's validation gets no better "
+            f"{counted(training.early_stopping, 'time')} in a row; only rounds that were made are charged."
+        )
     if study.privacy.mode == "distributed":
         return (
             f"{takes} In each, all hospitals together make one step: each sends the sum of what its patients' images "

@@ -341,6 +341,12 @@ class Site:
         number, last = request.round, run.study.training.num_rounds
         if number > last:
             raise RequestRefused("budget", f"round {number} is beyond the study's {last} rounds")
+        if request.reductions > (most := run.study.most_reductions(number)):
+            raise RequestRefused(
+                "policy",
+                f"the server says that the learning rate was reduced {request.reductions} times before round {number}; "
+                f"the study's validations can have led to {most} at most",
+            )
         both = carries_average(run.study, number)
         weights, *average = _weights(payload, run, num=2 if both else 1)
         layout = training_layout(run.study, number, num_weights=len(weights))
@@ -353,6 +359,7 @@ class Site:
             spend=lambda: self._spend(run, number, num_steps=run.study.training.local_steps),
             generator=self._generator(run, number),
             mask=session.mask,
+            reductions=request.reductions,
         )
         if self._result is not None:
             cost = self._ledger.training_cost(run.run_id)

@@ -234,6 +234,11 @@ def trained_weights(
     Returns:
         The weights that a run keeps, and the noise multiplier that its promise needs.
     """
+    if study.training.heeds_validations:
+        raise ConfigurationError(
+            'training.schedule = "plateau" and training.early_stopping wait for validations, which modes are compared '
+            "without: leave them out"
+        )
     cost = training_cost(study)
     own = [sets[Role.TRAIN] for sets in patients.values()]
     if mode in ("none", "curator", "curator-overshoot"):

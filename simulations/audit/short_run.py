@@ -25,9 +25,8 @@ from server.result import Result
 from server.run import checkpoint_path, federation_of, run_study
 from server.run_state import RunContext, TooFewSitesError
 from shared_models.augmentation import Augmentation
-from shared_models.catalogue import CATALOGUE
 from shared_models.messages import Answer, Evaluate, Train, decode_reply, decode_request
-from shared_models.study import Study
+from shared_models.study import Model, Study
 from simulations.audit.release import Doubles, clipping_bound, opening_of
 from simulations.faults import FaultyExchange
 from simulations.one_process import OneProcessExchange
@@ -184,6 +183,9 @@ def short_study(study: Study) -> Study:
             "weight_decay": 0.0,
             "optimizer": "sgd",
             "schedule": "constant",
+            "plateau_factor": 0.5,
+            "plateau_patience": 1,
+            "early_stopping": None,
             "warmup_rounds": 0,
             "ema_decay": 0.0,
             "positive_weight": VANISHING,
@@ -207,7 +209,7 @@ def short_study(study: Study) -> Study:
     evaluation = {**study.evaluation.model_dump(), "validation_rounds": ()}
     values = {
         "task": task,
-        "model": _model(study),
+        "model": _small(study.model),
         "patients": patients,
         "image": image,
         "evaluation": evaluation,
@@ -222,14 +224,6 @@ def short_study(study: Study) -> Study:
     rate = 0.5 * aggregation.update_bound / loudest * training.sample_rate * short.patients.min_training
     training = short.training.model_copy(update={"learning_rate": rate})
     return short.model_copy(update={"training": training})
-
-
-def _model(study: Study) -> dict[str, object]:
-    """The study's, where it is one for plane images that says something of an image as a whole; else a small one."""
-    found = CATALOGUE[study.model.architecture]
-    if found.dense:
-        return {"architecture": "small-cnn", "width": 8}
-    return study.model.model_dump() | ({} if found.dimensions == 2 else {"architecture": "small-cnn"})
 
 
 def _hospitals(folder: Path, study: Study) -> dict[str, Path]:
@@ -290,3 +284,11 @@ def _updates(
             if inside
         ]
     )
+
+
+def _small(model: Model) -> dict[str, object]:
+    """The model where it takes small plane images, else a small CNN."""
+    values = model.model_dump()
+    if model.architecture in ("small-cnn", "scattering"):
+        return {**values, "weights": None}
+    return {"architecture": "small-cnn", "seed": model.seed}
