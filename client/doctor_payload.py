@@ -29,10 +29,10 @@ def payload_bytes(config: Path, study: Path | None) -> int:
     known = read_unverified(study) if study is not None else _approved(config)
     if known is None:
         return DEFAULT_PAYLOAD_BYTES
-    from shared_models.architectures import build_model
+    from shared_models.architectures import outline
     from shared_models.manifest import Manifest
 
-    return 4 * Manifest.of(build_model(known)).num_weights
+    return 4 * Manifest.of(outline(known)).num_weights
 
 
 def _approved(config: Path) -> Study | None:

@@ -13,7 +13,7 @@ from client.training import ClippedSamples, Machine, add_sample, seeded
 from privacy.accounting import TrainingCost
 from privacy.noise_share import NoiseShare
 from privacy.randomness import CryptographicGenerator
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
 from shared_models.layouts import training_layout
 from shared_models.manifest import Manifest
 from shared_models.study import Study, Training
@@ -53,7 +53,7 @@ def check_noise_share(study: Study, *, num_weights: int | None = None) -> None:
     if cost is None or study.privacy.mode != "distributed":
         return
     if num_weights is None:
-        num_weights = Manifest.of(build_model(study)).num_weights
+        num_weights = Manifest.of(outline(study)).num_weights
     noise_share(study, cost, training_layout(study, 1, num_weights=num_weights))
 
 

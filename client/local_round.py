@@ -127,6 +127,7 @@ def local_round(
     spend: Spend,
     generator: CryptographicGenerator,
     mask: Mask,
+    reductions: int = 0,
 ) -> LocalRound:
     """Spend, train from *weights*, mask, and return the message of round *number*.
 
@@ -138,6 +139,7 @@ def local_round(
         spend: charges the round, and says with which patients.
         generator: of sampling and noise.
         mask: turns the vector into what may leave.
+        reductions: of the learning rate so far.
 
     Raises:
         AlreadySpentError: the round was begun before; nothing was trained or drawn.
@@ -149,7 +151,7 @@ def local_round(
 
     run = spend()
 
-    local = training_vector(run, number, weights, average=average, generator=generator)
+    local = training_vector(run, number, weights, average=average, generator=generator, reductions=reductions)
 
     begun = time.perf_counter()
     message = mask(local.vector)
@@ -188,6 +190,7 @@ def training_vector(
     *,
     average: FloatVector | None = None,
     generator: CryptographicGenerator,
+    reductions: int = 0,
 ) -> LocalVector:
     """Validate *average*, or *weights*, train from *weights*, and return what comes of it as one vector."""
     begun = time.perf_counter()
@@ -199,8 +202,11 @@ def training_vector(
 
     evaluated = time.perf_counter()
     layout = training_layout(run.study, number, num_weights=len(weights))
-    contribute = _gradient if run.study.privacy.mode == "distributed" else _update
-    contribution = contribute(run, number, layout, weights, generator)
+    if run.study.privacy.mode == "distributed":
+        contribution = _gradient(run, layout, generator)
+    else:
+        rate = run.study.training.learning_rate_in(number, reductions=reductions)
+        contribution = _update(run, rate, layout, weights, generator)
 
     trained = time.perf_counter()
     statistics = np.zeros(0, dtype=np.int64) if validated is None else validated.statistics
@@ -214,7 +220,11 @@ def training_vector(
 
 
 def _update(
-    run: OpenRun, number: int, layout: VectorLayout, weights: FloatVector, generator: CryptographicGenerator
+    run: OpenRun,
+    learning_rate: float,
+    layout: VectorLayout,
+    weights: FloatVector,
+    generator: CryptographicGenerator,
 ) -> Encode:
     """Train with noise in each step; what leaves is the difference of weights."""
     patients = run.patients[Role.TRAIN]
@@ -228,7 +238,7 @@ def _update(
             patients,
             gradient,
             training=run.study.training,
-            learning_rate=run.study.training.learning_rate_in(number),
+            learning_rate=learning_rate,
             num_patients=run.num_patients,
             machine=run.machine,
             generator=generator,
@@ -244,9 +254,7 @@ def _update(
     return encode
 
 
-def _gradient(
-    run: OpenRun, _number: int, layout: VectorLayout, _weights: FloatVector, generator: CryptographicGenerator
-) -> Encode:
+def _gradient(run: OpenRun, layout: VectorLayout, generator: CryptographicGenerator) -> Encode:
     """Sum the clipped gradients of one sample; what leaves is this sum with a share of the noise."""
     if run.cost is None:
         raise RuntimeError("a study with privacy has a cost")

@@ -53,7 +53,7 @@ def review_study(
         Sections in the order in which they are read.
     """
     return (
-        what_is_trained(study),
+        what_is_trained(study, file.weights),
         which_images(study, file, counts, now),
         what_leaves(study),
         what_epsilon_means(study),

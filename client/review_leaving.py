@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from client.review_sentences import Section, Sentence, counted, num_bytes, plain, warning
 from privacy.accounting import COUNT_STANDARD_DEVIATION
 from privacy.secure_aggregation.context import SIGNATURE_BYTES
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
 from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import Manifest
 from shared_models.study import Study
@@ -44,7 +44,7 @@ def what_leaves(study: Study) -> Section:
 
 def vector_bytes(study: Study) -> Mapping[int, int]:
     """Bytes of the masked vector of each round, by its number; the last is the final test."""
-    num_weights = Manifest.of(build_model(study)).num_weights
+    num_weights = Manifest.of(outline(study)).num_weights
     lengths = {
         number: training_layout(study, number, num_weights=num_weights).length
         for number in range(1, study.training.num_rounds + 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 from client.index_report import Counts
 from client.labels import LabelsError, columns_of
@@ -10,8 +11,9 @@ from client.review_sentences import Section, Sentence, ago, counted, plain, warn
 from client.roles import Role
 from client.site_file import Labels, SiteFile
 from privacy.planning import largest_delta
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
 from shared_models.augmentation import Augmentation
+from shared_models.initial_weights import WeightsError, read_weights
 from shared_models.manifest import Manifest
 from shared_models.study import Image, Model, Study, Training
 from shared_models.visible_text import quoted
@@ -35,10 +37,10 @@ def _kind(model: Model) -> str:
     )
 
 
-def what_is_trained(study: Study) -> Section:
-    """The task, the model and how it is trained."""
+def what_is_trained(study: Study, weights: Path) -> Section:
+    """The task, the model and how it is trained; *weights* is this site's folder of initial weights."""
     training, model = study.training, study.model
-    built = build_model(study)
+    built = outline(study)
     num_weights = Manifest.of(built).num_weights
     num_frozen = sum(weight.numel() for weight in built.parameters()) - num_weights
     return Section(
@@ -50,6 +52,7 @@ def what_is_trained(study: Study) -> Section:
                 f"{_kind(model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
                 "trained here, on this hospital's machine; all hospitals begin with the same public weights."
             ),
+            *_initial(model, weights),
             *_frozen(model, num_frozen),
             *_preparation(study.image),
             plain(
@@ -69,7 +72,7 @@ def which_images(study: Study, file: SiteFile, counts: Counts | None, now: datet
                 f"Images below {file.images.folder}, of the kinds (DICOM Modality) "
                 f"{', '.join(quoted(one) for one in study.image.modalities)}; everything else there is left out."
             ),
-            _labels(file.labels, study),
+            _masks(file) if study.task.mask_values else _labels(file.labels, study),
             *which_are_good(study.quality, file),
             _roles(study),
             *_counts(study, file, counts, now),
@@ -88,9 +91,34 @@ def _labels(labels: Labels, study: Study) -> Sentence:
     )
 
 
+def _masks(file: SiteFile) -> Sentence:
+    """Where masks are, and which images take part."""
+    rows = (
+        f"An image takes part if {file.labels.file} has a row for its {file.labels.key}, and if it has a mask"
+    )
+    if file.masks is None:
+        return warning(
+            f"{rows}; site.toml does not say where this hospital's masks are ([masks]). Without it the site refuses "
+            "each run when it is opened."
+        )
+    how = (
+        f"as the column {quoted(file.masks.column)} of that file says"
+        if file.masks.column is not None
+        else "of the same name, or drawn on it as the mask itself says"
+    )
+    return plain(
+        f"{rows} below {file.masks.folder}, {how}. Neither the file nor a mask leaves this hospital."
+    )
+
+
 def _rounds(study: Study) -> str:
     training, aggregation = study.training, study.aggregation
     takes = f"Training takes {counted(training.num_rounds, 'round')}."
+    if training.early_stopping is not None:
+        takes += (
+            " It ends earlier where the federation's validation gets no better "
+            f"{counted(training.early_stopping, 'time')} in a row; only rounds that were made are charged."
+        )
     if study.privacy.mode == "distributed":
         return (
             f"{takes} In each, all hospitals together make one step: each sends the sum of what its patients' images "
@@ -133,16 +161,32 @@ def _altered(augmentation: Augmentation) -> str:
     return f" For each step images are altered at random, each by itself: {'; '.join(ways)}." if ways else ""
 
 
+def _initial(model: Model, folder: Path) -> tuple[Sentence, ...]:
+    """Where the weights come from that training begins with; a warning where this site does not have them."""
+    if model.weights is None:
+        return ()
+    told = plain(
+        f"Training begins with the weights of {model.weights.file} (SHA-256 {model.weights.sha256}). The study says of "
+        f"them: {quoted(model.weights.origin)}. This study's promise is not about those they were trained on."
+    )
+    try:
+        read_weights(model.weights, folder)
+    except WeightsError as error:
+        return told, warning(f"Until this is mended the site refuses each run: {error}")
+    return (told,)
+
+
 def _frozen(model: Model, num_frozen: int) -> tuple[Sentence, ...]:
     if not num_frozen:
         return ()
+    made = "seed made them at random" if model.weights is None else "file has them"
     part = "last layer is"
     if model.trainable == "last-block":
         several = model.last_blocks > 1
         part = f"last {f'{model.last_blocks} blocks' if several else 'block'} of layers and what follows are"
     return (
         plain(
-            f"Only the {part} trained. The other {num_frozen:,} numbers stay as the study's seed made them at random, "
+            f"Only the {part} trained. The other {num_frozen:,} numbers stay as the study's {made}, "
             "here and everywhere."
         ),
     )

@@ -37,6 +37,7 @@ from privacy.secure_aggregation.context import Federation
 from privacy.secure_aggregation.refusals import RosterDiffers, SecureAggregationError
 from privacy.secure_aggregation.site_setup import Membership
 from shared_models.architectures import build_model
+from shared_models.initial_weights import WeightsError
 from shared_models.layouts import carries_average, final_layout, training_layout
 from shared_models.manifest import FloatVector, Manifest
 from shared_models.messages import (
@@ -268,7 +269,10 @@ class Site:
                 f"the server has another roster than this site, whose version is {self._roster.version}: ask the "
                 "coordinator which version is the newest, and join with it",
             )
-        model = build_model(study)
+        try:
+            model = build_model(study, self._file.weights)
+        except WeightsError as error:
+            raise RequestRefused("model-differs", str(error)) from error
         if Manifest.of(model).hash != request.manifest_hash:
             raise RequestRefused("model-differs", "the server's model has other weights; versions differ")
         if study.privacy.mode != "none":
@@ -337,6 +341,12 @@ class Site:
         number, last = request.round, run.study.training.num_rounds
         if number > last:
             raise RequestRefused("budget", f"round {number} is beyond the study's {last} rounds")
+        if request.reductions > (most := run.study.most_reductions(number)):
+            raise RequestRefused(
+                "policy",
+                f"the server says that the learning rate was reduced {request.reductions} times before round {number}; "
+                f"the study's validations can have led to {most} at most",
+            )
         both = carries_average(run.study, number)
         weights, *average = _weights(payload, run, num=2 if both else 1)
         layout = training_layout(run.study, number, num_weights=len(weights))
@@ -349,6 +359,7 @@ class Site:
             spend=lambda: self._spend(run, number, num_steps=run.study.training.local_steps),
             generator=self._generator(run, number),
             mask=session.mask,
+            reductions=request.reductions,
         )
         if self._result is not None:
             cost = self._ledger.training_cost(run.run_id)

@@ -159,7 +159,7 @@ class SiteFile(Frozen):
 
     ``server``: one user runs everything. ``agent``: the connection to the server is another user's, who has a
     ``network.toml``. Neither: the site is only simulated. ``masks``: for studies that learn from masks. ``pacs``: where
-    `collegium-client fetch` asks for images.
+    `collegium-client fetch` asks for images. ``weights``: the folder of initial weights that studies name.
     """
 
     name: Slug
@@ -174,6 +174,7 @@ class SiteFile(Frozen):
     compute: Compute = Compute()
     quality: SiteQuality = SiteQuality()
     pacs: Pacs | None = None
+    weights: FilePath = Path("weights")
     testing: Testing | None = None
 
     @model_validator(mode="after")
@@ -208,6 +209,7 @@ def read_site(path: Path) -> SiteFile:
             ),
             "server": None if site.server is None else site.server.below(root),
             "agent": agent,
+            "weights": root / site.weights,
             "pacs": None if site.pacs is None else site.pacs.below(root),
         }
     )

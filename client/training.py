@@ -20,6 +20,7 @@ from privacy.noise import noised_sum
 from privacy.randomness import CryptographicGenerator
 from privacy.sampling import pick_images, pick_several_images, sample_patients
 from shared_models.manifest import trainable_weights
+from shared_models.optimizers import optimizer_of
 from shared_models.study import Training
 from shared_models.tasks.task import Task
 
@@ -203,7 +204,9 @@ def train(
     generator: CryptographicGenerator,
     voxel: Sequence[float] | None = None,
 ) -> None:
-    """Take ``training.local_steps`` steps of SGD from the model's weights, changing them in place.
+    """Take ``training.local_steps`` steps from the model's weights, changing them in place.
+
+    The optimizer begins anew: nothing that it remembers stays at the site between rounds.
 
     Args:
         model: on ``machine.device``.
@@ -218,12 +221,7 @@ def train(
         voxel: size of a voxel, see `altered`.
     """
     weights = list(trainable_weights(model).values())
-    optimizer = torch.optim.SGD(
-        weights,
-        lr=learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-    )
+    optimizer = optimizer_of(weights, training, learning_rate=learning_rate)
     model.train()
     for _ in range(training.local_steps):
         with seeded(model, generator):

@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from shared_models.manifest import FloatVector
+from shared_models.optimizers import optimizer_of
 from shared_models.study import Training
 
 VELOCITY, FIRST, SECOND = "velocity", "first-moment", "second-moment"
-_TORCH_NAMES = {"sgd": {VELOCITY: "momentum_buffer"}, "adam": {FIRST: "exp_avg", SECOND: "exp_avg_sq"}}
+_ADAM = {FIRST: "exp_avg", SECOND: "exp_avg_sq"}
+_TORCH_NAMES = {"sgd": {VELOCITY: "momentum_buffer"}, "adam": _ADAM, "adamw": _ADAM}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +27,19 @@ class GlobalModel:
         average: what is evaluated and kept: the exponential moving average of the weights, or the weights themselves.
         moments: of the optimizer, by name; empty before the first step.
         num_steps: rounds that moved the weights.
+        best: the average that validated best, where the study asks for it; None before any did.
     """
 
     weights: FloatVector
     average: FloatVector
     moments: Mapping[str, FloatVector] = field(default_factory=lambda: MappingProxyType({}))
     num_steps: int = 0
+    best: FloatVector | None = None
+
+    @property
+    def kept(self) -> FloatVector:
+        """What is tested and kept in the end: the model that validated best, where the study stops early."""
+        return self.average if self.best is None else self.best
 
     @classmethod
     def begin(cls, weights: FloatVector) -> Self:
@@ -49,20 +58,23 @@ class GlobalModel:
         weights = self.weights.astype(np.float64) + velocity
         return self._next(weights, {VELOCITY: velocity}, ema_decay)
 
-    def stepped(self, gradient: NDArray[np.float64], *, training: Training, number: int) -> "GlobalModel":
+    def stepped(
+        self, gradient: NDArray[np.float64], *, training: Training, number: int, reductions: int = 0
+    ) -> "GlobalModel":
         """Return the next global model after round *number*: one step of the study's optimizer along *gradient*.
 
-        ``sgd`` is torch's SGD with momentum, ``adam`` its AdamW, in float64.
+        In float64, see `shared_models.optimizers`.
 
         Args:
             gradient: the mean over patients, float64, shape (num_weights,).
             training: the study's.
             number: of the round, which decides the learning rate.
+            reductions: of the learning rate so far.
         """
         weights = torch.from_numpy(self.weights.astype(np.float64))
         weights.grad = torch.from_numpy(gradient)
-        rate = training.learning_rate_in(number)
-        optimizer = _optimizer(weights, training, rate)
+        rate = training.learning_rate_in(number, reductions=reductions)
+        optimizer = optimizer_of([weights], training, learning_rate=rate)
         names = _TORCH_NAMES[training.optimizer]
         if self.moments:
             state = {
@@ -98,9 +110,3 @@ class GlobalModel:
             moments={name: moment.astype(np.float32) for name, moment in moments.items()},
             num_steps=self.num_steps + 1,
         )
-
-
-def _optimizer(weights: torch.Tensor, training: Training, rate: float) -> torch.optim.Optimizer:
-    if training.optimizer == "adam":
-        return torch.optim.AdamW([weights], lr=rate, weight_decay=training.weight_decay)
-    return torch.optim.SGD([weights], lr=rate, momentum=training.momentum, weight_decay=training.weight_decay)

@@ -66,7 +66,12 @@ def write_checkpoint(path: Path, progress: Progress, model: GlobalModel) -> None
     write_atomically(
         path,
         save(
-            {"weights": model.weights, "average": model.average, **model.moments},
+            {
+                "weights": model.weights,
+                "average": model.average,
+                **({} if model.best is None else {"best": model.best}),
+                **model.moments,
+            },
             metadata={"progress": progress.model_dump_json(), "num_steps": str(model.num_steps)},
         ),
     )
@@ -84,6 +89,7 @@ def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, GlobalMod
             model = GlobalModel(
                 weights=vectors.pop("weights"),
                 average=vectors.pop("average"),
+                best=vectors.pop("best", None),
                 moments=vectors,
                 num_steps=int(file.metadata()["num_steps"]),
             )

@@ -57,7 +57,7 @@ def _open(
     asked = [site for site in sites if site not in attendance.opened and site not in attendance.refused]
     if not asked:
         return state
-    manifest = Manifest.of(build_model(context.study))
+    manifest = Manifest.of(build_model(context.study, context.folder))
     request = Open(
         run_id=context.run_id,
         study_hash=context.study.hash,

@@ -21,6 +21,7 @@ from server.doctor_command import doctor
 from server.propose_command import propose
 from server.roster_command import admit, num_sites, revoke
 from server.server_file import ServerFile, read_server, read_sites
+from server.weights_file import bring_weights, check_weights
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import (
     fingerprint,
@@ -121,12 +122,15 @@ def run(
     roster = read_sites(server)
     run_id, study = _chosen_run(server, resume)
     _check_cohort(server, roster, study)
+    if resume is None:
+        check_weights(study, server.study.parent)
     folder = server.state / "runs" / run_id
     try:
         with signals_end(), open_server(server, roster) as running:
             if resume is None:
                 folder.mkdir(parents=True)
                 shutil.copyfile(server.study, folder / PROPOSAL_NAME)
+                bring_weights(study, server.study.parent, folder)
             out.print(f"Study {study.name}, hash {study.hash[:16]}, run {run_id}")
             if resume is None and (changed := _edited_since(server, study)):
                 err.print(changed, style="yellow", markup=False)

@@ -18,9 +18,10 @@ INTENDED_USE = "Research on federated learning. Not a medical device; not for de
 def write_model(path: Path, study: Study, weights: FloatVector, result: Result) -> None:
     """Write weights by name, float32, with the card as metadata, whole or not at all.
 
-    Weights that are not trained are in it too, as the study's seed made them: who uses the model needs nothing else.
+    Weights that are not trained are in it too, as the study's seed or file made them: who uses the model needs nothing
+    else. A file of initial weights lies in the same folder.
     """
-    model, task = build_model(study), task_of(study)
+    model, task = build_model(study, path.parent), task_of(study)
     manifest = Manifest.of(model)
     card = {
         "format": "collegium-model-1",

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from server.root_key import RootKeyOption, root_private
 from server.server_file import read_server, read_sites
+from server.weights_file import check_weights
 from shared_models.configuration import ConfigurationError
 from shared_models.identity_keys import read_public_key
 from shared_models.proposal import read_proposal, sign_study, write_proposal
@@ -42,6 +43,7 @@ def propose(
         _text_of(study_file), root_private(server, config, root_key), origin=str(study_file)
     )
     check_noise(study)
+    check_weights(study, path.parent)
     before = _replaced(path, read_public_key(server.root))
     write_proposal(path, text)
 
@@ -51,7 +53,13 @@ def propose(
         _tell_changes(before, study)
     for warning in warnings(study, roster):
         out.print(f"Warning: {warning}", style="yellow", markup=False)
-    out.print(f"Give {path} to every hospital; each decides by itself:", markup=False)
+    initial = study.model.weights
+    also = (
+        ""
+        if initial is None
+        else f", and {path.parent / initial.file}, which goes into its folder `weights`,"
+    )
+    out.print(f"Give {path}{also} to every hospital; each decides by itself:", markup=False)
     out.print(f"  collegium-client review {path.name}", markup=False)
     if path.resolve() == server.study.resolve():
         out.print(

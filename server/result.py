@@ -10,13 +10,14 @@ from pydantic import Field
 from privacy.accounting import TrainingCost
 from server.assessment import Assessment, Noise, assess
 from server.checkpoint import Progress, RoundRecord
+from server.course import Course
 from server.metric_noise import cell_deviation, metric_noise
 from server.subgroups import SubgroupsEntry, entries
 from server.thresholds import chosen_for
 from shared_models.configuration import Frozen
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
-from shared_models.tasks.task import Metrics, Task
+from shared_models.tasks.task import Counts, Metrics, Task
 
 
 class StudyEntry(Frozen):
@@ -183,15 +184,21 @@ def _test_assessment(
         task_of(study),
         np.array(progress.test, dtype=np.int64),
         noise=Noise() if deviation is None else Noise(deviation=deviation, of_metrics=noise),
-        points=chosen_for(
-            study,
-            {
-                record.round: np.array(record.validation, dtype=np.int64)
-                for record in progress.rounds
-                if record.validation is not None
-            },
-        ),
+        points=chosen_for(study, _deciding(study, progress)),
     )
+
+
+def _deciding(study: Study, progress: Progress) -> dict[int, Counts]:
+    """The validations that thresholds may come from: with early stopping that of the model which was kept."""
+    validations = {
+        record.round: np.array(record.validation, dtype=np.int64)
+        for record in progress.rounds
+        if record.validation is not None
+    }
+    if study.training.early_stopping is None:
+        return validations
+    best = Course.of(study, progress.rounds).best_round
+    return {number: sums for number, sums in validations.items() if number == best}
 
 
 def _test_subgroups(study: Study, progress: Progress) -> tuple[SubgroupsEntry, ...] | None:

@@ -11,6 +11,7 @@ from server.aggregation import GlobalModel
 from server.attendance import Attendance
 from server.checkpoint import CheckpointError, Progress, RoundRecord, read_checkpoint, write_checkpoint
 from server.cohort import LATER, REOPEN, awake, gather, prepare
+from server.course import Course
 from server.pending import Attempt
 from server.run_state import RunContext, RunState, TooFewSitesError, situation
 from server.secure_rounds import Deadlines, Outcome, run_masked_round
@@ -46,6 +47,8 @@ def run_rounds(context: RunContext, *, resume: bool = False) -> RunState:
 
     burned = 0
     for number in range(len(state.progress.rounds) + 1, study.training.num_rounds + 1):
+        if has_trained(study, state.progress):
+            break
         if state.attempt.round != number:
             state = prepare(context, state, number)
         state = _round(context, state, number)
@@ -64,15 +67,22 @@ def run_rounds(context: RunContext, *, resume: bool = False) -> RunState:
     return state
 
 
+def has_trained(study: Study, progress: Progress) -> bool:
+    """Whether no round of training is to come: all were made, or the validations end the run."""
+    rounds = progress.rounds
+    return len(rounds) >= study.training.num_rounds or Course.of(study, rounds).ends(study.training)
+
+
 def _unfinished(context: RunContext, progress: Progress) -> bool:
     """Whether a round or the final test is still to come."""
-    left = len(progress.rounds) < context.study.training.num_rounds
-    return left or (progress.test is None and progress.test_burned is None)
+    return not has_trained(context.study, progress) or (
+        progress.test is None and progress.test_burned is None
+    )
 
 
 def _initial(context: RunContext) -> RunState:
     progress = Progress(run_id=context.run_id, study_hash=context.study.hash)
-    model = GlobalModel.begin(flatten(build_model(context.study)))
+    model = GlobalModel.begin(flatten(build_model(context.study, context.folder)))
     write_checkpoint(context.checkpoint, progress, model)
     return RunState(progress=progress, model=model)
 
@@ -117,7 +127,9 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
     model, statistics = state.model, None
     if outcome.total is not None:
         try:
-            model, summed = next_model(study, number, state.model, outcome.total)
+            model, summed = next_model(
+                study, number, state.model, outcome.total, reductions=_reductions(study, state)
+            )
         except ValueError as error:
             burned = f"the sum makes no sense: {error}"
         else:
@@ -139,6 +151,8 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
         },
     )
     rounds = _with_validation(state.progress.rounds, statistics)
+    if layout.num_statistics and _is_best(study, rounds):
+        model = replace(model, best=state.model.average)
     misbehaved = tuple(site for site, why in sorted(state.attendance.refused.items()) if why == MISBEHAVED)
     progress = state.progress.model_copy(update={"rounds": (*rounds, record), "misbehaved": misbehaved})
     write_checkpoint(context.checkpoint, progress, model)
@@ -146,8 +160,19 @@ def _round(context: RunContext, state: RunState, number: int) -> RunState:
     return replace(state, progress=progress, model=model, setup_seconds=0.0)
 
 
+def _is_best(study: Study, rounds: tuple[RoundRecord, ...]) -> bool:
+    """Whether the model of the last of *rounds* is the one to keep so far, where the study stops early."""
+    if study.training.early_stopping is None or not rounds or rounds[-1].validation is None:
+        return False
+    return Course.of(study, rounds).best_round == rounds[-1].round
+
+
+def _reductions(study: Study, state: RunState) -> int:
+    return Course.of(study, state.progress.rounds).reductions(study.training)
+
+
 def next_model(
-    study: Study, number: int, model: GlobalModel, total: IntVector
+    study: Study, number: int, model: GlobalModel, total: IntVector, *, reductions: int = 0
 ) -> tuple[GlobalModel, NDArray[np.int64]]:
     """Return the model after round *number*, and the summed statistics, of the sum of the sites' vectors.
 
@@ -159,7 +184,8 @@ def next_model(
     if study.privacy.mode == "distributed":
         gradient, num_patients, statistics = layout.decode_gradient(total)
         gradient /= training.sample_rate * num_patients
-        return model.stepped(gradient, training=training, number=number), statistics
+        model = model.stepped(gradient, training=training, number=number, reductions=reductions)
+        return model, statistics
     mean, _, statistics = layout.decode_sum(total)
     momentum = study.aggregation.server_momentum
     return model.moved(mean, momentum=momentum, ema_decay=training.ema_decay), statistics
@@ -208,16 +234,10 @@ def _masked(
         attempt = Attempt(batch=attempt.batch, round=number, round_set=round_set, asked=asked)
         context.pending.begin(attempt)
 
-    kind = Evaluate if number == context.study.test_round else Train
     outcome = run_masked_round(
         context.talk,
         batch,
-        kind(
-            run_id=context.run_id,
-            study_hash=context.study.hash,
-            round=number,
-            round_set=attempt.round_set,
-        ),
+        _request(context, state, number, attempt.round_set),
         _payload(context.study, number, state.model),
         length=length,
         deadlines=Deadlines(train=aggregation.round_timeout_seconds, step=aggregation.step_timeout_seconds),
@@ -249,6 +269,21 @@ def _masked(
     )
 
 
+def _request(
+    context: RunContext, state: RunState, number: int, round_set: tuple[int, ...]
+) -> Train | Evaluate:
+    run_id, study = context.run_id, context.study
+    if number == study.test_round:
+        return Evaluate(run_id=run_id, study_hash=study.hash, round=number, round_set=round_set)
+    return Train(
+        run_id=run_id,
+        study_hash=study.hash,
+        round=number,
+        round_set=round_set,
+        reductions=_reductions(study, state),
+    )
+
+
 def close_run(context: RunContext, state: RunState) -> None:
     """Tell the sites that the run is over. Nothing depends on their answers.
 
@@ -265,7 +300,7 @@ def close_run(context: RunContext, state: RunState) -> None:
 def _payload(study: Study, number: int, model: GlobalModel) -> bytes:
     """What sites get: the weights to train and, where there is to evaluate, those to evaluate."""
     if number == study.test_round:
-        return _bytes(model.average)
+        return _bytes(model.kept)
     return _bytes(model.weights) + (_bytes(model.average) if carries_average(study, number) else b"")
 
 

@@ -11,7 +11,7 @@ from server.exchange import Exchange, ExchangeError
 from server.model_file import write_model
 from server.receipts import Receipts
 from server.result import Result, build_result, metrics
-from server.round_loop import close_run, run_rounds
+from server.round_loop import close_run, has_trained, run_rounds
 from server.run_state import RunContext, TooFewSitesError
 from shared_models.proposal import PROPOSAL_NAME, read_proposal
 from shared_models.roster import Roster
@@ -38,7 +38,7 @@ def run_study(context: RunContext, *, engine: str, resume: bool = False) -> Resu
         context.study, state.progress, engine=engine, refusals=dict(state.attendance.refused)
     )
     folder = context.checkpoint.parent
-    write_model(folder / "model.safetensors", context.study, state.model.average, result)
+    write_model(folder / "model.safetensors", context.study, state.model.kept, result)
     write_atomically(folder / "result.json", result.to_json().encode())
     try:
         close_run(context, state)
@@ -48,11 +48,11 @@ def run_study(context: RunContext, *, engine: str, resume: bool = False) -> Resu
 
 
 def _keep_model(context: RunContext) -> None:
-    """After the last round the model is worth keeping, even if the final test cannot be made."""
+    """After the last round of training the model is worth keeping, even if the final test cannot be made."""
     progress, model = read_checkpoint(context.checkpoint, study_hash=context.study.hash)
-    if len(progress.rounds) == context.study.training.num_rounds:
+    if has_trained(context.study, progress):
         result = build_result(context.study, progress, engine="unknown", refusals={})
-        write_model(context.checkpoint.with_name("model.safetensors"), context.study, model.average, result)
+        write_model(context.checkpoint.with_name("model.safetensors"), context.study, model.kept, result)
 
 
 def checkpoint_path(state: Path, run_id: str) -> Path:

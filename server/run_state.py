@@ -44,6 +44,11 @@ class RunContext:
     tell: Callable[[Progress], None] = field(default=lambda progress: None)
 
     @property
+    def folder(self) -> Path:
+        """Of the run; a file of initial weights lies in it."""
+        return self.checkpoint.parent
+
+    @property
     def talk(self) -> Conversation:
         """How sites are asked."""
         return Conversation(exchange=self.exchange, run_id=self.run_id, study_hash=self.study.hash)

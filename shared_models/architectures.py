@@ -1,12 +1,15 @@
 """How the architectures of the catalogue are built."""
 
+import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 
 from shared_models.catalogue import CATALOGUE
+from shared_models.initial_weights import read_weights, take_over
 from shared_models.networks.densenet import DenseNet121
 from shared_models.networks.network import Network
 from shared_models.networks.resnet import ResNet
@@ -16,6 +19,8 @@ from shared_models.networks.unet import UNet
 from shared_models.networks.vgg import VGG11
 from shared_models.study import Image, Model, Study
 from shared_models.tasks.registry import task_of
+
+log = logging.getLogger("collegium.model")
 
 Build: TypeAlias = Callable[[Model, Image, int], Network]
 """Makes a network of the table ``[model]``, for such images, with so many outputs."""
@@ -125,14 +130,29 @@ def build_network(model: Model, image: Image, *, num_outputs: int) -> Network:
     return network
 
 
-def build_model(study: Study, *, num_outputs: int | None = None) -> Network:
+def build_model(study: Study, weights: Path | None = None) -> Network:
     """Return the study's model with its initial weights.
 
-    It has as many outputs as the study's task asks for, unless *num_outputs* says otherwise.
+    Args:
+        study: with as many outputs as its task asks for.
+        weights: the folder that has the file of initial weights; only studies that name one want it.
+
+    Raises:
+        WeightsError: the study names a file which is not there, is another one, or does not fit.
     """
-    if num_outputs is None:
-        num_outputs = task_of(study).num_outputs
-    return build_network(study.model, study.image, num_outputs=num_outputs)
+    network = outline(study)
+    if (named := study.model.weights) is not None:
+        taken = take_over(network, read_weights(named, weights), file=named.file)
+        log.info("initial weights of %s: %s", study.name, taken.sentence)
+    return network
+
+
+def outline(study: Study) -> Network:
+    """Return the study's model as its seed makes it, whatever file of weights the study names.
+
+    For those who ask for names, shapes and numbers of weights, or try the training on made-up images.
+    """
+    return build_network(study.model, study.image, num_outputs=task_of(study).num_outputs)
 
 
 def _last_blocks(network: Network, model: Model) -> list[nn.Module]:

@@ -27,7 +27,7 @@ class Architecture:
     source: str
 
 
-_ALL = frozenset({"dropout", "trainable", "last_blocks"})
+_ALL = frozenset({"dropout", "weights", "trainable", "last_blocks"})
 _SMALL_CNN = _ALL | {"width", "weight_standardisation"}
 _STEM = _ALL | {"width", "stem"}
 _UNET = _ALL | {"width", "levels"}

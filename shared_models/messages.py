@@ -2,7 +2,7 @@
 
 A message is a header and one payload::
 
-    b"CLG2" | header length (4 bytes, big-endian) | header (canonical JSON) | payload
+    b"CLG3" | header length (4 bytes, big-endian) | header (canonical JSON) | payload
 
 The header carries only what every participant may know. The payload of ``train`` and ``evaluate`` is the global
 model (little-endian float32), that of all other requests and of every answer a message of secure aggregation
@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from shared_models.configuration import Frozen
 from shared_models.study import canonical_json
 
-MAGIC = b"CLG2"
+MAGIC = b"CLG3"
 MAX_HEADER_BYTES = 1 << 16
 
 RunId: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$")]
@@ -72,7 +72,8 @@ class Escrow(Frozen):
 class Train(Frozen):
     """The site is asked to train from the global model in the payload.
 
-    ``round_set``: positions in the batch's cohort of the sites whose vectors the sum may hold.
+    ``round_set``: positions in the batch's cohort of the sites whose vectors the sum may hold. ``reductions``: how
+    often the learning rate was reduced so far; more than the study's validations can have led to is refused.
     """
 
     kind: Literal["train"] = "train"
@@ -80,6 +81,7 @@ class Train(Frozen):
     study_hash: StudyHash
     round: int = Field(ge=1, lt=2**31)
     round_set: RoundSet
+    reductions: int = Field(default=0, ge=0, lt=2**31)
 
 
 class Evaluate(Frozen):

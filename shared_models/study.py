@@ -155,12 +155,23 @@ def _known(architecture: str) -> str:
     return architecture
 
 
+class Weights(Frozen):
+    """A file of initial weights that every participant has: known by its hash, public as the study is.
+
+    ``origin`` says what they were trained on, for those who decide at a hospital.
+    """
+
+    file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    origin: str = Field(min_length=1, max_length=200)
+
+
 class Model(Frozen):
     """The shared network, one of `shared_models.catalogue`. ``seed`` fixes the initial weights, which are public.
 
     Which of the other keys there are depends on the architecture. ``trainable``: all weights, those of the last
     ``last_blocks`` blocks and the head, or those of the head; the others stay as they were. Of ``scattering`` nothing
-    but the head has weights.
+    but the head has weights. With ``weights`` training begins with a file's.
     """
 
     architecture: Annotated[str, AfterValidator(_known)]
@@ -174,6 +185,7 @@ class Model(Frozen):
     trainable: Literal["all", "last-block", "head"] = "all"
     last_blocks: int = Field(default=1, ge=1, le=16)
     seed: int = Field(default=0, ge=0, lt=2**31)
+    weights: Weights | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -207,10 +219,13 @@ class Model(Frozen):
 class Training(Frozen):
     """One round is ``local_steps`` steps at each site; each step samples patients with rate ``sample_rate``.
 
-    Under ``privacy.mode = "distributed"`` a round is one step over all sites, which the server makes with
-    ``optimizer``, ``momentum`` and ``weight_decay``. The learning rate rises in a straight line over ``warmup_rounds``
-    and then follows ``schedule`` down to zero behind the last round. With ``ema_decay`` above 0 the model that is
-    evaluated and kept is the exponential moving average of the global weights after each round.
+    Steps are made with ``optimizer``, ``momentum`` and ``weight_decay``: by each site, whose optimizer begins anew in
+    each round, or, under ``privacy.mode = "distributed"``, where a round is one step over all sites, by the server.
+    The learning rate rises in a straight line over ``warmup_rounds`` and then follows ``schedule``: down to zero behind
+    the last round, or times ``plateau_factor`` after ``plateau_patience`` validations in a row that were no better than
+    the best. With ``ema_decay`` above 0 the model that is evaluated and kept is the exponential moving average of the
+    global weights after each round. With ``early_stopping`` the run ends after so many validations in a row that were
+    no better, and the model that validated best is tested and kept.
 
     A sampled patient contributes the mean gradient over up to ``images_per_patient`` images, drawn at random, each in
     ``augmentations`` copies that are altered at random independently of each other, as ``augmentation`` says.
@@ -225,11 +240,29 @@ class Training(Frozen):
     positive_weight: float = Field(default=1.0, gt=0.0)
     images_per_patient: int = Field(default=1, ge=1, le=1000)
     augmentations: int = Field(default=1, ge=1, le=100)
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    schedule: Literal["constant", "linear", "cosine", "plateau"] = "constant"
+    plateau_factor: float = Field(default=0.5, gt=0.0, lt=1.0)
+    plateau_patience: int = Field(default=1, ge=1, le=1000)
     warmup_rounds: int = Field(default=0, ge=0, le=10_000)
     ema_decay: float = Field(default=0.0, ge=0.0, lt=1.0)
+    early_stopping: int | None = Field(default=None, ge=1, le=1000)
     augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _belong(self) -> Self:
+        given = [
+            name
+            for name in ("plateau_factor", "plateau_patience")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if given and self.schedule != "plateau":
+            raise ValueError(
+                f'{" and ".join(given)} would change nothing: set schedule = "plateau", or leave it out'
+            )
+        if self.optimizer != "sgd" and self.momentum:
+            raise ValueError(f'optimizer = "{self.optimizer}" has its own momentum; leave momentum out')
+        return self
 
     @model_validator(mode="after")
     def _copies_differ(self) -> Self:
@@ -241,12 +274,20 @@ class Training(Frozen):
         return self
 
     @property
+    def heeds_validations(self) -> bool:
+        """Whether what validations say decides anything."""
+        return self.schedule == "plateau" or self.early_stopping is not None
+
+    @property
     def rows_per_patient(self) -> int:
         """Most images and copies of images that a patient has in a step."""
         return self.images_per_patient * self.augmentations
 
-    def learning_rate_in(self, number: int) -> float:
-        """The learning rate of round *number*, from 1."""
+    def learning_rate_in(self, number: int, *, reductions: int = 0) -> float:
+        """The learning rate of round *number*, from 1, after so many *reductions* on a plateau."""
+        if self.schedule == "plateau":
+            rising = min(1.0, number / self.warmup_rounds) if self.warmup_rounds else 1.0
+            return self.learning_rate * rising * float(self.plateau_factor**reductions)
         if number <= self.warmup_rounds:
             return self.learning_rate * number / self.warmup_rounds
         share = (number - 1 - self.warmup_rounds) / max(1, self.num_rounds - self.warmup_rounds)
@@ -441,14 +482,10 @@ class Study(Frozen):
             )
         if self.training.warmup_rounds >= self.training.num_rounds:
             raise ValueError("training.warmup_rounds must stay below num_rounds")
+        self._check_validations()
         if self.privacy.mode == "distributed":
             self._check_distributed()
         else:
-            if self.training.optimizer != "sgd":
-                raise ValueError(
-                    f'training.optimizer = "{self.training.optimizer}" is the server\'s, which makes steps under '
-                    'privacy.mode = "distributed" only; sites train with sgd'
-                )
             self._check_grid()
         self._check_image()
         self._check_masks()
@@ -504,6 +541,35 @@ class Study(Frozen):
                 'known; leave it out, so that files of several frames are left out with task.kind = "segmentation"'
             )
 
+    def _check_validations(self) -> None:
+        """What the federation's validations decide needs some, in time."""
+        training, validated = self.training, self.evaluation.validation_rounds
+        waiting = [
+            name
+            for name, is_so in (
+                ('training.schedule = "plateau"', training.schedule == "plateau"),
+                ("training.early_stopping", training.early_stopping is not None),
+            )
+            if is_so
+        ]
+        if waiting and not validated:
+            raise ValueError(
+                f"{' and '.join(waiting)} waits for validations: name evaluation.validation_rounds"
+            )
+        if training.early_stopping is not None and training.num_rounds in validated:
+            raise ValueError(
+                f"with training.early_stopping the model to be tested is chosen before the final test, with which the "
+                f"validation of the last round ({training.num_rounds}) comes; leave that out of "
+                "evaluation.validation_rounds"
+            )
+
+    def most_reductions(self, number: int) -> int:
+        """How often the learning rate can have been reduced before round *number*: a validation takes a round."""
+        if self.training.schedule != "plateau":
+            return 0
+        known = [validated for validated in self.evaluation.validation_rounds if validated <= number - 2]
+        return len(known) // self.training.plateau_patience
+
     def _check_distributed(self) -> None:
         """One global step a round, each patient the same weight, and no site that could take the noise away."""
         training, aggregation = self.training, self.aggregation
@@ -522,8 +588,6 @@ class Study(Frozen):
                 'privacy.mode = "distributed" makes one step over all sites in each round, and wants '
                 f"{'; '.join(missing)}"
             )
-        if training.optimizer == "adam" and training.momentum:
-            raise ValueError('training.optimizer = "adam" has its own momentum; leave training.momentum out')
 
     def _check_grid(self) -> None:
         """Sums must not overflow, and the update of the smallest site must keep its precision."""

@@ -60,6 +60,9 @@ WORDS: Mapping[str, str] = {
     "model.trainable": "part of the model that is trained",
     "model.last_blocks": "blocks that are trained beside the last layer",
     "model.seed": "seed of the initial weights",
+    "model.weights.file": "file of the initial weights",
+    "model.weights.sha256": "SHA-256 of that file",
+    "model.weights.origin": "what those weights were trained on",
     "training.num_rounds": "rounds",
     "training.local_steps": "steps in each round",
     "training.sample_rate": "probability with which each patient is in a step",
@@ -78,8 +81,11 @@ WORDS: Mapping[str, str] = {
     "training.augmentation.contrast": "largest change of contrast",
     "training.augmentation.gamma": "largest change of the exponent of levels",
     "training.augmentation.noise": "largest noise on each pixel",
-    "training.optimizer": "optimizer of the global steps",
+    "training.optimizer": "optimizer",
     "training.schedule": "course of the learning rate",
+    "training.plateau_factor": "factor of the learning rate on a plateau",
+    "training.plateau_patience": "validations that make a plateau",
+    "training.early_stopping": "validations without progress that end the run",
     "training.warmup_rounds": "rounds over which the learning rate rises",
     "training.ema_decay": "memory of the moving average of the weights",
     "privacy.mode": "mode of differential privacy",
@@ -181,6 +187,8 @@ def _values(study: Study) -> dict[_Place, Value]:
         for key, inner in value.items():
             if isinstance(inner, tuple) and f"{name}.{key}.name" in WORDS:
                 found |= _of_entries(f"{name}.{key}", inner)
+            elif inner is None and f"{name}.{key}" not in WORDS:
+                continue  # a table that is not there
             elif isinstance(inner, dict):
                 found |= {_Place(f"{name}.{key}.{field}"): of_field for field, of_field in inner.items()}
             else:

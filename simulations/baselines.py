@@ -4,8 +4,8 @@ And what everybody asks who was not in it: how good is the model at a hospital t
 model on the pooled data of all hospitals but one, tested on that one, for each of them.
 
 Same model, same number of steps, same sample rate, same privacy setting, same server momentum: each is a federation
-of one. The only code that trains outside the federation. It sees all hospitals' patients at once and therefore exists
-in simulations only.
+of one, which heeds its own validation patients where the study heeds the federation's. The only code that trains
+outside the federation. It sees all hospitals' patients at once and therefore exists in simulations only.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ from client.training import Machine, train
 from privacy.accounting import TrainingCost
 from privacy.randomness import CryptographicGenerator
 from server.aggregation import GlobalModel
+from server.course import Course
 from server.result import BaselineMetrics
 from shared_models.architectures import build_model
 from shared_models.layouts import training_layout
@@ -96,12 +97,14 @@ def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
     study, machine = there.study, there.machine
     begun = time.perf_counter()
     cost = training_cost(study)
-    model = build_model(study).to(machine.device)
+    model = build_model(study, there.weights).to(machine.device)
     own = pooled([there.patients[name][Role.TRAIN] for name in job.train_on])
     training_set = with_features(model, own, training=study.training, machine=machine)
-    state = GlobalModel.begin(flatten(model))
-    task = task_of(study)
+    state, course, num_rounds = GlobalModel.begin(flatten(model)), Course(), 0
+    task, validation = task_of(study), {name: there.patients[name][Role.VALIDATION] for name in job.train_on}
     for number in range(1, study.training.num_rounds + 1):
+        if course.ends(study.training):
+            break
         generator = _generator(study, f"{job.seed}|{job.label}|{number}")
         if number == 1:
             num_patients = len(training_set)
@@ -109,11 +112,19 @@ def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
                 num_patients = noised_count(num_patients, study=study, generator=generator)
         trained = trained_part(model, training_set)
         learner = _Learner(study, task, trained, training_set, num_patients, cost, machine)
-        state = learner.round(state, number, generator)
+        before, reductions = state, course.reductions(study.training)
+        state, num_rounds = learner.round(state, number, generator, reductions), number
         unflatten(state.weights, model)
+        if number - 1 in study.evaluation.validation_rounds and study.training.heeds_validations:
+            own_metrics, _ = exact_metrics(study, before.average, validation, machine, initial=there.weights)
+            course = course.and_then(number - 1, own_metrics["loss"])
+            if study.training.early_stopping is not None and course.best_round == number - 1:
+                state = replace(state, best=before.average)
     tested = {name: sets[Role.TEST] for name, sets in there.patients.items()}
-    overall, by_site = exact_metrics(study, state.average, tested, machine)
-    epsilon = None if cost is None or study.privacy.delta is None else cost.epsilon(study.privacy.delta)
+    overall, by_site = exact_metrics(study, state.kept, tested, machine, initial=there.weights)
+    epsilon = None
+    if cost is not None and study.privacy.delta is not None:
+        epsilon = cost.after(num_rounds * study.training.local_steps).epsilon(study.privacy.delta)
     return job, BaselineMetrics(
         auroc=overall.get("auroc"),
         accuracy=overall.get("accuracy"),
@@ -137,14 +148,21 @@ class _Learner:
     cost: TrainingCost | None
     machine: Machine
 
-    def round(self, state: GlobalModel, number: int, generator: CryptographicGenerator) -> GlobalModel:
+    def round(
+        self, state: GlobalModel, number: int, generator: CryptographicGenerator, reductions: int
+    ) -> GlobalModel:
         """The model after round *number*; the model's weights are those of *state*."""
         if self.cost is not None and self.study.privacy.mode == "distributed":
-            return self._one_step(state, number, self.cost, generator)
-        return self._local_steps(state, number, generator)
+            return self._one_step(state, number, self.cost, generator, reductions)
+        return self._local_steps(state, number, generator, reductions)
 
     def _one_step(
-        self, state: GlobalModel, number: int, cost: TrainingCost, generator: CryptographicGenerator
+        self,
+        state: GlobalModel,
+        number: int,
+        cost: TrainingCost,
+        generator: CryptographicGenerator,
+        reductions: int,
     ) -> GlobalModel:
         training = self.study.training
         layout = training_layout(self.study, number, num_weights=len(state.weights))
@@ -161,10 +179,15 @@ class _Learner:
         )
         noised = share.added_to(summed, generator) / share.scale
         return state.stepped(
-            noised / (training.sample_rate * self.num_patients), training=training, number=number
+            noised / (training.sample_rate * self.num_patients),
+            training=training,
+            number=number,
+            reductions=reductions,
         )
 
-    def _local_steps(self, state: GlobalModel, number: int, generator: CryptographicGenerator) -> GlobalModel:
+    def _local_steps(
+        self, state: GlobalModel, number: int, generator: CryptographicGenerator, reductions: int
+    ) -> GlobalModel:
         training = self.study.training
         gradient = gradient_sum(
             self.study, self.task, self.model, cost=self.cost, machine=self.machine, generator=generator
@@ -174,7 +197,7 @@ class _Learner:
             self.patients,
             gradient,
             training=training,
-            learning_rate=training.learning_rate_in(number),
+            learning_rate=training.learning_rate_in(number, reductions=reductions),
             num_patients=self.num_patients,
             machine=self.machine,
             generator=generator,

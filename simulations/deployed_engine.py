@@ -16,6 +16,7 @@ from client.membership import NODE_KEY, make_keys, own_key
 from client.site_file import read_site
 from client.site_journal import make_journal
 from server.exchange import ExchangeError
+from server.weights_file import bring_weights
 from shared_models.processes import Child, free_port, python_module
 from shared_models.proposal import PROPOSAL_NAME
 from simulations.preparation.hospitals import Hospital
@@ -48,6 +49,7 @@ def run_deployed(
     port = free_port()
     _command("server.command", "init", str(server), "--host", "127.0.0.1", "--port", str(port))
     write_study(server / "study.toml", scenario.study)
+    bring_weights(scenario.study, scenario.weights, server)
     _command("server.command", "propose", str(server / "study.toml"), "--config", str(server / "server.toml"))
     site_files = tuple(_make_site(work, hospital, scenario, port) for hospital in hospitals)
     for path in site_files:
@@ -86,7 +88,9 @@ def _make_site(work: Path, hospital: Hospital, scenario: Scenario, port: int) ->
         "ca_certificate": (work / "server" / "tls" / "ca.pem").resolve(),
         "node_key": NODE_KEY,
     }
-    path = write_site(folder, hospital, scenario.study, seed=scenario.seed, server=table)
+    path = write_site(
+        folder, hospital, scenario.study, seed=scenario.seed, server=table, weights=scenario.weights
+    )
     server = work / "server"
     shutil.copyfile(server / "root.pub", folder / "root.pub")
     request, _ = make_keys(folder, hospital.name)

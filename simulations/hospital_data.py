@@ -27,11 +27,12 @@ from shared_models.tasks.task import Metrics
 
 @dataclass(frozen=True, slots=True)
 class HospitalData:
-    """A study, what computes, and the patients of each hospital by role."""
+    """A study, what computes, the patients of each hospital by role, and the folder of initial weights."""
 
     study: Study
     machine: Machine
     patients: Mapping[str, Mapping[Role, PatientSet]]
+    weights: Path
 
 
 @lru_cache(maxsize=1)
@@ -43,7 +44,7 @@ def load_hospitals(site_files: tuple[Path, ...]) -> HospitalData:
         study = read_study(path.with_name("study.toml"))
         patients[site.name] = dict(ingest(site, study, SiteSecret.load(site.state)).patients)
     prepare_torch(site.compute)
-    return HospitalData(study, Machine.of(site.compute), patients)
+    return HospitalData(study, Machine.of(site.compute), patients, site.weights)
 
 
 def pooled(parts: Sequence[PatientSet]) -> PatientSet:
@@ -59,10 +60,18 @@ def pooled(parts: Sequence[PatientSet]) -> PatientSet:
 
 
 def exact_metrics(
-    study: Study, weights: FloatVector, patients: Mapping[str, PatientSet], machine: Machine
+    study: Study,
+    weights: FloatVector,
+    patients: Mapping[str, PatientSet],
+    machine: Machine,
+    *,
+    initial: Path | None = None,
 ) -> tuple[Metrics, dict[str, Metrics]]:
-    """Metrics of the model on the patients of all hospitals together, and of each by itself."""
-    model, task = build_model(study).to(machine.device), task_of(study).finely_binned()
+    """Metrics of the model on the patients of all hospitals together, and of each by itself.
+
+    *initial* is the folder of initial weights, which those have that are not trained.
+    """
+    model, task = build_model(study, initial).to(machine.device), task_of(study).finely_binned()
     unflatten(weights, model)
     counts = {
         name: task.statistics(*patient_scores(model, part, task=task, machine=machine))

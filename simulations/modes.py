@@ -199,10 +199,12 @@ def _train(site_files: tuple[Path, ...], job: Job) -> Trained:
     begun = time.perf_counter()
     there = load_hospitals(site_files)
     study = study_of(there.study, job)
-    weights, multiplier = trained_weights(study, job.mode, there.patients, there.machine)
+    weights, multiplier = trained_weights(
+        study, job.mode, there.patients, there.machine, initial=there.weights
+    )
     role = Role.TEST if job.on == "test" else Role.VALIDATION
     sets = {name: own[role] for name, own in there.patients.items()}
-    overall, by_hospital = exact_metrics(study, weights, sets, there.machine)
+    overall, by_hospital = exact_metrics(study, weights, sets, there.machine, initial=there.weights)
     return Trained(
         job=job,
         metrics=overall,
@@ -213,7 +215,12 @@ def _train(site_files: tuple[Path, ...], job: Job) -> Trained:
 
 
 def trained_weights(
-    study: Study, mode: Mode, patients: Mapping[str, Mapping[Role, PatientSet]], machine: Machine
+    study: Study,
+    mode: Mode,
+    patients: Mapping[str, Mapping[Role, PatientSet]],
+    machine: Machine,
+    *,
+    initial: Path | None = None,
 ) -> tuple[FloatVector, float | None]:
     """Train *study* to its end.
 
@@ -222,10 +229,16 @@ def trained_weights(
         mode: who trains.
         patients: of each hospital, by role.
         machine: what trains.
+        initial: the folder of initial weights, where the study names a file.
 
     Returns:
         The weights that a run keeps, and the noise multiplier that its promise needs.
     """
+    if study.training.heeds_validations:
+        raise ConfigurationError(
+            'training.schedule = "plateau" and training.early_stopping wait for validations, which modes are compared '
+            "without: leave them out"
+        )
     cost = training_cost(study)
     own = [sets[Role.TRAIN] for sets in patients.values()]
     if mode in ("none", "curator", "curator-overshoot"):
@@ -233,7 +246,9 @@ def trained_weights(
     else:
         factor = 1.0
     generator = CryptographicGenerator.from_operating_system()
-    model = build_model(study).to(machine.device)  # one for all: it holds what its weights are set to
+    model = build_model(study, initial).to(
+        machine.device
+    )  # one for all: it holds what its weights are set to
     own = _features_kept(model, own, study, machine)
     runs = [
         OpenRun(

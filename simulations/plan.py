@@ -20,7 +20,7 @@ from privacy.planning import (
     overshoots,
     planned_costs,
 )
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
 from shared_models.configuration import Frozen
 from shared_models.manifest import Manifest
 from shared_models.study import Study
@@ -156,7 +156,7 @@ def make_plan(study: Study, assumed: Assumed, *, epsilons: Sequence[float]) -> P
         num_colluding=aggregation.num_colluding,
         equal_weights=aggregation.weights == "equal",
     )
-    num_weights = Manifest.of(build_model(study)).num_weights
+    num_weights = Manifest.of(outline(study)).num_weights
     delta = _delta(study, sites.num_patients)
     own = study.privacy.epsilon
     costs = planned_costs(

@@ -21,6 +21,7 @@ from server.receipts import Receipts
 from server.result import BaselineMetrics, Baselines, Result, RoundEntry, SiteEntry
 from server.run import checkpoint_path, federation_of, run_study
 from server.run_state import RunContext
+from server.weights_file import bring_weights
 from shared_models.configuration import ConfigurationError
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
@@ -162,11 +163,14 @@ def _run_local(
     """Run in worker processes; return the site files and the folder with the server's result."""
     work, study = options.out / "work", scenario.study
     paths = tuple(
-        write_site(work / "sites" / hospital.name, hospital, study, seed=scenario.seed)
+        write_site(
+            work / "sites" / hospital.name, hospital, study, seed=scenario.seed, weights=scenario.weights
+        )
         for hospital in hospitals
     )
     roster = enrol(work / "server", paths, study)
     checkpoint = checkpoint_path(work / "server" / "state", run_id)
+    bring_weights(study, scenario.weights, checkpoint.parent)
     with LocalExchange([read_site(path) for path in paths], num_workers=options.num_workers) as exchange:
         context = RunContext(
             study=study,

@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -37,14 +37,23 @@ class Scenario(Frozen):
 
     ``seed`` fixes the preparation of the hospitals, the roles of their patients and, in studies without privacy,
     the sampling of patients; with privacy, noise and sampling come from the operating system. ``faults`` make
-    hospitals vanish, in the local engine.
+    hospitals vanish, in the local engine. ``weights`` is the folder of initial weights, where the study names a file.
     """
 
     title: str = Field(min_length=1)
     seed: int = Field(ge=0, lt=2**31)
     hospitals: Source
     study: Study
+    weights: Annotated[Path, Field(strict=False)] | None = None
     faults: tuple[Fault, ...] = Field(default=(), strict=False)
+
+    @model_validator(mode="after")
+    def _weights_are_wanted(self) -> Self:
+        if (self.weights is None) != (self.study.model.weights is None):
+            raise ValueError(
+                "weights, a folder, and study.model.weights, a file in it, belong together: give both or none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _faults_can_strike(self) -> Self:
@@ -84,4 +93,7 @@ def read_scenario(name_or_path: str) -> Scenario:
             f"{name_or_path}: no scenario of that name and no such file; "
             f"built in are {', '.join(built_in_scenarios())}"
         )
-    return read_toml(path, Scenario)
+    scenario = read_toml(path, Scenario)
+    if scenario.weights is None:
+        return scenario
+    return scenario.model_copy(update={"weights": path.resolve().parent / scenario.weights})

@@ -52,7 +52,13 @@ def toml_value(value: object) -> str:
 
 
 def write_site(
-    folder: Path, hospital: Hospital, study: Study, *, seed: int, server: Mapping[str, object] | None = None
+    folder: Path,
+    hospital: Hospital,
+    study: Study,
+    *,
+    seed: int,
+    server: Mapping[str, object] | None = None,
+    weights: Path | None = None,
 ) -> Path:
     """Write the files of one virtual hospital and return the path of its ``site.toml``; `enrol` makes its keys.
 
@@ -66,6 +72,7 @@ def write_site(
         study: written beside ``site.toml``.
         seed: of the scenario.
         server: the ``[server]`` table; None in the local engine.
+        weights: the folder of initial weights; None where the study names none.
     """
     state = folder / "state"
     state.mkdir(parents=True, mode=0o700)
@@ -99,6 +106,8 @@ def write_site(
     if not private:
         tables["testing"] = {"sampling_seed": seed}
     lines = [f"name = {toml_value(hospital.name)}", 'state = "state"']
+    if weights is not None:
+        lines.append(f"weights = {toml_value(weights.resolve())}")
     for name, values in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {toml_value(value)}" for key, value in values.items())]
     path = folder / "site.toml"

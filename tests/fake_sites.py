@@ -45,7 +45,8 @@ class FakeExchange:
     """Sites that shift every weight by their own constant and have one patient each.
 
     ``absent`` sites do not get the request; of ``mute`` ones the reply is lost. ``restart`` makes a site forget its
-    secure aggregation, as an agent does that is started again.
+    secure aggregation, as an agent does that is started again. ``scores``: of a positive and a negative patient, by the
+    round whose model is validated.
     """
 
     study: Study
@@ -55,6 +56,7 @@ class FakeExchange:
     absent: Callable[[str, Request], bool] = lambda site, request: False
     mute: Callable[[str, Request], bool] = lambda site, request: False
     run_id: str = RUN
+    scores: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     seen: list[tuple[str, Request]] = field(default_factory=list)
     sessions: dict[str, SecureSession] = field(default_factory=dict)
 
@@ -146,15 +148,18 @@ class FakeExchange:
         if isinstance(request, Evaluate):
             layout = final_layout(self.study)
             repeats = layout.num_statistics // task_of(self.study).num_statistics
-            statistics = np.concatenate([self._statistics()] * repeats)
+            statistics = np.concatenate([self._statistics(request.round - 1)] * repeats)
             return layout.encode(update=None, weight=1, statistics=statistics)
         layout = training_layout(self.study, request.round, num_weights=num_weights)
-        statistics = self._statistics() if layout.num_statistics else np.zeros(0, dtype=np.int64)
+        statistics = (
+            self._statistics(request.round - 1) if layout.num_statistics else np.zeros(0, dtype=np.int64)
+        )
         update = np.full(num_weights, self.shifts[site])
         return layout.encode(update=update, weight=self.weights.get(site, 1), statistics=statistics)
 
-    def _statistics(self) -> np.ndarray:
-        return task_of(self.study).statistics(np.array([0.9, 0.2]), np.array([1, 0]))
+    def _statistics(self, validated: int) -> np.ndarray:
+        scores = self.scores.get(validated, (0.9, 0.2))
+        return task_of(self.study).statistics(np.array(scores), np.array([1, 0]))
 
 
 def refusing(

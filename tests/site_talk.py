@@ -209,16 +209,20 @@ class Conversation:
 
     # A round.
 
-    def train(self, number: int, *, round_set: tuple[int, ...] = ALL) -> tuple[Answer | Refusal, bytes]:
-        return self._vector(Train, number, round_set)
+    def train(
+        self, number: int, *, round_set: tuple[int, ...] = ALL, reductions: int = 0
+    ) -> tuple[Answer | Refusal, bytes]:
+        return self._vector(Train, number, round_set, reductions=reductions)
 
     def evaluate(self, number: int | None = None) -> tuple[Answer | Refusal, bytes]:
         return self._vector(Evaluate, number or self.study.test_round, ALL)
 
     def _vector(
-        self, kind: type[Request], number: int, round_set: tuple[int, ...]
+        self, kind: type[Request], number: int, round_set: tuple[int, ...], **values: int
     ) -> tuple[Answer | Refusal, bytes]:
-        message = encode(self.header(kind, round=number, round_set=round_set), self.weights.tobytes())
+        message = encode(
+            self.header(kind, round=number, round_set=round_set, **values), self.weights.tobytes()
+        )
         reply, payload = decode_reply(self.site.handle(message))
         if isinstance(reply, Answer):
             assert reply.round == number

@@ -1,8 +1,9 @@
-"""The auditor's checks hold for tasks of several classes and of several findings, in both modes of privacy."""
+"""The auditor's checks hold for several classes, findings and structures, in both modes of privacy."""
 
 import pytest
 import torch
 from audits import DISTRIBUTED, LOCAL, TestKeys, failed
+from mask_sites import ORGANS, mask_study
 from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS, make_study
 
 from client.local_round import OpenRun, training_vector
@@ -24,10 +25,15 @@ from simulations.audit.silence import Silence, calibration, each_site, reuse
 MODES = {"local": LOCAL, "distributed": DISTRIBUTED}
 TABLES = {"classes": THREE_CLASSES, "findings": TWO_FINDINGS}
 TASKS = {name: make_study({ONE_QUESTION: table}).task for name, table in TABLES.items()}
+STRUCTURES = mask_study(ORGANS)
+CHANGES = {
+    **{name: {"task": task} for name, task in TASKS.items()},
+    "structures": {"task": STRUCTURES.task, "model": STRUCTURES.model},
+}
 EACH = pytest.mark.parametrize(
     "study",
-    [study.model_copy(update={"task": task}) for study in MODES.values() for task in TASKS.values()],
-    ids=[f"{task}-{mode}" for mode in MODES for task in TASKS],
+    [study.model_copy(update=changes) for study in MODES.values() for changes in CHANGES.values()],
+    ids=[f"{task}-{mode}" for mode in MODES for task in CHANGES],
 )
 
 

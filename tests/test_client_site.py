@@ -437,6 +437,38 @@ def test_rounds_beyond_the_study_are_refused(hospital, tmp_path) -> None:
     assert not talk.ledger.rounds(RUN)
 
 
+def test_more_reductions_of_the_learning_rate_than_validations_allow_are_refused(hospital, tmp_path) -> None:
+    """The model of round 1 is validated, which is known from round 3 on; other studies know of no reductions."""
+    rate = "learning_rate = 0.1"
+    plateau = make_study({rate: f'{rate}\nschedule = "plateau"'}, private=True)
+    talk = ready(hospital, tmp_path, plateau)
+    assert reason(talk.train(2, reductions=1)[0]) == "policy"
+    assert reason(talk.train(3, reductions=2)[0]) == "policy"
+    assert not talk.ledger.rounds(RUN)
+    assert isinstance(talk.train(3, reductions=1)[0], Answer)
+    assert reason(ready(hospital, tmp_path / "other", make_study()).train(3, reductions=1)[0]) == "policy"
+
+
+def test_a_run_that_ends_early_costs_what_was_spent(hospital, tmp_path) -> None:
+    """One round of three, then the final test: epsilon is that of its steps, below the study's."""
+    rate = "learning_rate = 0.1"
+    study = make_study(
+        {rate: f"{rate}\nearly_stopping = 1", "validation_rounds = [1, 3]": "validation_rounds = [1, 2]"},
+        private=True,
+    )
+    talk = ready(hospital, tmp_path, study)
+    assert isinstance(talk.train(1)[0], Answer)
+    talk.opened()
+    talk.prepare(first_round=study.test_round)
+    assert isinstance(talk.evaluate()[0], Answer)
+    spent, planned = talk.ledger.training_cost(RUN), talk.ledger.planned_cost(RUN, num_steps=study.num_steps)
+    assert spent is not None
+    assert planned is not None
+    assert spent.num_steps == study.training.local_steps
+    assert spent.noise_multiplier == planned.noise_multiplier, "the noise is that of all rounds"
+    assert spent.epsilon(1e-4) < 0.8 * planned.epsilon(1e-4)
+
+
 def test_bytes_that_are_no_request_are_refused_and_the_site_goes_on(hospital, tmp_path) -> None:
     talk = start(hospital, tmp_path, make_study())
     assert reason(decode_reply(talk.site.handle(b"garbage"))[0]) == "failed"

@@ -46,6 +46,7 @@ def begin() -> GlobalModel:
         {"momentum": 0.9, "weight_decay": 0.01},
         {"optimizer": "adam", "weight_decay": 0.1},
         {"schedule": "cosine", "warmup_rounds": 3, "momentum": 0.5},
+        {"optimizer": "adamw", "weight_decay": 0.1},
         {"schedule": "linear", "optimizer": "adam"},
     ],
     ids=str,
@@ -53,10 +54,9 @@ def begin() -> GlobalModel:
 def test_steps_are_those_of_torchs_optimizer_also_over_a_resumption(tmp_path, values) -> None:
     training = study(num_rounds=10, **values).training
     weights = torch.nn.Parameter(torch.from_numpy(begin().weights.astype(np.float64)))
-    if training.optimizer == "adam":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            [weights], lr=1.0, weight_decay=training.weight_decay
-        )
+    if training.optimizer != "sgd":
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+        optimizer: torch.optim.Optimizer = kind([weights], lr=1.0, weight_decay=training.weight_decay)
     else:
         optimizer = torch.optim.SGD(
             [weights], lr=1.0, momentum=training.momentum, weight_decay=training.weight_decay
@@ -84,6 +84,14 @@ def test_the_learning_rate_rises_then_follows_its_schedule() -> None:
     np.testing.assert_allclose(rates(schedule="linear", warmup_rounds=2), [1.0, 2.0, 2.0, 1.5, 1.0, 0.5])
     cosine = [1 + math.cos(math.pi * done / 6) for done in range(6)]
     np.testing.assert_allclose(rates(schedule="cosine"), cosine)
+
+
+def test_on_a_plateau_the_learning_rate_is_what_its_reductions_leave_of_it() -> None:
+    plateau = study(
+        num_rounds=6, learning_rate=2.0, schedule="plateau", plateau_factor=0.25, warmup_rounds=2
+    ).training
+    rates = [plateau.learning_rate_in(number, reductions=max(0, number - 3)) for number in range(1, 6)]
+    assert rates == [1.0, 2.0, 2.0, 0.5, 0.125]
 
 
 def test_the_average_forgets_the_initial_weights_first_and_then_has_a_long_memory() -> None:
@@ -128,16 +136,6 @@ def test_a_distributed_study_that_does_not_fit_together_is_refused(changes, word
         text = text.replace(old, new)
     with pytest.raises(ConfigurationError, match=words.replace(".", r"\.")):
         parse_toml(text, Study, origin="study.toml")
-
-
-def test_only_the_server_uses_adam() -> None:
-    with pytest.raises(ValueError, match="sites train with sgd"):
-        Study.model_validate(
-            {
-                **make_study().model_dump(),
-                "training": {**make_study().training.model_dump(), "optimizer": "adam"},
-            }
-        )
 
 
 def test_a_training_table_of_another_mode_is_as_before() -> None:

@@ -67,11 +67,13 @@ def test_every_request_has_its_answer_and_no_other_kind_can_be_answered_to() -> 
 def test_the_bytes_of_a_message_are_the_same_in_every_version() -> None:
     """A golden value: if it changes without MAGIC, peers of two versions misunderstand each other."""
     message = encode(Train(run_id="run", study_hash=HASH, round=2, round_set=(0, 2)), b"model")
-    text = (f'{{"kind":"train","round":2,"round_set":[0,2],"run_id":"run","study_hash":"{HASH}"}}').encode()
-    assert message == b"CLG2" + len(text).to_bytes(4, "big") + text + b"model"
+    text = (
+        f'{{"kind":"train","reductions":0,"round":2,"round_set":[0,2],"run_id":"run","study_hash":"{HASH}"}}'
+    ).encode()
+    assert message == b"CLG3" + len(text).to_bytes(4, "big") + text + b"model"
 
 
-@pytest.mark.parametrize("magic", [b"CLG1", b"CLG3", b"clg2"])
+@pytest.mark.parametrize("magic", [b"CLG1", b"CLG2", b"clg3"])
 def test_a_message_of_another_version_is_refused(magic: bytes) -> None:
     message = encode(Close(run_id="run", study_hash=HASH))
     assert message[:4] == MAGIC

@@ -182,7 +182,7 @@ def test_masks_are_part_of_a_preparation(tmp_path: Path) -> None:
         read_hospitals(tmp_path)
     other = source.model_copy(update={"masks": False})
     (hospital,) = prepare(other, tmp_path, 3, overwrite=True)
-    assert not hospital.masks.exists()
+    assert not list(hospital.masks.rglob("*.dcm"))
 
 
 @needs_data

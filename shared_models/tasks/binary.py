@@ -95,6 +95,7 @@ class BinaryClassification:
     num_values = 2
     num_histograms = 1
     even_share = 0.5
+    dense = False
     headings = (
         ("auroc", "AUROC"),
         ("accuracy", "accuracy"),

@@ -138,6 +138,7 @@ class MultiClassClassification:
     weights: tuple[float, ...]
     focusing: float = 0.0
 
+    dense = False
     headings = (
         ("auroc", "AUROC, mean of classes"),
         ("accuracy", "accuracy"),

@@ -140,6 +140,7 @@ class MultiLabelClassification:
 
     num_values = 2
     even_share = 0.5
+    dense = False
     headings = (
         ("auroc", "AUROC, mean of findings"),
         ("accuracy", "accuracy"),

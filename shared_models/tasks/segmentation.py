@@ -147,6 +147,7 @@ class Segmentation:
 
     num_values = 2
     even_share = 0.5
+    dense = True
     headings = (
         ("dice", "Dice"),
         ("iou", "IoU"),

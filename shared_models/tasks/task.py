@@ -149,7 +149,12 @@ class Task(Protocol):
 
     @property
     def num_outputs(self) -> int:
-        """Logits of an image."""
+        """Logits of an image, or of each of its points."""
+        ...
+
+    @property
+    def dense(self) -> bool:
+        """Whether there are logits of each point, and labels are masks."""
         ...
 
     @property

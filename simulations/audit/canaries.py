@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from privacy.audit.one_run import epsilon_bound, fewest_correct
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
 from shared_models.augmentation import Augmentation
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
@@ -145,14 +145,24 @@ def _scores(release: Release, keys: Keys, *, num_rounds: int, inside: NDArray[np
     num_pixels = canaries[0, :, rows:].numel()
     task = task_of(release.study)
     model = WithCanaries(
-        build_model(release.study), rows=rows, num_pixels=num_pixels, num_outputs=task.num_outputs
+        outline(release.study),
+        rows=rows,
+        num_pixels=num_pixels,
+        num_outputs=task.num_outputs,
+        axes=len(image.shape) - 1 if task.dense else 0,
     )
     ordinary = torch.zeros(_ORDINARY, *canaries.shape[1:])
     ordinary[:, :, :rows] = random_images(_ORDINARY, image.shape, keys())
     others = [own[None] for own in ordinary]
     first = [canary[None] for canary, there in zip(canaries, inside, strict=True) if there]
-    hospitals = [patient_set([*first, *others], [NEGATIVE] * (len(first) + len(others)), task)]
-    hospitals += [patient_set(others, [NEGATIVE] * len(others), task)] * (release.opening.num_honest - 1)
+    hospitals = [
+        patient_set(
+            [*first, *others], [NEGATIVE] * (len(first) + len(others)), task, mask_shape=image.shape[1:]
+        )
+    ]
+    hospitals += [patient_set(others, [NEGATIVE] * len(others), task, mask_shape=image.shape[1:])] * (
+        release.opening.num_honest - 1
+    )
     sums = np.zeros(len(inside))
     for _ in range(num_rounds):
         sums += release.round(model, hospitals, keys())[-num_pixels:][: len(inside)]

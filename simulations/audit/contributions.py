@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from privacy.randomness import CryptographicGenerator
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
 from shared_models.manifest import Manifest
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
@@ -83,7 +83,7 @@ class _Hospital:
     """
 
     def __init__(self, study: Study, keys: Keys) -> None:
-        self._bound, self._model = clipping_bound(study), build_model(study)
+        self._bound, self._model = clipping_bound(study), outline(study)
         release = Release.of(study, reach=4.0 * self._bound).quiet().in_batches_of(_PHYSICAL_BATCH)
         self._release = release.training(local_steps=1, momentum=0.0, sample_rate=1.0)
         self._key = keys().words(4).tobytes()

@@ -12,7 +12,7 @@ from client.roles import Role
 from client.training import Machine
 from privacy.accounting import COUNT_STANDARD_DEVIATION
 from privacy.audit.gaussian import mean_square_interval
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
 from simulations.audit.findings import Finding, Findings, Keys
@@ -82,7 +82,7 @@ def _released(study: Study, patients: PatientSet, deviation: float | None, keys:
         run_id="audit",
         study=study,
         task=task_of(study),
-        model=build_model(study),
+        model=outline(study),
         patients={Role.VALIDATION: patients},
         num_patients=len(patients),
         cost=None,

@@ -19,22 +19,32 @@ NEGATIVE, SILENT = 0, MISSING
 """Labels, of all findings where there are several."""
 
 
-def patient_set(images: Sequence[Tensor], labels: Sequence[int], task: Task) -> PatientSet:
+def patient_set(
+    images: Sequence[Tensor], labels: Sequence[int], task: Task, *, mask_shape: Sequence[int] | None = None
+) -> PatientSet:
     """Patients as a hospital holds them.
 
     Args:
         images: of each patient, float32, shape (images, channels, ...).
-        labels: one for each patient; where a label has several findings, of all of them.
+        labels: one for each patient; where a label has several findings, of all of them; of each point of a mask.
         task: the study's.
+        mask_shape: of a mask, without channel, where it is not that of the images.
     """
     sizes = [len(part) for part in images]
     of_images = torch.tensor(np.repeat(labels, sizes), dtype=torch.int64)
     if task.label_shape:
         of_images = of_images[:, None].repeat(1, *task.label_shape)
+    together = torch.cat(list(images))
+    masks = None
+    if task.dense:
+        shape = together.shape[2:] if mask_shape is None else mask_shape
+        masks = torch.from_numpy(np.repeat(labels, sizes)).float().view(-1, 1, *(1,) * len(shape))
+        masks = masks.expand(-1, 1, *shape).contiguous()
     return PatientSet(
         pseudonyms=tuple(f"patient-{number:05d}" for number in range(len(images))),
-        images=torch.cat(list(images)),
-        labels=of_images,
+        images=together,
+        labels=of_images.clamp_min(0) if task.dense else of_images,
+        masks=masks,
         first_image=np.cumsum([0, *sizes], dtype=np.int64),
     )
 
@@ -58,18 +68,22 @@ class WithCanaries(nn.Module):
         rows: of an ordinary image.
         num_pixels: of the rows below, all channels.
         num_outputs: logits of an image.
+        axes: of an image, where there are logits of each of its points: all of them get the canary's; else 0.
     """
 
-    def __init__(self, model: nn.Module | None, *, rows: int, num_pixels: int, num_outputs: int) -> None:
+    def __init__(
+        self, model: nn.Module | None, *, rows: int, num_pixels: int, num_outputs: int, axes: int = 0
+    ) -> None:
         super().__init__()
         self.model = model
         self.canaries = nn.Linear(num_pixels, 1, bias=False)
         nn.init.zeros_(self.canaries.weight)
-        self._rows, self._num_outputs = rows, num_outputs
+        self._rows, self._num_outputs, self._axes = rows, num_outputs, axes
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images, shape (batch, channels, all rows, ...), to logits, shape (batch, num_outputs)."""
+        """Map images, shape (batch, channels, all rows, ...), to logits, shape (batch, num_outputs, ...)."""
         logits = F.pad(self.canaries(images[:, :, self._rows :].flatten(1)), (self._num_outputs - 1, 0))
+        logits = logits.view(*logits.shape, *(1,) * self._axes)
         return logits if self.model is None else logits + self.model(images[:, :, : self._rows])
 
 

@@ -200,15 +200,22 @@ class Release:
         """Return rounds of *study* with all the noise that it claims.
 
         Left out is what comes after the noise, which can neither help nor harm a patient, and would only hide it:
-        decay of weights, schedule, averaging, and cutting of updates. For the latter the learning rate is such that a
-        sum of *reach* fits. There is no validation, which concerns other patients.
+        Adam, decay of weights, schedule, averaging, and cutting of updates. For the latter the learning rate is such
+        that a sum of *reach* fits. There is no validation, which concerns other patients.
 
         Args:
             study: of a mode with privacy.
             reach: largest absolute entry of a hospital's sum of gradients.
             largest_change: most that a weight may change in a round, where that matters.
         """
-        constant = {"weight_decay": 0.0, "schedule": "constant", "warmup_rounds": 0, "ema_decay": 0.0}
+        constant = {
+            "optimizer": "sgd",
+            "weight_decay": 0.0,
+            "schedule": "constant",
+            "warmup_rounds": 0,
+            "ema_decay": 0.0,
+            "early_stopping": None,
+        }
         training = study.training.model_copy(update=constant)
         evaluation = study.evaluation.model_copy(update={"validation_rounds": ()})
         return cls(

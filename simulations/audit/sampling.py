@@ -53,11 +53,13 @@ def watch_samples(
     channels = study.image.channels
     task = task_of(study)
     num_pixels = channels * 8 * -(-num_patients // (channels * 8))
-    model = WithCanaries(None, rows=0, num_pixels=num_pixels, num_outputs=task.num_outputs)
+    model = WithCanaries(
+        None, rows=0, num_pixels=num_pixels, num_outputs=task.num_outputs, axes=2 if task.dense else 0
+    )
     images = canary_images(num_patients, (channels, 0, 8), brightness=1e3 * bound)
     own = [image[None] for image in images]
     own[0] = own[0].repeat(MANY, 1, 1, 1)
-    patients = patient_set(own, [NEGATIVE] * num_patients, task)
+    patients = patient_set(own, [NEGATIVE] * num_patients, task, mask_shape=(1, 1))
     generator = keys()
     sums = np.stack([release.round(model, [patients], generator)[:num_patients] for _ in range(num_steps)])
     parts = sums / bound

@@ -24,8 +24,9 @@ from server.receipts import Receipts
 from server.result import Result
 from server.run import checkpoint_path, federation_of, run_study
 from server.run_state import RunContext, TooFewSitesError
+from shared_models.augmentation import Augmentation
 from shared_models.messages import Answer, Evaluate, Train, decode_reply, decode_request
-from shared_models.study import Study
+from shared_models.study import Model, Study
 from simulations.audit.release import Doubles, clipping_bound, opening_of
 from simulations.faults import FaultyExchange
 from simulations.one_process import OneProcessExchange
@@ -182,10 +183,13 @@ def short_study(study: Study) -> Study:
             "weight_decay": 0.0,
             "optimizer": "sgd",
             "schedule": "constant",
+            "plateau_factor": 0.5,
+            "plateau_patience": 1,
+            "early_stopping": None,
             "warmup_rounds": 0,
             "ema_decay": 0.0,
             "positive_weight": VANISHING,
-            "augmentation": {},
+            "augmentation": Augmentation(),
         }
     )
     task = {
@@ -205,8 +209,7 @@ def short_study(study: Study) -> Study:
     evaluation = {**study.evaluation.model_dump(), "validation_rounds": ()}
     values = {
         "task": task,
-        "model": study.model.model_dump()
-        | ({} if study.image.depth is None else {"architecture": "small-cnn"}),
+        "model": _small(study.model),
         "patients": patients,
         "image": image,
         "evaluation": evaluation,
@@ -281,3 +284,11 @@ def _updates(
             if inside
         ]
     )
+
+
+def _small(model: Model) -> dict[str, object]:
+    """The model where it takes small plane images, else a small CNN."""
+    values = model.model_dump()
+    if model.architecture in ("small-cnn", "scattering"):
+        return {**values, "weights": None}
+    return {"architecture": "small-cnn", "seed": model.seed}

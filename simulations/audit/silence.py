@@ -22,7 +22,7 @@ from privacy.audit.gaussian import (
     mean_square_interval,
     normal_magnitudes,
 )
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
 from shared_models.manifest import Manifest, trainable_weights
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
@@ -53,7 +53,7 @@ class Silence:
     @classmethod
     def of(cls, study: Study, keys: Keys) -> Self:
         """Have as many hospitals as the study allows make as many rounds as statistics need."""
-        model = build_model(study)
+        model = outline(study)
         own = random_images(_PATIENTS, study.image.shape, keys())
         patients = patient_set([image[None] for image in own], [SILENT] * _PATIENTS, task_of(study))
         release = Release.of(study, reach=1.0)

@@ -15,7 +15,7 @@ from privacy.clipping import UnsupportedModelError, check_supported
 from privacy.noise_share import GridError
 from privacy.randomness import CryptographicGenerator
 from server.result import versions
-from shared_models.architectures import build_model
+from shared_models.architectures import outline
 from shared_models.configuration import ConfigurationError
 from shared_models.manifest import Manifest
 from shared_models.study import Study
@@ -228,7 +228,7 @@ def run_audit(
 
 def _check_accepted(study: Study, name: str) -> None:
     """What hospitals refuse before anything is charged is never trained."""
-    model = build_model(study)
+    model = outline(study)
     try:
         check_supported(model, image_shape=study.image.shape)
         check_noise_share(study, num_weights=Manifest.of(model).num_weights)
