@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from client.demographics import Demographics
 from client.dicom_file import Unusable
 from client.dicomdir import is_dicomdir, missing_files
 from client.image_conflicts import Candidate, Identities, conflicts
@@ -38,6 +39,7 @@ class IndexedImage:
     has_window: bool
     burned_in: bool = False
     further: tuple[str, ...] = field(default=(), repr=False)
+    demographics: Demographics = field(default_factory=Demographics, repr=False)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -360,6 +362,7 @@ class IndexBuilder:
                     has_window=image.record.has_window,
                     burned_in=any(self._is_burned_in(path) for path in image.paths),
                     further=image.further,
+                    demographics=_demographics(image.record),
                 )
             )
         return images, left_out
@@ -406,3 +409,10 @@ class IndexBuilder:
         if self.study.patients.roles == "column":
             return stated_role(self.stated_roles[patient])
         return role_at(draw, self.study.patients)
+
+
+def _demographics(record: Record) -> Demographics:
+    header = record.header
+    return (
+        Demographics() if header is None else Demographics(sex=header.sex, age=header.age, maker=header.maker)
+    )

@@ -7,6 +7,8 @@ from torch import nn
 
 from client.patients import PatientSet
 from client.training import Machine, images_at_a_time
+from shared_models.study import Evaluation
+from shared_models.subgroups import groups_of
 from shared_models.tasks.task import Task
 
 Doubles = NDArray[np.float64]
@@ -24,6 +26,32 @@ def patient_scores(
     """
     kept = kept_of_images(model, patients, task=task, machine=machine)
     return task.by_patient(kept, patients.labels.numpy(), patients.first_image)
+
+
+def group_statistics(
+    scores: Doubles,
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64] | None,
+    *,
+    task: Task,
+    evaluation: Evaluation,
+) -> NDArray[np.int64]:
+    """Statistics of the patients of each group that the study names, one behind the other.
+
+    Args:
+        scores, labels: of each patient.
+        groups: int64, shape (num_patients, num_attributes), as of `client.patients.PatientSet`.
+        task: the study's.
+        evaluation: names the groups.
+    """
+    if groups is None:
+        raise RuntimeError("patients of a study with subgroups are put into them when they are read")
+    parts = [np.zeros(0, dtype=np.int64)]
+    for attribute, names in enumerate(groups_of(evaluation).values()):
+        for place in range(len(names)):
+            chosen = groups[:, attribute] == place
+            parts.append(task.statistics(scores[chosen], labels[chosen]))
+    return np.concatenate(parts)
 
 
 def kept_of_images(model: nn.Module, patients: PatientSet, *, task: Task, machine: Machine) -> Doubles:

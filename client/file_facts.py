@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import Field
 from pydicom.dataset import FileDataset
 
+from client.demographics import MOST_YEARS, Demographics
 from client.dicom_file import Unusable, code_of, number_of, text_of
 from client.identifying_facts import IdentifyingFacts
 from client.pixel_size import spacing_of
@@ -31,11 +32,15 @@ class HeaderFacts(Frozen):
     """What the header says of an image in codes and numbers; empty or None where it says nothing or no code.
 
     ``scanner`` is Manufacturer (0008,0070) and Manufacturer's Model Name (0008,1090), and ``?`` where they hold any
-    character but letters, digits and ``._/()+-``. ``spacing`` is in mm, between rows and between columns.
+    character but letters, digits and ``._/()+-``; ``maker`` is the first of them. ``sex`` and ``age``, in years, are
+    those of `client.demographics`. ``spacing`` is in mm, between rows and between columns.
     """
 
     modality: Code = ""
     scanner: Annotated[str, Field(pattern=r"^([A-Za-z0-9 ._/()+-]{0,64}|\?)$")] = ""
+    maker: Annotated[str, Field(pattern=r"^([A-Za-z0-9 ._/()+-]{0,64}|\?)$")] = ""
+    sex: Annotated[str, Field(pattern=r"^[FMO]?$")] = ""
+    age: Annotated[int | None, Field(ge=0, le=MOST_YEARS)] = None
     view: Code = ""
     body_part: Code = ""
     photometric: Annotated[str, Field(pattern=r"^([A-Z0-9_]{0,16}|PALETTE COLOR|\?)$")] = ""
@@ -70,16 +75,22 @@ class PixelFacts(Frozen):
         return self.model_copy(update={"digest": pseudonym(self.digest)})
 
 
-def header_facts(header: FileDataset, identifying: IdentifyingFacts) -> HeaderFacts:
+def header_facts(
+    header: FileDataset, identifying: IdentifyingFacts, demographics: Demographics
+) -> HeaderFacts:
     """Return what a header says, whatever else is wrong with it.
 
     Args:
         header: what `client.dicom_file.read_header` returned.
+        demographics: sex and age.
         identifying: how much of the whole header could identify somebody.
     """
     return HeaderFacts(
         modality=_code(header, "Modality"),
-        scanner=_scanner(header),
+        scanner=_scanner(header, "Manufacturer", "ManufacturerModelName"),
+        maker=_scanner(header, "Manufacturer"),
+        sex=demographics.sex,
+        age=demographics.age,
         view=_code(header, "ViewPosition"),
         body_part=_code(header, "BodyPartExamined"),
         photometric=_photometric(header),
@@ -140,10 +151,9 @@ def _spacing(header: FileDataset) -> tuple[float, float] | None:
         return None
 
 
-def _scanner(header: FileDataset) -> str:
+def _scanner(header: FileDataset, *keywords: str) -> str:
     try:
-        maker, model = (text_of(header, word) for word in ("Manufacturer", "ManufacturerModelName"))
+        name = " ".join(" ".join(text_of(header, keyword) for keyword in keywords).split())
     except Unusable:
         return "?"
-    name = " ".join(f"{maker} {model}".split())
     return name if _SCANNER.fullmatch(name) else "?"

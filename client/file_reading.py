@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 from pydicom.dataset import FileDataset
 
+from client.demographics import AGE_KEYWORDS, Demographics, age_of, sex_of
 from client.dicom_file import (
     IDENTIFIER_KEYWORDS,
     MAX_INFLATED_BYTES,
@@ -95,9 +96,10 @@ class OpenFile:
         self.close()
         status = _status(path)
         file = self._open.enter_context(opened(path, max_inflated=MAX_INFLATED_BYTES))
-        header = read_header(file, with_frames=True, besides=PERSON_KEYWORDS)
+        header = read_header(file, with_frames=True, besides=(*PERSON_KEYWORDS, *AGE_KEYWORDS))
         identifiers, person = identifiers_of(header), person_values(header)
-        for keyword in PERSON_KEYWORDS:
+        demographics = Demographics(sex=sex_of(person), age=age_of(header, person))
+        for keyword in (*PERSON_KEYWORDS, *AGE_KEYWORDS):
             header.pop(keyword, None)
         finding = None
         try:
@@ -106,7 +108,7 @@ class OpenFile:
             finding = found.with_traceback(None)
         told = Header(
             identifiers={keyword: identifiers.value(keyword) for keyword in IDENTIFIER_KEYWORDS},
-            facts=header_facts(header, look_through(file, header)),
+            facts=header_facts(header, look_through(file, header), demographics),
             finding=finding,
             person=person,
         )

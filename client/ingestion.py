@@ -147,7 +147,7 @@ def ingest(
         builder.settle_dicomdirs(site.images.folder, [file.name for file in files])
         index = builder.finished()
         write_index(index, site.state, study=study)
-        return Ingested(index=index, patients=gather_patients(index, scan.stored))
+        return Ingested(index=index, patients=gather_patients(index, scan.stored, study.evaluation))
 
 
 def _where_masks_are(site: SiteFile, study: Study) -> Masks:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from client.evaluation import patient_scores
+from client.evaluation import group_statistics, patient_scores
 from client.features import trained_part
 from client.global_step import clipped_sum, noise_share
 from client.patients import PatientSet
@@ -41,6 +41,7 @@ from privacy.randomness import CryptographicGenerator
 from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import FloatVector, flatten, unflatten
 from shared_models.study import Study
+from shared_models.subgroups import num_groups, test_sensitivity
 from shared_models.tasks.task import Metrics, Task
 from shared_models.vector import IntVector, VectorLayout
 
@@ -291,15 +292,24 @@ def final_vector(run: OpenRun, *, generator: CryptographicGenerator) -> LocalVec
 
 
 def evaluate_role(run: OpenRun, role: Role, *, generator: CryptographicGenerator) -> Evaluated:
-    """Evaluate the model as it is on the patients of *role*; noised as the study says."""
+    """Evaluate the model as it is on the patients of *role*; noised as the study says.
+
+    Behind the statistics of all test patients stand those of each group that the study names.
+    """
     scores, labels = patient_scores(run.model, run.patients[role], task=run.task, machine=run.machine)
     fine = run.task.finely_binned()
     exact, leaving = fine.statistics(scores, labels), run.task.statistics(scores, labels)
+    units, sensitivity = run.task.noise_units, run.task.l2_sensitivity
+    if role is Role.TEST and run.study.evaluation.subgroups:
+        groups, evaluation = run.patients[role].groups, run.study.evaluation
+        parts = group_statistics(scores, labels, groups, task=run.task, evaluation=evaluation)
+        leaving = np.concatenate([leaving, parts])
+        units, sensitivity = np.tile(units, 1 + num_groups(evaluation)), test_sensitivity(run.study)
     if run.evaluation_deviation is not None:
         leaving = noised_counts(
             leaving,
-            units=run.task.noise_units,
-            standard_deviation=run.evaluation_deviation * run.task.l2_sensitivity,
+            units=units,
+            standard_deviation=run.evaluation_deviation * sensitivity,
             generator=generator,
         )
     return Evaluated(statistics=leaving, exact=exact, metrics=fine.metrics(exact))

@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.demographics import Demographics
 from client.dicom_index import Index, IndexedImage
 from client.roles import Role
 from client.stored_images import Images, StoredImages, selected
+from shared_models.study import Evaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,6 +31,8 @@ class PatientSet:
         first_image: int64, shape (num_patients + 1,); the images of patient p are first_image[p] to
             first_image[p + 1] - 1, at least one.
         features: float32, shape (num_images, num_features), where they are known and training does not change them.
+        groups: int64, shape (num_patients, num_attributes): which group of each attribute a patient is in, where the
+            study names any.
     """
 
     pseudonyms: tuple[str, ...] = field(repr=False)
@@ -37,6 +41,7 @@ class PatientSet:
     first_image: NDArray[np.int64] = field(repr=False)
     features: Tensor | None = field(default=None, repr=False)
     masks: Images | None = field(default=None, repr=False)
+    groups: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return the number of patients."""
@@ -56,6 +61,7 @@ class PatientSet:
             first_image=np.cumsum([0, *sizes], dtype=np.int64),
             features=None if self.features is None else self.features[images],
             masks=None if self.masks is None else selected(self.masks, images),
+            groups=None if self.groups is None else self.groups[stay],
         )
 
     def seen_as(self, features: Tensor) -> "PatientSet":
@@ -79,18 +85,24 @@ class PatientSet:
         return range(int(self.first_image[patient]), int(self.first_image[patient + 1]))
 
 
-def gather_patients(index: Index, stored: Callable[[Sequence[str]], StoredImages]) -> dict[Role, PatientSet]:
+def gather_patients(
+    index: Index, stored: Callable[[Sequence[str]], StoredImages], evaluation: Evaluation | None = None
+) -> dict[Role, PatientSet]:
     """Put images together by role and patient; they stay where they are.
 
     Args:
         index: the finished index.
         stored: gives the images with these paths in the index, in their order.
+        evaluation: names the groups that patients are put into; None for no groups.
 
     Returns:
         One `PatientSet` for each role, possibly of no patients.
     """
     findings = [len(index.task.finding_names)] if index.task.finding_names else []
-    sets = {role: _gather(entries, stored, findings) for role, entries in images_by_role(index).items()}
+    sets = {
+        role: _gather(entries, stored, findings, evaluation)
+        for role, entries in images_by_role(index).items()
+    }
     return {role: _with_masks(one) for role, one in sets.items()} if index.task.mask_values else sets
 
 
@@ -118,13 +130,21 @@ def _gather(
     entries: Sequence[IndexedImage],
     stored: Callable[[Sequence[str]], StoredImages],
     findings: Sequence[int],
+    evaluation: Evaluation | None,
 ) -> PatientSet:
-    sizes: Mapping[str, int] = {
-        patient: len(list(group)) for patient, group in groupby(entries, key=lambda entry: entry.patient)
-    }
+    owned = {patient: list(group) for patient, group in groupby(entries, key=lambda entry: entry.patient)}
+    sizes: Mapping[str, int] = {patient: len(own) for patient, own in owned.items()}
+    groups = None
+    if evaluation is not None and evaluation.subgroups:
+        places = [
+            Demographics.of_patient([entry.demographics for entry in own]).places(evaluation)
+            for own in owned.values()
+        ]
+        groups = np.array(places, dtype=np.int64).reshape(-1, len(evaluation.subgroups))
     return PatientSet(
         pseudonyms=tuple(sizes),
         images=stored([entry.path for entry in entries]),
         labels=torch.tensor([entry.label for entry in entries], dtype=torch.int64).view(-1, *findings),
         first_image=np.cumsum([0, *sizes.values()], dtype=np.int64),
+        groups=groups,
     )

@@ -9,7 +9,9 @@ from shared_models.architectures import outline
 from shared_models.layouts import final_layout, training_layout
 from shared_models.manifest import Manifest
 from shared_models.study import Study
+from shared_models.subgroups import groups_of
 from shared_models.tasks.registry import task_of
+from shared_models.visible_text import quoted
 
 
 def what_leaves(study: Study) -> Section:
@@ -27,6 +29,7 @@ def what_leaves(study: Study) -> Section:
             _update(study),
             _weight(study),
             _statistics(study),
+            *_subgroups(study),
             plain(
                 "A refusal leaves as one word, such as “data” or “budget”; its reason stays in this hospital's "
                 "journal. That this hospital takes part, and how long it takes to answer, can be seen."
@@ -117,3 +120,26 @@ def _statistics(study: Study) -> Sentence:
     if study.evaluation.unnoised:
         return warning(f"{what}. These are EXACT, without noise; only the masks keep them apart from others.")
     return plain(f"{what}. Noise is added to each of these numbers before it is masked.")
+
+
+def _subgroups(study: Study) -> tuple[Sentence, ...]:
+    groups, floor = groups_of(study.evaluation), study.evaluation.min_subgroup
+    if not groups:
+        return ()
+    sources = {
+        "sex": "PatientSex",
+        "age": "PatientAge, or birth date and StudyDate",
+        "vendor": "Manufacturer",
+    }
+    named = "; ".join(
+        f"{quoted(*names)} by {attribute} ({sources[attribute]})" for attribute, names in groups.items()
+    )
+    told = warning if study.evaluation.unnoised else plain
+    return (
+        told(
+            f"The same figures of the final test leave once more for each of these groups of test patients: {named}. "
+            "Who is in which group stays here. The server does not tell, or write down, figures of groups with fewer "
+            f"than {floor} patients in all hospitals together, nor of others from which they could be worked out; it "
+            "does see them when it opens the sum."
+        ),
+    )

@@ -72,7 +72,7 @@ def which_images(study: Study, file: SiteFile, counts: Counts | None, now: datet
                 f"Images below {file.images.folder}, of the kinds (DICOM Modality) "
                 f"{', '.join(quoted(one) for one in study.image.modalities)}; everything else there is left out."
             ),
-            _labels(file.labels, study),
+            _masks(file) if study.task.mask_values else _labels(file.labels, study),
             *which_are_good(study.quality, file),
             _roles(study),
             *_counts(study, file, counts, now),
@@ -88,6 +88,26 @@ def _labels(labels: Labels, study: Study) -> Sentence:
     word = "column" if len(columns) == 1 else "columns"
     return plain(
         f"Labels from {labels.file}: {word} {quoted(*columns)}, found by {labels.key}. The file stays here."
+    )
+
+
+def _masks(file: SiteFile) -> Sentence:
+    """Where masks are, and which images take part."""
+    rows = (
+        f"An image takes part if {file.labels.file} has a row for its {file.labels.key}, and if it has a mask"
+    )
+    if file.masks is None:
+        return warning(
+            f"{rows}; site.toml does not say where this hospital's masks are ([masks]). Without it the site refuses "
+            "each run when it is opened."
+        )
+    how = (
+        f"as the column {quoted(file.masks.column)} of that file says"
+        if file.masks.column is not None
+        else "of the same name, or drawn on it as the mask itself says"
+    )
+    return plain(
+        f"{rows} below {file.masks.folder}, {how}. Neither the file nor a mask leaves this hospital."
     )
 
 

@@ -19,7 +19,7 @@ from client.dicom_file import Unusable
 from client.file_facts import HeaderFacts, PixelFacts
 from client.reasons import Reason
 
-SCHEMA = 3
+SCHEMA = 4
 SCAN_NAME = "scan.sqlite"
 
 _REASONS = {reason.code: reason for reason in Reason}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -43,6 +44,7 @@ class Progress(Frozen):
 
     Attributes:
         test: summed statistics of the final test; None where it was not made.
+        groups: of those groups of test patients that may be told of, by ``attribute/group``.
         tested: sites that are in them.
         test_burned: why the final test ended without a sum. It is not repeated.
         misbehaved: sites that sent something else than they had committed to; they are asked no more.
@@ -53,6 +55,7 @@ class Progress(Frozen):
     study_hash: str
     rounds: tuple[RoundRecord, ...] = ()
     test: tuple[int, ...] | None = None
+    groups: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     tested: tuple[str, ...] = ()
     test_burned: str | None = None
     misbehaved: tuple[str, ...] = ()

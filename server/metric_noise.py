@@ -8,6 +8,7 @@ from privacy.accounting import EvaluationCost
 from privacy.noise import noised_counts
 from privacy.randomness import CryptographicGenerator
 from shared_models.study import Study
+from shared_models.subgroups import test_sensitivity
 from shared_models.tasks.registry import task_of
 from shared_models.tasks.task import Counts, Task
 
@@ -58,14 +59,14 @@ def noise_on_metrics(
 
 
 def cell_deviation(study: Study, *, num_sites: int) -> float | None:
-    """Standard deviation of the noise on each summed statistic, in its units; None where there is none."""
+    """Standard deviation of the noise on each summed statistic of the final test, in its units; None for none."""
     evaluation, delta = study.evaluation, study.privacy.delta
     if evaluation.epsilon is None or delta is None:
         return None
     cost = EvaluationCost.for_target(
         epsilon=evaluation.epsilon, delta=delta, num_releases=evaluation.num_releases
     )
-    return sqrt(num_sites) * cost.standard_deviation * task_of(study).l2_sensitivity
+    return sqrt(num_sites) * cost.standard_deviation * test_sensitivity(study)
 
 
 def _deviation(values: list[float | None]) -> float | None:

@@ -10,12 +10,14 @@ from pydantic import Field
 from privacy.accounting import TrainingCost
 from server.assessment import Assessment, Noise, assess
 from server.checkpoint import Progress, RoundRecord
+from server.course import Course
 from server.metric_noise import cell_deviation, metric_noise
+from server.subgroups import SubgroupsEntry, entries
 from server.thresholds import chosen_for
 from shared_models.configuration import Frozen
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
-from shared_models.tasks.task import Metrics, Task
+from shared_models.tasks.task import Counts, Metrics, Task
 
 
 class StudyEntry(Frozen):
@@ -115,9 +117,10 @@ class Result(Frozen):
     """All figures of a run.
 
     ``test`` is what the server knows (noised where the study says so), ``test_noise`` the standard deviation of that
-    noise on each metric, ``test_assessment`` its intervals, curves and operating points; ``exact_test`` and
-    ``exact_assessment`` are there in simulations only, summed from the sites' own results; ``exact_auroc_in_bins`` is
-    their AUROC if it were counted in the study's bins, without noise. ``test_burned`` says why there is no ``test``.
+    noise on each metric, ``test_assessment`` its intervals, curves and operating points, ``test_subgroups`` the groups
+    that may be told of. ``exact_test`` and ``exact_assessment`` are there in simulations only, summed from the sites'
+    own results; ``exact_auroc_in_bins`` is their AUROC if it were counted in the study's bins, without noise.
+    ``test_burned`` says why there is no ``test``.
     """
 
     schema_: Literal[3] = Field(default=3, alias="schema")
@@ -131,6 +134,7 @@ class Result(Frozen):
     test: dict[str, float | None]
     test_noise: dict[str, float | None] | None = None
     test_assessment: Assessment | None = None
+    test_subgroups: tuple[SubgroupsEntry, ...] | None = None
     test_burned: str | None = None
     exact_test: dict[str, float | None] | None = None
     exact_assessment: Assessment | None = None
@@ -159,6 +163,7 @@ def build_result(study: Study, progress: Progress, *, engine: str, refusals: dic
         test={} if progress.test is None else dict(metrics(task, progress.test)),
         test_noise=noise,
         test_assessment=_test_assessment(study, progress, noise),
+        test_subgroups=_test_subgroups(study, progress),
         test_burned=progress.test_burned,
     )
 
@@ -179,15 +184,27 @@ def _test_assessment(
         task_of(study),
         np.array(progress.test, dtype=np.int64),
         noise=Noise() if deviation is None else Noise(deviation=deviation, of_metrics=noise),
-        points=chosen_for(
-            study,
-            {
-                record.round: np.array(record.validation, dtype=np.int64)
-                for record in progress.rounds
-                if record.validation is not None
-            },
-        ),
+        points=chosen_for(study, _deciding(study, progress)),
     )
+
+
+def _deciding(study: Study, progress: Progress) -> dict[int, Counts]:
+    """The validations that thresholds may come from: with early stopping that of the model which was kept."""
+    validations = {
+        record.round: np.array(record.validation, dtype=np.int64)
+        for record in progress.rounds
+        if record.validation is not None
+    }
+    if study.training.early_stopping is None:
+        return validations
+    best = Course.of(study, progress.rounds).best_round
+    return {number: sums for number, sums in validations.items() if number == best}
+
+
+def _test_subgroups(study: Study, progress: Progress) -> tuple[SubgroupsEntry, ...] | None:
+    if progress.test is None or not study.evaluation.subgroups:
+        return None
+    return entries(study, progress.groups, num_sites=len(progress.tested))
 
 
 def versions() -> dict[str, str]:

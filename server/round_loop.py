@@ -15,11 +15,13 @@ from server.course import Course
 from server.pending import Attempt
 from server.run_state import RunContext, RunState, TooFewSitesError, situation
 from server.secure_rounds import Deadlines, Outcome, run_masked_round
+from server.subgroups import released
 from shared_models.architectures import build_model
 from shared_models.layouts import carries_average, final_layout, training_layout
 from shared_models.manifest import FloatVector, flatten
 from shared_models.messages import Close, Evaluate, Train
 from shared_models.study import Study
+from shared_models.subgroups import num_test_statistics
 from shared_models.tasks.registry import task_of
 from shared_models.vector import IntVector
 
@@ -201,12 +203,14 @@ def _final_test(context: RunContext, state: RunState) -> RunState:
         progress = state.progress.model_copy(update={"test_burned": outcome.failure})
     else:
         _, _, summed = layout.decode_sum(outcome.total)
-        statistics, size = tuple(int(entry) for entry in summed), task_of(context.study).num_statistics
-        validated = statistics[:size] if len(statistics) > size else None
+        size, first = task_of(context.study).num_statistics, len(summed) - num_test_statistics(context.study)
+        test, of_groups = summed[first : first + size], summed[first + size :]
+        validated = tuple(int(entry) for entry in summed[:first]) if first else None
         progress = state.progress.model_copy(
             update={
                 "rounds": _with_validation(state.progress.rounds, validated),
-                "test": statistics[-size:],
+                "test": tuple(int(entry) for entry in test),
+                "groups": released(context.study, of_groups),
                 "tested": outcome.survivors,
             }
         )

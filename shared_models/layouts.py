@@ -1,6 +1,7 @@
 """Which vector a round carries: site and server derive it from the study, so that neither has to be told."""
 
 from shared_models.study import Study
+from shared_models.subgroups import num_test_statistics
 from shared_models.tasks.registry import task_of
 from shared_models.vector import VectorLayout
 
@@ -21,7 +22,10 @@ def carries_average(study: Study, number: int) -> bool:
 
 
 def final_layout(study: Study) -> VectorLayout:
-    """The vector of the final test: statistics only, those of validation first where the last round has it."""
+    """The vector of the final test: statistics only, those of validation first where the last round has it.
+
+    Those of the test are of all test patients, then of each group that the study names.
+    """
     also_validation = study.training.num_rounds in study.evaluation.validation_rounds
-    size = task_of(study).num_statistics
-    return VectorLayout.of_study(study, num_weights=0, num_statistics=2 * size if also_validation else size)
+    validation = task_of(study).num_statistics if also_validation else 0
+    return VectorLayout.of_study(study, num_weights=0, num_statistics=validation + num_test_statistics(study))

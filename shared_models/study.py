@@ -17,7 +17,9 @@ from shared_models.catalogue import CATALOGUE, OWN_KEYS, having, in_quotes, smal
 from shared_models.configuration import Frozen, read_toml
 from shared_models.operating_points import OperatingPoint
 from shared_models.quality import Quality
+from shared_models.subgroups import Attribute
 from shared_models.tasks.registry import AnyTable
+from shared_models.tasks.task import Name
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -322,6 +324,9 @@ class Evaluation(Frozen):
     ``epsilon`` is what one validation patient loses over all validations, and one test patient in the final
     test. Without noise, ``unnoised`` must say so: those patients then have no differential privacy.
 
+    With ``subgroups`` the final test is also evaluated for the patients of each group; groups with fewer than
+    ``min_subgroup`` patients are not told of. ``vendors`` are beginnings of Manufacturer (0008,0070).
+
     ``operating_points`` cost nothing: they are read off the same sums. Of a target the threshold comes from the last
     validation, so that there has to be one.
     """
@@ -333,6 +338,31 @@ class Evaluation(Frozen):
     unnoised: bool = False
     epsilon: float | None = Field(default=None, gt=0.0, le=100.0)
     operating_points: tuple[OperatingPoint, ...] = Field(default=(), max_length=8, strict=False)
+    subgroups: tuple[Attribute, ...] = Field(default=(), strict=False)
+    age_bands: Annotated[tuple[Annotated[int, Field(ge=1, le=89)], ...], AfterValidator(_increasing)] = Field(
+        default=(), max_length=10, strict=False
+    )
+    vendors: tuple[Name, ...] = Field(default=(), max_length=20, strict=False)
+    min_subgroup: int | None = Field(default=None, ge=5, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _groups(self) -> Self:
+        if len(set(self.subgroups)) < len(self.subgroups):
+            raise ValueError("subgroups names an attribute twice")
+        for attribute, key, given in (
+            ("age", "age_bands", self.age_bands),
+            ("vendor", "vendors", self.vendors),
+        ):
+            if (attribute in self.subgroups) != bool(given):
+                raise ValueError(f'{key} belongs to the subgroup "{attribute}": name both or none')
+        if bool(self.subgroups) != (self.min_subgroup is not None):
+            raise ValueError("min_subgroup belongs to subgroups: set it there, and only there")
+        folded = [vendor.casefold() for vendor in self.vendors]
+        if len(set(folded)) < len(folded) or {"other", "unknown"} & set(folded):
+            raise ValueError(
+                'vendors must differ, and not be called "other" or "unknown", which are there anyway'
+            )
+        return self
 
     @model_validator(mode="after")
     def _points(self) -> Self:

@@ -100,7 +100,7 @@ def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
     model = build_model(study, there.weights).to(machine.device)
     own = pooled([there.patients[name][Role.TRAIN] for name in job.train_on])
     training_set = with_features(model, own, training=study.training, machine=machine)
-    state, course = GlobalModel.begin(flatten(model)), Course()
+    state, course, num_rounds = GlobalModel.begin(flatten(model)), Course(), 0
     task, validation = task_of(study), {name: there.patients[name][Role.VALIDATION] for name in job.train_on}
     for number in range(1, study.training.num_rounds + 1):
         if course.ends(study.training):
@@ -113,7 +113,7 @@ def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
         trained = trained_part(model, training_set)
         learner = _Learner(study, task, trained, training_set, num_patients, cost, machine)
         before, reductions = state, course.reductions(study.training)
-        state = learner.round(state, number, generator, reductions)
+        state, num_rounds = learner.round(state, number, generator, reductions), number
         unflatten(state.weights, model)
         if number - 1 in study.evaluation.validation_rounds and study.training.heeds_validations:
             own_metrics, _ = exact_metrics(study, before.average, validation, machine, initial=there.weights)
@@ -122,7 +122,9 @@ def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
                 state = replace(state, best=before.average)
     tested = {name: sets[Role.TEST] for name, sets in there.patients.items()}
     overall, by_site = exact_metrics(study, state.kept, tested, machine, initial=there.weights)
-    epsilon = None if cost is None or study.privacy.delta is None else cost.epsilon(study.privacy.delta)
+    epsilon = None
+    if cost is not None and study.privacy.delta is not None:
+        epsilon = cost.after(num_rounds * study.training.local_steps).epsilon(study.privacy.delta)
     return job, BaselineMetrics(
         auroc=overall.get("auroc"),
         accuracy=overall.get("accuracy"),

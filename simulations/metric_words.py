@@ -19,9 +19,9 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "balanced_accuracy": ("balanced accuracy", "mean of the sensitivities of all kinds"),
     "sensitivity": ("sensitivity", "share of positive patients who are found"),
     "specificity": ("specificity", "share of negative patients who are left alone"),
-    "ppv": ("positive predictive value", "share of positive ones among those taken for positive"),
-    "npv": ("negative predictive value", "share of negative ones among those taken for negative"),
-    "f1": ("F1", "harmonic mean of sensitivity and positive predictive value"),
+    "ppv": ("PPV", "positive predictive value: share of positive ones among those taken for positive"),
+    "npv": ("NPV", "negative predictive value: share of negative ones among those taken for negative"),
+    "f1": ("F1", "harmonic mean of sensitivity and PPV"),
     "mcc": ("Matthews' correlation", "of being positive and being taken for it; 0 is chance, 1 perfect"),
     "brier": ("Brier score", "mean square error of the probability; lower is better"),
     "calibration_error": (

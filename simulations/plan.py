@@ -24,6 +24,7 @@ from shared_models.architectures import outline
 from shared_models.configuration import Frozen
 from shared_models.manifest import Manifest
 from shared_models.study import Study
+from shared_models.subgroups import test_sensitivity
 from shared_models.tasks.registry import task_of
 from simulations.evaluation_noise import ASSUMED_AUROC, ASSUMED_DICE, auroc_deviation, dice_deviation
 from simulations.traffic import Traffic, num_batches, run_traffic
@@ -89,7 +90,7 @@ class EvaluationEntry(Frozen):
     Attributes:
         epsilon: of validation, and of test patients.
         releases: that a validation patient's epsilon is spread over.
-        bin_deviation: on one bin of the summed histograms, in patients, with all sites in the sum.
+        bin_deviation: on one bin of the final test, in patients, with all sites in the sum.
         num_histograms: pairs of histograms: one for each class or finding, where there are several; of segmentation one
             histogram for each structure.
         num_tested: patients of the final test of all sites.
@@ -249,7 +250,7 @@ def _evaluation(study: Study, assumed: Assumed) -> EvaluationEntry:
     cost, task = evaluation_cost(study), task_of(study)
     deviation = None
     if cost is not None:  # every site adds all of the noise, in every mode
-        deviation = cost.standard_deviation * task.l2_sensitivity * sqrt(len(assumed.sizes))
+        deviation = cost.standard_deviation * test_sensitivity(study) * sqrt(len(assumed.sizes))
     simulated, dice = None, task.headings[0][0] == "dice"
     if deviation is not None and assumed.num_tested is not None:
         simulate = dice_deviation if dice else auroc_deviation

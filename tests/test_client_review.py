@@ -720,3 +720,24 @@ def test_one_column_in_the_site_file_is_a_warning_where_a_study_has_several_find
     named = file.model_copy(update={"labels": file.labels.model_copy(update={"column": "dx"})})
     sections = reviewed(make_study({ONE_QUESTION: TWO_FINDINGS}), named, ledger)
     assert any("remove labels.column" in one for one in loud(sections["images"]))
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_each_subgroup_is_named_with_where_it_is_read_and_is_a_warning_without_noise(
+    file: SiteFile, ledger: Ledger, private: bool
+) -> None:
+    groups = 'subgroups = ["sex", "age"]\nage_bands = [40]\nmin_subgroup = 25\n'
+    study = make_study({"[aggregation]": f"{groups}\n[aggregation]"}, private=private)
+    (told,) = [one for one in reviewed(study, file, ledger)["leaving"].sentences if "groups" in one.text]
+    for words in (
+        "“female”",
+        "“under 40”",
+        "“40 and over”",
+        "PatientSex",
+        "StudyDate",
+        "fewer than 25 patients",
+    ):
+        assert words in told.text
+    assert told.kind == ("plain" if private else "warning")
+    plain = reviewed(make_study(private=private), file, ledger)["leaving"]
+    assert not any("groups" in one.text for one in plain.sentences)

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies import ONE_QUESTION, THREE_CLASSES, make_study
 
+from server.checkpoint import Progress, RoundRecord
+from server.result import build_result
 from server.thresholds import NEVER_VALIDATED, NOT_REACHED, choose, chosen_for, smoothed
 from shared_models.configuration import ConfigurationError
 from shared_models.operating_points import OperatingPoint
@@ -75,6 +77,34 @@ def test_each_class_has_a_threshold_of_its_own_from_the_last_validation() -> Non
         assert screening.threshold is not None
         assert float(pairs[name].at(pairs[name].nearest_edge(screening.threshold)).sensitivity) >= 0.8
     assert len({screening.threshold for _, screening in points.values()}) > 1
+
+
+def test_with_early_stopping_the_validation_of_the_model_that_is_kept_decides() -> None:
+    stops = {
+        "local_steps = 2": "local_steps = 2\nearly_stopping = 1",
+        "validation_rounds = [1, 3]": "validation_rounds = [1, 2]",
+    }
+    study = with_points('{ name = "screening", sensitivity = 0.8 }', stops)
+    task, (scores, labels) = task_of(study), patients(5)
+    good, bad = task.statistics(scores, labels), task.statistics(1 - scores, labels)
+    rounds = tuple(
+        RoundRecord(
+            round=number,
+            asked=(),
+            survivors=(),
+            burned=None,
+            refusals={},
+            seconds={},
+            validation=tuple(sums.tolist()),
+        )
+        for number, sums in ((1, good), (2, bad))
+    )
+    progress = Progress(
+        run_id="a", study_hash=study.hash, rounds=rounds, test=tuple(good.tolist()), tested=("x", "y")
+    )
+    told = build_result(study, progress, engine="local", refusals={}).test_assessment
+    assert told is not None
+    assert [point.validated_round for point in told.parts[0].operating_points] == [None, 1]
 
 
 def test_with_noise_a_threshold_is_chosen_that_about_reaches_the_target() -> None:
