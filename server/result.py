@@ -9,6 +9,7 @@ from pydantic import Field
 
 from privacy.accounting import TrainingCost
 from server.checkpoint import Progress, RoundRecord
+from server.course import Course
 from server.metric_noise import metric_noise
 from shared_models.configuration import Frozen
 from shared_models.study import Study
@@ -110,7 +111,8 @@ class Result(Frozen):
 
     ``test`` is what the server knows (noised where the study says so), ``test_noise`` the standard deviation of that
     noise on each metric; ``exact_test`` is there in simulations only, summed from the sites' own results.
-    ``test_burned`` says why there is no ``test``.
+    ``test_burned`` says why there is no ``test``. ``kept_round`` is the round whose model is tested and kept, where the
+    study stops early; None where it is the last one.
     """
 
     schema_: Literal[3] = Field(default=3, alias="schema")
@@ -124,6 +126,7 @@ class Result(Frozen):
     test: dict[str, float | None]
     test_noise: dict[str, float | None] | None = None
     test_burned: str | None = None
+    kept_round: int | None = None
     exact_test: dict[str, float | None] | None = None
     baselines: Baselines | None = None
 
@@ -148,7 +151,14 @@ def build_result(study: Study, progress: Progress, *, engine: str, refusals: dic
         test={} if progress.test is None else dict(metrics(task, progress.test)),
         test_noise=_test_noise(study, progress),
         test_burned=progress.test_burned,
+        kept_round=_kept_round(study, progress),
     )
+
+
+def _kept_round(study: Study, progress: Progress) -> int | None:
+    if study.training.early_stopping is None:
+        return None
+    return Course.of(study, progress.rounds).best_round
 
 
 def _test_noise(study: Study, progress: Progress) -> dict[str, float | None] | None:
