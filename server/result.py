@@ -111,8 +111,7 @@ class Result(Frozen):
 
     ``test`` is what the server knows (noised where the study says so), ``test_noise`` the standard deviation of that
     noise on each metric; ``exact_test`` is there in simulations only, summed from the sites' own results.
-    ``test_burned`` says why there is no ``test``. ``kept_round`` is the round whose model is tested and kept, where the
-    study stops early; None where it is the last one.
+    ``test_burned`` says why there is no ``test``.
     """
 
     schema_: Literal[3] = Field(default=3, alias="schema")
@@ -127,6 +126,7 @@ class Result(Frozen):
     test_noise: dict[str, float | None] | None = None
     test_burned: str | None = None
     kept_round: int | None = None
+    """The round whose model is tested and kept, where the study stops early; None where it is the last one."""
     exact_test: dict[str, float | None] | None = None
     baselines: Baselines | None = None
 
