@@ -31,6 +31,7 @@ def write_model(path: Path, study: Study, weights: FloatVector, result: Result) 
         "manifest_hash": manifest.hash,
         "run_id": result.run_id,
         "rounds": str(len(result.rounds)),
+        "kept_round": str(result.kept_round or len(result.rounds)),
         "sites": str(len(result.sites)),
         "privacy": result.privacy.model_dump_json(),
         "outputs": json.dumps(task.output_names),

@@ -136,6 +136,8 @@ class Result(Frozen):
     test_assessment: Assessment | None = None
     test_subgroups: tuple[SubgroupsEntry, ...] | None = None
     test_burned: str | None = None
+    kept_round: int | None = None
+    """The round whose model is tested and kept, where the study stops early; None where it is the last one."""
     exact_test: dict[str, float | None] | None = None
     exact_assessment: Assessment | None = None
     exact_auroc_in_bins: float | None = None
@@ -165,7 +167,14 @@ def build_result(study: Study, progress: Progress, *, engine: str, refusals: dic
         test_assessment=_test_assessment(study, progress, noise),
         test_subgroups=_test_subgroups(study, progress),
         test_burned=progress.test_burned,
+        kept_round=_kept_round(study, progress),
     )
+
+
+def _kept_round(study: Study, progress: Progress) -> int | None:
+    if study.training.early_stopping is None:
+        return None
+    return Course.of(study, progress.rounds).best_round
 
 
 def _test_noise(study: Study, progress: Progress) -> dict[str, float | None] | None:

@@ -48,6 +48,7 @@ def run_rounds(context: RunContext, *, resume: bool = False) -> RunState:
     burned = 0
     for number in range(len(state.progress.rounds) + 1, study.training.num_rounds + 1):
         if has_trained(study, state.progress):
+            log.info("the run ends before round %d: its validations get no better", number)
             break
         if state.attempt.round != number:
             state = prepare(context, state, number)

@@ -1,7 +1,7 @@
 """Each check lets the software pass as it is, and catches the mistake that it is there for, planted in real code."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -308,6 +308,7 @@ def test_sampling_by_image_fails_the_check_of_inclusion(monkeypatch: Patch, stud
         training: Training,
         machine: Machine,
         generator: CryptographicGenerator,
+        voxel: Sequence[float] | None = None,
     ) -> None:
         drawn = generator.uniform(len(patients.images)) < training.sample_rate
         chosen = [

@@ -117,6 +117,7 @@ def test_a_run_ends_early_and_the_model_that_validated_best_is_tested_and_kept(t
     assert [request.round for request in asked if isinstance(request, Train)] == [1, 2, 3, 4, 5, 6]
     assert [request.round for request in asked if isinstance(request, Evaluate)] == [STOPPING.test_round]
     assert len(result.rounds) == 6
+    assert result.kept_round == 3
     assert result.test
     checkpoint = checkpoint_path(tmp_path, "run-1")
     progress, model = read_checkpoint(checkpoint, study_hash=STOPPING.hash)
