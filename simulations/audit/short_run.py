@@ -24,6 +24,7 @@ from server.receipts import Receipts
 from server.result import Result
 from server.run import checkpoint_path, federation_of, run_study
 from server.run_state import RunContext, TooFewSitesError
+from shared_models.augmentation import Augmentation
 from shared_models.messages import Answer, Evaluate, Train, decode_reply, decode_request
 from shared_models.study import Model, Study
 from simulations.audit.release import Doubles, clipping_bound, opening_of
@@ -188,7 +189,7 @@ def short_study(study: Study) -> Study:
             "warmup_rounds": 0,
             "ema_decay": 0.0,
             "positive_weight": VANISHING,
-            "augmentation": {},
+            "augmentation": Augmentation(),
         }
     )
     task = {
