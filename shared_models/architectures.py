@@ -156,15 +156,7 @@ def outline(study: Study) -> Network:
 
 
 def _last_blocks(network: Network, model: Model) -> list[nn.Module]:
-    """The modules of the blocks that are trained beside the head.
-
-    Raises:
-        ValueError: the network has fewer.
-    """
+    """The modules of the blocks that are trained beside the head."""
     if model.trainable == "head":
         return []
-    if model.last_blocks > len(network.blocks):
-        raise ValueError(
-            f"model.last_blocks = {model.last_blocks}; {model.architecture} has {len(network.blocks)} blocks"
-        )
     return [module for block in network.blocks[-model.last_blocks :] for module in block]

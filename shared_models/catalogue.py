@@ -89,6 +89,15 @@ def in_quotes(names: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
 
+def num_blocks(architecture: str, *, levels: int) -> int:
+    """How many blocks a network has, of which a study may train the last ones."""
+    if CATALOGUE[architecture].dense:
+        return 2 * levels - 1
+    if "stem" in CATALOGUE[architecture].keys:
+        return 5
+    return {"vgg-11": 8, "scattering": 0}.get(architecture, 4)
+
+
 def smallest_side(architecture: str, *, scales: int, levels: int, stem: str) -> int:
     """Fewest rows, columns and slices of an image: with fewer nothing would be left where the network is narrowest.
 

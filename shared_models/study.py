@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from shared_models.augmentation import Augmentation
-from shared_models.catalogue import CATALOGUE, OWN_KEYS, having, in_quotes, smallest_side
+from shared_models.catalogue import CATALOGUE, OWN_KEYS, having, in_quotes, num_blocks, smallest_side
 from shared_models.configuration import Frozen, read_toml
 from shared_models.operating_points import OperatingPoint
 from shared_models.quality import Quality
@@ -207,6 +207,12 @@ class Model(Frozen):
         if self.trainable != "last-block" and self.last_blocks != 1:
             raise ValueError(
                 f'last_blocks = {self.last_blocks} would change nothing: set trainable = "last-block", or leave it out'
+            )
+        most = num_blocks(self.architecture, levels=self.levels)
+        if self.trainable == "last-block" and self.last_blocks > most:
+            raise ValueError(
+                f"last_blocks = {self.last_blocks}, and {self.architecture} has {most} blocks; lower it, or set "
+                'trainable = "all"'
             )
         return self
 

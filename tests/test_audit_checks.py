@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from audits import BOTH, DISTRIBUTED, LOCAL, VOLUMES, TestKeys, failed, shown
+from studies import make_study
 
 import client.budget
 import client.global_step
@@ -25,7 +26,7 @@ from privacy.noise import noised_sum
 from privacy.noise_share import NoiseShare
 from privacy.randomness import CryptographicGenerator
 from shared_models.architectures import SmallCNN
-from shared_models.study import Study, Training
+from shared_models.study import Model, Study, Training
 from simulations.audit.canaries import loud_canaries, one_run, planned_guesses, play
 from simulations.audit.contributions import clipping, coupling
 from simulations.audit.counts import count, evaluation
@@ -85,6 +86,12 @@ def test_a_study_of_volumes_passes_the_same_checks() -> None:
     played = play(release, TestKeys("canaries"), num_rounds=6, plan=plan)
     assert played.num_correct > 0.9 * played.num_guesses, "without noise the game is lost"
     assert short_study(VOLUMES).model.architecture == "small-cnn"
+
+
+def test_the_short_run_of_a_deep_network_is_that_of_a_small_cnn() -> None:
+    deep = 'architecture = "resnet-50"\nstem = "3x3"\nlast_blocks = 2\ntrainable = "last-block"'
+    study = make_study({'architecture = "small-cnn"\nwidth = 8': deep}, private=True)
+    assert short_study(study).model == Model(architecture="small-cnn", seed=study.model.seed)
 
 
 @BOTH
