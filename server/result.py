@@ -8,9 +8,10 @@ import numpy as np
 from pydantic import Field
 
 from privacy.accounting import TrainingCost
-from server.assessment import Assessment, Noise, assess
+from server.assessment import Assessment, assess
 from server.checkpoint import Progress, RoundRecord
 from server.course import Course
+from server.metric_intervals import Noise
 from server.metric_noise import cell_deviation, metric_noise
 from server.subgroups import SubgroupsEntry, entries
 from server.thresholds import chosen_for

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from server.assessment import IntervalEntry, Noise, metric_intervals
+from server.assessment import IntervalEntry
+from server.metric_intervals import Noise, metric_intervals
 from server.metric_noise import cell_deviation, noise_on_metrics
 from shared_models.configuration import Frozen
 from shared_models.study import Study

@@ -15,8 +15,9 @@ import numpy as np
 from client.budget import training_cost
 from client.site import result_path
 from client.site_file import read_site
-from server.assessment import Noise, assess, auroc_in_bins, chosen_in
+from server.assessment import assess, auroc_in_bins, chosen_in
 from server.checkpoint import write_atomically
+from server.metric_intervals import Noise
 from server.receipts import Receipts
 from server.result import BaselineMetrics, Baselines, Result, RoundEntry, SiteEntry
 from server.run import checkpoint_path, federation_of, run_study

@@ -10,8 +10,9 @@ from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 from server import intervals
-from server.assessment import Noise, assess, metric_intervals
+from server.assessment import assess
 from server.intervals import Interval, Share, mean_of_independent, mean_of_limits, of_share
+from server.metric_intervals import Noise, metric_intervals
 from server.metric_noise import noise_on_metrics
 from server.thresholds import choose
 from shared_models.tasks.binary import BinaryClassification

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from server.assessment import Noise, assess, metric_intervals
+from server.assessment import assess
 from server.intervals import of_mean
+from server.metric_intervals import Noise, metric_intervals
 from server.metric_noise import noise_on_metrics
 from shared_models.tasks.segmentation import Segmentation
 
