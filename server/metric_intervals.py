@@ -28,7 +28,9 @@ class Noise:
 def metric_intervals(task: Task, statistics: Counts, noise: Noise) -> dict[str, Interval | None]:
     """An interval for each metric that has one, by its name; None where the data do not give it."""
     if overlaps := task.overlaps(statistics):
-        return of_structures(overlaps, deviation=noise.deviation, noise_on=noise.on)
+        values = task.metrics(statistics, cut=False)
+        marked = of_structures(overlaps, deviation=noise.deviation, noise_on=noise.on)
+        return {metric: one for metric, one in marked.items() if metric in values}
     pairs, decisions = task.pairs(statistics), task.decisions(statistics)
     own: dict[str, dict[str, Interval | None]] = {}
     for name, pair in pairs.items():
