@@ -144,14 +144,19 @@ class Index:
     def num_patients_by_class(self, role: Role | None = None) -> dict[str, int]:
         """Return how many patients, of a role where given, each class of the task has, by the class's name.
 
-        Of several findings each has two: those who have it, and those who have it not.
+        Of several findings each has two: those who have it, and those who have it not. Of structures those who have it.
         """
         counts = self.label_counts(role)
         return {name: counts[place] for place, name in self.class_names.items()}
 
     @property
     def class_names(self) -> dict[tuple[int, int], str]:
-        """Names of all classes by (finding, label), as of `label_counts`; without those of findings not known."""
+        """Names of all classes by (finding, label), as of `label_counts`; without those of findings not known.
+
+        Of masks these are the structures: that nobody is without one is nothing that is missing.
+        """
+        if self.task.mask_values:
+            return {(number, 1): name for number, name in enumerate(self.task.finding_names)}
         if not self.task.finding_names:
             return {(0, label): name for label, name in enumerate(self.task.class_names)}
         return {

@@ -1,5 +1,9 @@
 """Each image gets its own mask or is left out by name, and both are read, kept and erased together."""
 
+import json
+from base64 import b64decode
+from datetime import UTC, datetime
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +12,26 @@ import SimpleITK
 from dicom_files import OTHER_SECRET, SECRET, dataset, gradient, make_image, uid
 from ingest_runs import run
 from mask_sites import ORGANS, MaskedHospital, mask_study, png, square
+from PIL import Image as Pillow
 from pydicom import dcmread
+from rich.console import Console
 from series_files import HOUNSFIELD, volume_image, write_series
 from test_client_masks import SHAPE, drawn, in_simpleitk, lies_beside, seg_changed, uids, write_seg
 
 from client import ingestion
 from client.cache_folder import preparation_hash
+from client.index_page import write_page
+from client.index_report import render_index
 from client.ingestion import DataRefused, Ingested
 from client.labels import LabelsError
 from client.masks import volume_mask
+from client.quality_notes import quality_notes
 from client.reasons import MaskProblem
 from client.roles import Role
 from client.secret import SiteSecret
 from client.series import read_series
 from client.site_file import Masks, SiteFile
+from client.thumbnails import thumbnails
 from shared_models.study import Study
 from simulations.benchmarks.ingest import ReaderInThisProcess
 
@@ -377,3 +387,52 @@ def test_segments_are_structures_by_their_number(tmp_path: Path) -> None:
     )
     left_out = ingest(hospital.site(), wrong, SECRET).index.left_out
     assert {file.reason.code for file in left_out} == {"mask-other-values", "no-mask"}
+
+
+# What is told
+
+
+def test_that_nobody_is_without_a_structure_is_nothing_to_look_at_and_that_nobody_has_it_is(
+    hospital: MaskedHospital,
+) -> None:
+    index = ingest(hospital.site(), STUDY, SECRET).index
+    assert index.num_patients_by_class() == {"lesion": 10}
+    assert not quality_notes(index, STUDY)
+    for path in hospital.masks.rglob("*.png"):
+        png(path, np.zeros((16, 16), dtype=np.uint8))
+    index = ingest(hospital.site(), STUDY, SECRET).index
+    assert any("counts as lesion" in note for note in quality_notes(index, STUDY))
+
+
+def test_the_page_and_the_terminal_tell_what_is_wrong_in_the_masks_folder(hospital: MaskedHospital) -> None:
+    (hospital.masks / "notes.txt").write_text("nothing")
+    png(hospital.masks / "stranger.png", square(1))
+    index = ingest(hospital.site(), STUDY, SECRET).index
+    console = Console(file=StringIO(), width=300)
+    console.print(render_index(index, STUDY))
+    write_page(
+        hospital.root / "index.html",
+        index,
+        STUDY,
+        site="north",
+        refusals=(),
+        pictures=(),
+        now=datetime.now(UTC),
+    )
+    page = (hospital.root / "index.html").read_text(encoding="utf-8")
+    for problem in MaskProblem:
+        assert problem.sentence in console.file.getvalue()  # type: ignore[attr-defined]
+        assert problem.sentence in page
+    written = json.loads((hospital.root / "state" / "index.json").read_text(encoding="utf-8"))
+    assert written["mask_problems"] == {"mask-without-image": 1, "not-a-mask": 1}
+
+
+def test_a_picture_shows_the_edge_of_the_mask_in_red_and_nothing_else(hospital: MaskedHospital) -> None:
+    found = ingest(hospital.site(), STUDY, SECRET)
+    (picture,) = thumbnails(found.index, found.patients, SECRET, per_class=1)
+    assert picture.class_name == "lesion"
+    content = b64decode(picture.uri.partition(",")[2])
+    shown = np.asarray(Pillow.open(BytesIO(content)).convert("RGB")).astype(int)
+    red = (shown == [255, 0, 0]).all(axis=2)
+    assert red.sum() == 4 * 5, "the edge of a square of six"
+    assert (shown[~red].max(axis=1) == shown[~red].min(axis=1)).all(), "all else is grey"

@@ -1,0 +1,160 @@
+"""Each architecture trains two rounds, clipped, noised and masked, with each kind of task; without noise as ever."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_sites import FakeExchange
+from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS, make_study
+
+from client.local_round import OpenRun, final_vector, training_vector
+from client.patients import PatientSet
+from client.roles import Role
+from client.training import Machine
+from privacy.accounting import TrainingCost
+from privacy.randomness import CryptographicGenerator
+from server.round_loop import run_rounds
+from server.run import checkpoint_path
+from server.run_state import RunContext, RunState
+from shared_models.architectures import build_model
+from shared_models.catalogue import CATALOGUE
+from shared_models.manifest import flatten, unflatten
+from shared_models.messages import Evaluate, Request, Train
+from shared_models.study import Study
+from shared_models.tasks.registry import task_of
+from shared_models.vector import IntVector
+
+MACHINE = Machine(device=torch.device("cpu"), physical_batch=8, mixed_precision=False)
+QUIET, NOISY = 1e-8, 1.0
+NUM_PATIENTS = 4
+QUICK = ("small-cnn-3d", "scattering", "resnet-18")
+CLASSIFIERS = [name for name, one in CATALOGUE.items() if not one.dense]
+MOVED = {
+    "small-cnn": 0.08313,
+    "small-cnn-3d": 0.08832,
+    "scattering": 0.12536,
+    "resnet-18": 0.10042,
+    "resnet-34": 0.08652,
+    "resnet-50": 0.09265,
+    "resnet-18-3d": 0.10595,
+    "resnet-34-3d": 0.07488,
+    "resnet-50-3d": 0.08623,
+    "densenet-121": 0.10413,
+    "densenet-121-3d": 0.08948,
+    "vgg-11": 0.09153,
+}
+"""How far the weights are from the first ones after two rounds without noise, in L2."""
+
+
+def study_of(name: str, task: str = ONE_QUESTION) -> Study:
+    one = CATALOGUE[name]
+    own = {"width": "width = 8", "stem": 'stem = "3x3"', "scales": "scales = 1"}
+    side = 32 if name == "vgg-11" else 8
+    volume = f'depth = {side}\nspacing = 2.0\nslice_spacing = 3.0\nintensity = "percentiles"'
+    return make_study(
+        {
+            'architecture = "small-cnn"\nwidth = 8': "\n".join(
+                [f'architecture = "{name}"', *(line for key, line in own.items() if key in one.keys)]
+            ),
+            "rows = 16\ncolumns = 16": f"rows = {side}\ncolumns = {side}"
+            + (f"\n{volume}" if one.dimensions == 3 else ""),
+            "num_rounds = 3": "num_rounds = 2",
+            "validation_rounds = [1, 3]": "validation_rounds = [1]",
+            "sample_rate = 0.5": "sample_rate = 1.0",
+            ONE_QUESTION: task,
+        },
+        private=True,
+    )
+
+
+def patients_of(study: Study, seed: int) -> PatientSet:
+    made = torch.Generator().manual_seed(seed)
+    task = task_of(study)
+    return PatientSet(
+        pseudonyms=tuple(str(number) for number in range(NUM_PATIENTS)),
+        images=torch.rand(NUM_PATIENTS, *study.image.shape, generator=made),
+        labels=torch.randint(0, task.num_values, (NUM_PATIENTS, *task.label_shape), generator=made),
+        first_image=np.arange(NUM_PATIENTS + 1),
+    )
+
+
+class TrainingExchange(FakeExchange):
+    """Sites that train and evaluate as real ones do, with noise of this multiplier on training."""
+
+    def begin(self, noise: float) -> "TrainingExchange":
+        self.runs = {}
+        for number, site in enumerate(sorted(self.shifts)):
+            patients = patients_of(self.study, number)
+            self.runs[site] = OpenRun(
+                run_id=self.run_id,
+                study=self.study,
+                task=task_of(self.study),
+                model=build_model(self.study),
+                patients=dict.fromkeys(Role, patients),
+                num_patients=NUM_PATIENTS,
+                cost=TrainingCost(sample_rate=1.0, noise_multiplier=noise, num_steps=4),
+                evaluation_deviation=1.0,
+                machine=MACHINE,
+            )
+        return self
+
+    def _step(self, site: str, request: Request, payload: bytes, message: bytes) -> bytes:
+        self.payload = payload
+        return super()._step(site, request, payload, message)
+
+    def vector(self, site: str, request: Train | Evaluate, num_weights: int) -> IntVector:
+        run, weights = self.runs[site], np.frombuffer(self.payload, dtype="<f4")
+        generator = CryptographicGenerator(f"{site}{request.round}".encode().ljust(32, b"."))
+        unflatten(weights, run.model)
+        if isinstance(request, Evaluate):
+            return final_vector(run, generator=generator).vector
+        return training_vector(run, request.round, weights, generator=generator).vector
+
+
+def trained(study: Study, folder: Path, *, noise: float) -> RunState:
+    exchange = TrainingExchange(study, {"north": 0.0, "south": 0.0}).begin(noise)
+    return run_rounds(
+        RunContext(
+            study=study,
+            run_id=exchange.run_id,
+            exchange=exchange,
+            federation=exchange.federation,
+            checkpoint=checkpoint_path(folder, exchange.run_id),
+            patience_seconds=0.0,
+            start_seconds=0.0,
+        )
+    )
+
+
+def each(*, quick: tuple[str, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "name",
+        [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in CLASSIFIERS],
+    )
+
+
+@each(quick=QUICK)
+def test_two_masked_rounds_without_noise_move_the_weights_as_far_as_ever(name: str, tmp_path: Path) -> None:
+    """Golden numbers: they change where the network, its first weights, clipping or the loop does."""
+    study = study_of(name)
+    state = trained(study, tmp_path, noise=QUIET)
+    assert [record.burned for record in state.progress.rounds] == [None, None]
+    assert state.progress.rounds[0].validation is not None
+    moved = state.model.weights - flatten(build_model(study))
+    assert float(np.linalg.norm(moved.astype(np.float64))) == pytest.approx(MOVED[name], rel=5e-3)
+
+
+@pytest.mark.parametrize("task", [THREE_CLASSES, TWO_FINDINGS], ids=["classes", "findings"])
+@each(quick=("small-cnn",))
+def test_each_architecture_trains_two_masked_rounds_with_noise_for_several_outputs(
+    name: str, task: str, tmp_path: Path
+) -> None:
+    study = study_of(name, task)
+    state = trained(study, tmp_path, noise=NOISY)
+    assert [record.survivors for record in state.progress.rounds] == [("north", "south")] * 2
+    assert state.progress.test is not None
+    moved = state.model.weights - flatten(build_model(study))
+    assert np.isfinite(moved).all()
+    # Two sites and four steps of noise 0.1 / 4 on each weight, averaged: standard deviation 0.1 / 4 · √(4 / 2).
+    assert float(moved.std()) == pytest.approx(0.1 / 4 * 2**0.5, rel=0.1)
