@@ -308,6 +308,7 @@ def test_sampling_by_image_fails_the_check_of_inclusion(monkeypatch: Patch, stud
         training: Training,
         machine: Machine,
         generator: CryptographicGenerator,
+        voxel: object = None,
     ) -> None:
         drawn = generator.uniform(len(patients.images)) < training.sample_rate
         chosen = [
