@@ -102,7 +102,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             sop_class=ComputedRadiographyImageStorage,
             modality="CR",
             attributes={"BodyPartExamined": "FOREARM", "PatientOrientation": ("L", "F")},
-            empty=("ViewPosition",),
+            empty=("ViewPosition", "Laterality"),
         ),
         # PS3.3 A.3: Computed Tomography Image IOD.
         "computed-tomography": Kind(
