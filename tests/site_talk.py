@@ -4,7 +4,9 @@ The site's two peers send zeros, so that the sum that is opened is what the site
 """
 
 import hashlib
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +15,9 @@ from journals import IDENTITY, journal_in
 from secure_sites import Consortium
 
 from client.approvals import Approvals
-from client.secret import SiteSecret
+from client.cache_folder import CACHE_NAME
+from client.ingestion import ingest
+from client.secret import SECRET_NAME, SiteSecret
 from client.secure_session import SecureSession
 from client.site import Site
 from client.site_file import SiteFile
@@ -128,10 +132,29 @@ class WithSite(Consortium):
         return UnmaskReply.from_bytes(reply, num_shares=len(self.talk.round_set))
 
 
+_READ: dict[tuple[Path, str], Path] = {}
+"""State folders in which images were read once, by the images' folder and what the study wants of them."""
+
+
+def read_before(file: SiteFile, study: Study) -> None:
+    """Give a new state folder what reading the images leaves there, for tests that are about what comes after."""
+    wanted = (file.images.folder, study.image.model_dump_json())
+    if file.state.exists():
+        return
+    if wanted not in _READ:
+        state = file.images.folder.parent / f"read-{len(_READ)}"
+        ingest(file.model_copy(update={"state": state}), study, SiteSecret.create(state))
+        _READ[wanted] = state
+    file.state.mkdir(parents=True, mode=0o700)
+    shutil.copy2(_READ[wanted] / SECRET_NAME, file.state)
+    shutil.copytree(_READ[wanted] / CACHE_NAME, file.state / CACHE_NAME)
+
+
 class Conversation:
     """Sends requests to a site as a server would, and reads its replies. ``batch`` is the last that was set up."""
 
     def __init__(self, file: SiteFile, study: Study) -> None:
+        read_before(file, study)
         self.file, self.study, self.run_id = file, study, RUN
         self.weights = flatten(build_model(study))
         self.batch: Batch | None = None
