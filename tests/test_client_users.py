@@ -336,7 +336,7 @@ def machine() -> Iterator[Path]:
 
 
 @pytest.mark.deployed
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 def test_three_hospitals_of_two_users_each_train_together(machine: Path) -> None:
     server, public, port = machine / "server", machine / "public", free_port()

@@ -174,7 +174,7 @@ def test_intervals_cover_about_as_often_as_they_say(
     ("num", "deviation", "repetitions"),
     [
         pytest.param(60, 0.0, 2000, marks=pytest.mark.slow),
-        pytest.param(200, 0.0, 2000, marks=pytest.mark.slow),
+        pytest.param(200, 0.0, 2000, marks=pytest.mark.thorough),
         pytest.param(400, 3.0, 1000, marks=pytest.mark.thorough),
         pytest.param(800, 8.0, 1000, marks=pytest.mark.thorough),
     ],
@@ -203,7 +203,7 @@ def test_intervals_that_leave_the_noise_out_would_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("repetitions", "least"), [(100, 0.90), pytest.param(1000, 0.93, marks=pytest.mark.slow)]
+    ("repetitions", "least"), [(100, 0.90), pytest.param(1000, 0.93, marks=pytest.mark.thorough)]
 )
 def test_intervals_of_several_classes_cover_and_those_of_means_are_cautious(
     repetitions: int, least: float

@@ -96,7 +96,7 @@ def test_intervals_cover_at_their_rate(num: int) -> None:
         assert rate < 0.995 or metric == "median_dice", (metric, rate)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_intervals_cover_at_their_rate_where_evaluation_is_noised() -> None:
     for metric, rate in coverage(300, 300, 2.0).items():
         assert rate > 0.92, (metric, rate)

@@ -134,7 +134,7 @@ def test_a_hospital_that_vanishes_at_any_exchange_is_back_at_the_next_round(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.thorough), "after"])
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_a_hospital_that_was_killed_at_any_exchange_is_back_with_a_later_batch(
     tmp_path, hospitals, exchange: str, when: str
@@ -159,7 +159,7 @@ def test_a_hospital_that_was_killed_at_any_exchange_is_back_with_a_later_batch(
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     "exchange",
-    ["evaluate"] + [pytest.param(kind, marks=pytest.mark.slow) for kind in EXCHANGES if kind != "train"],
+    ["evaluate"] + [pytest.param(kind, marks=pytest.mark.thorough) for kind in EXCHANGES if kind != "train"],
 )
 def test_a_hospital_that_vanishes_in_the_final_test_leaves_it_to_the_others(
     tmp_path, hospitals, exchange: str, when: str

@@ -143,7 +143,7 @@ def test_a_private_run_with_baselines_writes_what_the_documents_say(tmp_path, ho
         "http://creativecommons.org", ""
     )
     assert "<script" not in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 7
     assert not list(out.rglob("*.partial"))
 
 

@@ -37,7 +37,9 @@ MODES: dict[str, dict[str, dict[str, object]]] = {
         "aggregation": {"server_momentum": 0.0, "update_bound": 1.0},
     },
 }
-EACH_MODE = pytest.mark.parametrize("mode", MODES)
+EACH_MODE = pytest.mark.parametrize(
+    "mode", ["none", pytest.param("local", marks=pytest.mark.thorough), "distributed"]
+)
 NODULES = {"num_hospitals": 3, "patients_per_hospital": (12,), "image_size": 24}
 VOLUMES = {"depth": 10, "rows": 12, "columns": 18, "spacing": 16.0, "slice_spacing": 17.0}
 
@@ -85,7 +87,7 @@ def test_nodules_of_volumes_are_outlined_by_a_federation(mode: str, tmp_path: Pa
         assert "nodule" in file.metadata()["outputs"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_without_noise_the_server_knows_what_the_sites_know(tmp_path: Path) -> None:
     result = run(
         small("nodule-phantom-segmentation", NODULES, VOLUMES, "none"), tmp_path / "run", compare=True
@@ -104,7 +106,7 @@ def test_without_noise_the_server_knows_what_the_sites_know(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @needs_data
-@pytest.mark.parametrize("mode", ["none", "local"])
+@pytest.mark.parametrize("mode", ["none", pytest.param("local", marks=pytest.mark.thorough)])
 def test_lesions_of_four_real_hospitals_are_outlined_by_a_federation(mode: str, tmp_path: Path) -> None:
     scenario = small(
         "ham10000-segmentation", {"max_patients": 40}, {"rows": 24, "columns": 32}, mode, rounds=4
@@ -134,6 +136,7 @@ def test_deployed_hospitals_learn_the_same_from_masks_as_simulated_ones(tmp_path
 # Preparation
 
 
+@pytest.mark.slow
 def test_a_seg_of_the_preparation_lies_where_the_nodule_is_brighter_than_the_lung(tmp_path: Path) -> None:
     source = NodulePhantomSource(
         num_hospitals=4, patients_per_hospital=(3,), image_size=32, nodule_size=2.0, masks=True
