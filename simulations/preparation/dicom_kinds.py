@@ -5,7 +5,7 @@ that a source does not give (dates, physicians, device settings) stay empty; not
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from pydicom.dataset import Dataset
@@ -46,63 +46,51 @@ class Kind:
     empty_sequences: tuple[str, ...] = ()
 
 
+_DIGITAL = Kind(
+    sop_class=DigitalXRayImageStorageForPresentation,
+    modality="DX",
+    attributes={
+        "PresentationIntentType": "FOR PRESENTATION",
+        "BodyPartExamined": "CHEST",
+        "ImageLaterality": "U",
+        "PatientOrientation": ("L", "F"),
+        "ViewPosition": "PA",
+        "PixelIntensityRelationship": "LOG",
+        "RescaleIntercept": 0,
+        "RescaleSlope": 1,
+        "RescaleType": "US",
+        "DetectorType": "SCINTILLATOR",
+    },
+    empty=("PositionerType",),
+    region=("51185008", "Thorax"),
+    view=("272479007", "postero-anterior"),
+    states_lossless=True,
+    empty_sequences=("AcquisitionContextSequence",),
+)
+_COMPUTED = Kind(
+    sop_class=ComputedRadiographyImageStorage,
+    modality="CR",
+    attributes={"BodyPartExamined": "CHEST", "PatientOrientation": ("L", "F")},
+    empty=("ViewPosition",),
+)
+"""Of chests."""
+
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         # PS3.3 A.26: Digital X-Ray Image IOD.
-        "digital-x-ray": Kind(
-            sop_class=DigitalXRayImageStorageForPresentation,
-            modality="DX",
-            attributes={
-                "PresentationIntentType": "FOR PRESENTATION",
-                "BodyPartExamined": "CHEST",
-                "ImageLaterality": "U",
-                "PatientOrientation": ("L", "F"),
-                "ViewPosition": "PA",
-                "PixelIntensityRelationship": "LOG",
-                "RescaleIntercept": 0,
-                "RescaleSlope": 1,
-                "RescaleType": "US",
-                "DetectorType": "SCINTILLATOR",
-            },
-            empty=("PositionerType",),
-            region=("51185008", "Thorax"),
-            view=("272479007", "postero-anterior"),
-            states_lossless=True,
-            empty_sequences=("AcquisitionContextSequence",),
-        ),
+        "digital-x-ray": _DIGITAL,
         # PS3.3 A.2: Computed Radiography Image IOD.
-        "computed-radiography": Kind(
-            sop_class=ComputedRadiographyImageStorage,
-            modality="CR",
-            attributes={"BodyPartExamined": "CHEST", "PatientOrientation": ("L", "F")},
-            empty=("ViewPosition",),
-        ),
-        "digital-x-ray-forearm": Kind(
-            sop_class=DigitalXRayImageStorageForPresentation,
-            modality="DX",
-            attributes={
-                "PresentationIntentType": "FOR PRESENTATION",
-                "BodyPartExamined": "FOREARM",
-                "ImageLaterality": "U",
-                "PatientOrientation": ("L", "F"),
-                "ViewPosition": "AP",
-                "PixelIntensityRelationship": "LOG",
-                "RescaleIntercept": 0,
-                "RescaleSlope": 1,
-                "RescaleType": "US",
-                "DetectorType": "SCINTILLATOR",
-            },
-            empty=("PositionerType",),
+        "computed-radiography": _COMPUTED,
+        "digital-x-ray-forearm": replace(
+            _DIGITAL,
+            attributes={**_DIGITAL.attributes, "BodyPartExamined": "FOREARM", "ViewPosition": "AP"},
             region=("14975008", "Forearm"),
             view=("399348003", "antero-posterior"),
-            states_lossless=True,
-            empty_sequences=("AcquisitionContextSequence",),
         ),
-        "computed-radiography-forearm": Kind(
-            sop_class=ComputedRadiographyImageStorage,
-            modality="CR",
-            attributes={"BodyPartExamined": "FOREARM", "PatientOrientation": ("L", "F")},
-            empty=("ViewPosition", "Laterality"),
+        "computed-radiography-forearm": replace(
+            _COMPUTED,
+            attributes={**_COMPUTED.attributes, "BodyPartExamined": "FOREARM"},
+            empty=(*_COMPUTED.empty, "Laterality"),
         ),
         # PS3.3 A.3: Computed Tomography Image IOD.
         "computed-tomography": Kind(

@@ -7,8 +7,8 @@ import numpy as np
 from simulations.preparation.cases import Case, Caseload, Image, hospital_names
 from simulations.preparation.dicom_writer import GreyPicture, Header, Subject
 from simulations.preparation.forearm import draw_arm_view, draw_forearm, forearm_depth
-from simulations.preparation.phantom_hospitals import positives, spread
-from simulations.preparation.scanner import Scanner, expose, scanner_of
+from simulations.preparation.phantom_hospitals import positives, radiograph, spread
+from simulations.preparation.scanner import Scanner, scanner_of
 from simulations.preparation.sources import FracturePhantomSource
 
 LABEL_COLUMN = "finding"
@@ -87,12 +87,6 @@ def _picture(
         visit = np.random.default_rng([*key, 1 + number])
         rows, columns = (round(source.image_size * part) for part in scanner.grid)
         depth = forearm_depth(forearm, draw_arm_view(visit), rows, columns, visit)
-        return GreyPicture(
-            pixels=expose(scanner, depth, visit),
-            bits_stored=scanner.bits_stored,
-            inverted=scanner.inverted,
-            windowed=scanner.windowed,
-            transfer_syntax=scanner.transfer_syntax,
-        )
+        return radiograph(scanner, depth, visit)
 
     return draw

@@ -9,6 +9,7 @@ from simulations.preparation.cases import Case, Caseload, Image, hospital_names
 from simulations.preparation.dicom_writer import GreyPicture, Header, Subject
 from simulations.preparation.phantom import optical_depth
 from simulations.preparation.scanner import Scanner, expose, scanner_of
+from simulations.preparation.shading import Plane
 from simulations.preparation.sources import PhantomSource
 
 LABEL_COLUMN = "finding"
@@ -109,12 +110,17 @@ def _picture(
         visit = np.random.default_rng([*key, 1 + number])
         rows, columns = (round(source.image_size * part) for part in scanner.grid)
         depth = optical_depth(anatomy, draw_view(visit), rows, columns, visit)
-        return GreyPicture(
-            pixels=expose(scanner, depth, visit),
-            bits_stored=scanner.bits_stored,
-            inverted=scanner.inverted,
-            windowed=scanner.windowed,
-            transfer_syntax=scanner.transfer_syntax,
-        )
+        return radiograph(scanner, depth, visit)
 
     return draw
+
+
+def radiograph(scanner: Scanner, depth: Plane, generator: np.random.Generator) -> GreyPicture:
+    """The picture that *scanner* takes and how it stores it; arguments as of `scanner.expose`."""
+    return GreyPicture(
+        pixels=expose(scanner, depth, generator),
+        bits_stored=scanner.bits_stored,
+        inverted=scanner.inverted,
+        windowed=scanner.windowed,
+        transfer_syntax=scanner.transfer_syntax,
+    )
