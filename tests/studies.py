@@ -103,3 +103,14 @@ findings = [
   { name = "effusion", column = "effusion", positive = ["1"], negative = ["0"], positive_weight = 3.0 },
 ]
 """
+
+ONE_STRUCTURE = """kind = "segmentation"
+structures = [{ name = "lesion" }]
+"""
+
+TWO_STRUCTURES = """kind = "segmentation"
+structures = [
+  { name = "liver", values = [1] },
+  { name = "tumour", values = [2] },
+]
+"""

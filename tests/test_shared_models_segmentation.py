@@ -105,6 +105,27 @@ def test_metrics_from_sums_over_sites_are_those_of_all_patients_together(
     assert metrics["num_structures"] == len(task.names)
 
 
+@pytest.mark.slow
+@EACH
+@pytest.mark.parametrize("shape", [(9, 7), (4, 5, 6)])
+def test_dice_and_iou_of_patients_with_one_image_equal_monais(
+    task: Segmentation, shape: tuple[int, ...]
+) -> None:
+    from monai.metrics import compute_dice, compute_iou  # takes seconds to import
+
+    logits, masks, first = some_images(task, 11, shape=shape)
+    logits, masks = logits[first[:-1]], masks[first[:-1]]
+    metrics = task.metrics(evaluated(task, logits, masks, np.arange(len(first))))
+    numbers = range(1, len(task.names) + 1)
+    mark, mask = torch.from_numpy(marked(task, logits)), masks[:, 0]
+    found, true = (torch.stack([one == number for number in numbers], dim=1) for one in (mark, mask))
+    for name, compute, bins in (("dice", compute_dice, 0.5), ("iou", compute_iou, 1.0)):
+        wanted = compute(found, true, ignore_empty=True).nanmean(dim=0)
+        got = [metrics[f"{name}/{structure}"] for structure in task.names]
+        assert got == pytest.approx(wanted.tolist(), abs=bins / task.num_bins), name
+        assert (true.flatten(2).sum(-1) == 0).any(), "some patients are without it, and are left out by both"
+
+
 @EACH
 def test_the_log_loss_is_the_mean_over_patients_of_the_mean_over_their_images(task: Segmentation) -> None:
     logits, masks, first = some_images(task, 5)

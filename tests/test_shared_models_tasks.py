@@ -1,14 +1,18 @@
 """Metrics from sums equal the reference library's on the same patients."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
+from studies import make_study
 
 from shared_models.tasks.binary import BinaryClassification
-from shared_models.tasks.histograms import LOSS_CUT, LOSS_UNITS
+from shared_models.tasks.histograms import LOSS_CUT, LOSS_UNITS, among_bins
+from shared_models.tasks.registry import task_of
 
 TASK = BinaryClassification(num_bins=100, positive_weight=1.0)
 
@@ -33,6 +37,28 @@ def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed
     assert metrics["loss"] == pytest.approx(-np.log(cut).mean(), abs=LOSS_CUT / LOSS_UNITS)
     assert metrics["loss"] <= log_loss(labels, scores) + LOSS_CUT / LOSS_UNITS
     assert metrics["num_patients"] == len(labels)
+
+
+@pytest.mark.parametrize("sure", [0.3, 1.0, 8.0])
+def test_without_noise_bins_are_narrow_where_scores_of_a_sure_model_lie(sure: float) -> None:
+    scores, labels = patients(4)
+    scores = 1.0 / (1.0 + ((1.0 - scores) / scores) ** sure)
+    fine = TASK.finely_binned()
+    assert fine.metrics(fine.statistics(scores, labels))["auroc"] == pytest.approx(
+        roc_auc_score(labels, np.minimum((among_bins(scores) * 2000).astype(int), 1999)), abs=1e-12
+    )
+    exact, few = roc_auc_score(labels, scores), replace(TASK, even_bins=False)
+    by_odds = few.metrics(few.statistics(scores, labels))["auroc"]
+    by_width = TASK.metrics(TASK.statistics(scores, labels))["auroc"]
+    assert by_odds == pytest.approx(exact, abs=0.01)
+    if sure > 1.0:
+        assert abs(by_odds - exact) < abs(by_width - exact) / 10
+    assert few.decisions(few.statistics(scores, labels)) == TASK.decisions(TASK.statistics(scores, labels))
+
+
+def test_a_study_has_even_bins_only_where_noise_fills_them() -> None:
+    assert not task_of(make_study()).even_bins
+    assert task_of(make_study(private=True)).even_bins
 
 
 @given(st.integers(0, 200))

@@ -1,12 +1,13 @@
 """Each architecture trains two rounds, clipped, noised and masked, with each kind of task; without noise as ever."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fake_sites import FakeExchange
-from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS, make_study
+from studies import ONE_QUESTION, ONE_STRUCTURE, THREE_CLASSES, TWO_FINDINGS, TWO_STRUCTURES, make_study
 
 from client.local_round import OpenRun, final_vector, training_vector
 from client.patients import PatientSet
@@ -28,8 +29,9 @@ from shared_models.vector import IntVector
 MACHINE = Machine(device=torch.device("cpu"), physical_batch=8, mixed_precision=False)
 QUIET, NOISY = 1e-8, 1.0
 NUM_PATIENTS = 4
-QUICK = ("small-cnn-3d", "scattering", "resnet-18")
+QUICK = ("small-cnn-3d", "scattering", "resnet-18", "unet")
 CLASSIFIERS = [name for name, one in CATALOGUE.items() if not one.dense]
+OUTLINERS = [name for name, one in CATALOGUE.items() if one.dense]
 MOVED = {
     "small-cnn": 0.08313,
     "small-cnn-3d": 0.08832,
@@ -43,13 +45,17 @@ MOVED = {
     "densenet-121": 0.10413,
     "densenet-121-3d": 0.08948,
     "vgg-11": 0.09153,
+    "unet": 0.12379,
+    "unet-3d": 0.04050,
+    "res-unet": 0.11438,
+    "res-unet-3d": 0.12989,
 }
 """How far the weights are from the first ones after two rounds without noise, in L2."""
 
 
 def study_of(name: str, task: str = ONE_QUESTION) -> Study:
     one = CATALOGUE[name]
-    own = {"width": "width = 8", "stem": 'stem = "3x3"', "scales": "scales = 1"}
+    own = {"width": "width = 8", "stem": 'stem = "3x3"', "scales": "scales = 1", "levels": "levels = 2"}
     side = 32 if name == "vgg-11" else 8
     volume = f'depth = {side}\nspacing = 2.0\nslice_spacing = 3.0\nintensity = "percentiles"'
     return make_study(
@@ -62,7 +68,7 @@ def study_of(name: str, task: str = ONE_QUESTION) -> Study:
             "num_rounds = 3": "num_rounds = 2",
             "validation_rounds = [1, 3]": "validation_rounds = [1]",
             "sample_rate = 0.5": "sample_rate = 1.0",
-            ONE_QUESTION: task,
+            ONE_QUESTION: ONE_STRUCTURE if one.dense and task == ONE_QUESTION else task,
         },
         private=True,
     )
@@ -71,10 +77,17 @@ def study_of(name: str, task: str = ONE_QUESTION) -> Study:
 def patients_of(study: Study, seed: int) -> PatientSet:
     made = torch.Generator().manual_seed(seed)
     task = task_of(study)
+    images = torch.rand(NUM_PATIENTS, *study.image.shape, generator=made)
+    labels = torch.randint(0, task.num_values, (NUM_PATIENTS, *task.label_shape), generator=made)
+    masks = None
+    if task.dense:
+        num = len(study.task.mask_values) + 1
+        masks = torch.randint(0, num, (NUM_PATIENTS, 1, *study.image.shape[1:]), generator=made).float()
     return PatientSet(
         pseudonyms=tuple(str(number) for number in range(NUM_PATIENTS)),
-        images=torch.rand(NUM_PATIENTS, *study.image.shape, generator=made),
-        labels=torch.randint(0, task.num_values, (NUM_PATIENTS, *task.label_shape), generator=made),
+        images=images,
+        labels=labels,
+        masks=masks,
         first_image=np.arange(NUM_PATIENTS + 1),
     )
 
@@ -127,14 +140,14 @@ def trained(study: Study, folder: Path, *, noise: float) -> RunState:
     )
 
 
-def each(*, quick: tuple[str, ...]) -> pytest.MarkDecorator:
+def each(names: Sequence[str], *, quick: tuple[str, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "name",
-        [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in CLASSIFIERS],
+        [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names],
     )
 
 
-@each(quick=QUICK)
+@each([*CLASSIFIERS, *OUTLINERS], quick=QUICK)
 def test_two_masked_rounds_without_noise_move_the_weights_as_far_as_ever(name: str, tmp_path: Path) -> None:
     """Golden numbers: they change where the network, its first weights, clipping or the loop does."""
     study = study_of(name)
@@ -146,10 +159,21 @@ def test_two_masked_rounds_without_noise_move_the_weights_as_far_as_ever(name: s
 
 
 @pytest.mark.parametrize("task", [THREE_CLASSES, TWO_FINDINGS], ids=["classes", "findings"])
-@each(quick=("small-cnn",))
+@each(CLASSIFIERS, quick=("small-cnn",))
 def test_each_architecture_trains_two_masked_rounds_with_noise_for_several_outputs(
     name: str, task: str, tmp_path: Path
 ) -> None:
+    trains_two_rounds_with_noise(name, task, tmp_path)
+
+
+@each(OUTLINERS, quick=("unet",))
+def test_each_architecture_trains_two_masked_rounds_with_noise_for_several_structures(
+    name: str, tmp_path: Path
+) -> None:
+    trains_two_rounds_with_noise(name, TWO_STRUCTURES, tmp_path)
+
+
+def trains_two_rounds_with_noise(name: str, task: str, tmp_path: Path) -> None:
     study = study_of(name, task)
     state = trained(study, tmp_path, noise=NOISY)
     assert [record.survivors for record in state.progress.rounds] == [("north", "south")] * 2

@@ -13,10 +13,12 @@ from shared_models.tasks.fourfold import Fourfold
 from shared_models.tasks.histograms import (
     LOSS_NOISE_UNIT,
     LOSS_SHARE,
+    among_bins,
     log_losses,
     mean_loss,
     on_loss_grid,
     pair_of_histograms,
+    scores_between_bins,
 )
 from shared_models.tasks.overlap import Overlaps
 from shared_models.tasks.patients import by_patient
@@ -76,6 +78,7 @@ class BinaryTable(Frozen):
         return BinaryClassification(
             num_bins=constants.num_bins,
             positive_weight=constants.positive_weight,
+            even_bins=constants.noised,
         )
 
 
@@ -84,12 +87,14 @@ class BinaryClassification:
     """One logit per image; label 1 is positive.
 
     Attributes:
-        num_bins: bins of the score histogram over [0, 1], even, so that 0.5 is the edge of a bin.
+        num_bins: bins of the score histogram, an even number, so that 0.5 is the edge of a bin.
         positive_weight: weight of a positive image in the training loss, a constant of the study.
+        even_bins: whether all bins are of the same width; else scores lie among them as `among_bins` says.
     """
 
     num_bins: int
     positive_weight: float
+    even_bins: bool = True
 
     num_outputs = 1
     output_names = ("positive",)
@@ -132,7 +137,7 @@ class BinaryClassification:
 
     def finely_binned(self) -> "BinaryClassification":
         """The same task with 2,000 bins, for exact figures where no noise has to fit into the bins."""
-        return replace(self, num_bins=2000)
+        return replace(self, num_bins=2000, even_bins=False)
 
     def loss(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         """Weighted cross-entropy per image: logits (batch, 1), labels (batch,) float → (batch,)."""
@@ -156,8 +161,8 @@ class BinaryClassification:
         return by_patient(kept, labels, first_image)
 
     def among_bins(self, scores: Doubles) -> Doubles:
-        """Where scores lie among the bins: as they are."""
-        return scores
+        """Where scores lie among the bins, in [0, 1] and in their order."""
+        return scores if self.even_bins else among_bins(scores)
 
     @property
     def num_statistics(self) -> int:
@@ -185,17 +190,17 @@ class BinaryClassification:
             int64, shape (num_statistics,).
         """
         scores = np.where(np.isfinite(scores), scores, 0.5).clip(0.0, 1.0)
-        histograms = pair_of_histograms(scores, labels, num_bins=self.num_bins)
+        histograms = pair_of_histograms(self.among_bins(scores), labels, num_bins=self.num_bins)
         losses = log_losses(np.where(labels == 1, scores, 1.0 - scores))
         return np.concatenate([histograms, [on_loss_grid(losses)]]).astype(np.int64)
 
     def pairs(self, statistics: Counts) -> Mapping[str, Pair]:
         """The one pair."""
         counts = statistics[:-1].astype(np.float64)
-        edges = np.linspace(0.0, 1.0, self.num_bins + 1)
-        return {
-            "positive": Pair(negative=counts[: self.num_bins], positive=counts[self.num_bins :], edges=edges)
-        }
+        negative, positive = counts[: self.num_bins], counts[self.num_bins :]
+        even = np.linspace(0.0, 1.0, self.num_bins + 1)
+        edges = even if self.even_bins else scores_between_bins(self.num_bins)
+        return {"positive": Pair(negative=negative, positive=positive, edges=edges)}
 
     def decisions(self, statistics: Counts) -> Mapping[str, Fourfold]:
         """Scores from 0.5 on are taken for positive."""

@@ -31,8 +31,8 @@ def pair_of_histograms(scores: Doubles, labels: Counts, *, num_bins: int) -> Cou
 def among_bins(scores: Doubles) -> Doubles:
     """Where scores in [0, 1] lie among the bins, in [0, 1]: by the cube root of their odds, score / (1 − score).
 
-    Scores of rare classes and findings lie close together near 0, and would share a bin. The order of scores stays, and
-    with it their AUROC; 0, ½ and 1 stay where they are.
+    Scores of rare classes and findings lie close together near 0, those of a model that is sure near 0 and 1, and would
+    share a bin. The order of scores stays, and with it their AUROC; 0, ½ and 1 stay where they are.
     """
     yes, no = np.cbrt(scores), np.cbrt(1.0 - scores)
     places: Doubles = yes / (yes + no)

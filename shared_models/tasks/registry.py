@@ -24,6 +24,11 @@ TABLES: tuple[type[TaskTable], ...] = (BinaryTable, MultiClassTable, MultiLabelT
 
 def task_of(study: "Study") -> Task:
     """The task that the study names, with its constants."""
+    evaluation = study.evaluation
     return study.task.task(
-        Constants(num_bins=study.evaluation.num_bins, positive_weight=study.training.positive_weight)
+        Constants(
+            num_bins=evaluation.num_bins,
+            positive_weight=study.training.positive_weight,
+            noised=not evaluation.unnoised,
+        )
     )

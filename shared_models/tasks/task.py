@@ -55,10 +55,12 @@ class Constants:
     Attributes:
         num_bins: bins of a histogram of scores over [0, 1], even, so that 0.5 is the edge of a bin.
         positive_weight: weight of a positive image in the training loss, for tasks that take it from there.
+        noised: whether statistics get noise before they leave a site.
     """
 
     num_bins: int
     positive_weight: float
+    noised: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
