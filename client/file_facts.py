@@ -47,6 +47,7 @@ class HeaderFacts(Frozen):
     rows: Number | None = None
     columns: Number | None = None
     bits_stored: Number | None = None
+    num_frames: Annotated[int, Field(ge=1, le=2**31)] = 1
     spacing: Annotated[tuple[float, float] | None, Field(strict=False)] = None
     burned_in: Code = ""
     identifying: IdentifyingFacts = IdentifyingFacts()
@@ -97,6 +98,7 @@ def header_facts(
         rows=_number(header, "Rows"),
         columns=_number(header, "Columns"),
         bits_stored=_number(header, "BitsStored"),
+        num_frames=_number(header, "NumberOfFrames") or 1,
         spacing=_spacing(header),
         burned_in=_code(header, "BurnedInAnnotation"),
         identifying=identifying,
