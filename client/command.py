@@ -24,6 +24,7 @@ from client.membership import join as join_consortium
 from client.network_command import connect, init_network, network_status, no_server
 from client.network_file import is_network_file
 from client.options import SITE_FILE, ConfigOption, EitherConfigOption, EndWithParentOption, JsonOption
+from client.predict_command import predict
 from client.renew_command import renew
 from client.renewed_keys import renewed_keys
 from client.review_command import review
@@ -137,6 +138,7 @@ def status(
 
 app.command()(fetch)
 app.command()(index)
+app.command()(predict)
 app.command()(ledger)
 app.command("renew-keys")(renew)
 app.command()(agent)
