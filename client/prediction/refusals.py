@@ -6,7 +6,7 @@ missing slice) is in `REMEDIES` not.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
@@ -42,7 +42,7 @@ class Terms:
     image: Image
     quality: Quality
     allowed: frozenset[Reason] = frozenset()
-    overridden: Mapping[Reason, str] = MappingProxyType({})
+    overridden: Mapping[Reason, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, study: Study, allowed: Collection[Reason] = ()) -> "Terms":
