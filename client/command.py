@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from client.agent_command import agent
+from client.card_command import card
 from client.doctor_command import doctor
 from client.fetch_command import fetch
 from client.foreground import foreground
@@ -139,6 +140,7 @@ def status(
 app.command()(fetch)
 app.command()(index)
 app.command()(predict)
+app.command()(card)
 app.command()(ledger)
 app.command("renew-keys")(renew)
 app.command()(agent)
