@@ -65,7 +65,7 @@ def _print(section: "CardSection") -> None:
 def _table(table: "CardTable") -> Table:
     shown = Table(title=_plain(table.caption) if table.caption else None, title_justify="left")
     for number, heading in enumerate(table.headings):
-        shown.add_column(_plain(heading), justify="left" if number == 0 else "right", no_wrap=number > 1)
+        shown.add_column(_plain(heading), justify="left" if number == 0 else "right", no_wrap=number > 0)
     for row in table.rows:
         shown.add_row(*map(_plain, row))
     return shown

@@ -216,7 +216,7 @@ def _points(card: ModelCard) -> Iterator[CardSection]:
         ),
         tables=(
             CardTable(
-                headings=("point", "wanted", "threshold", *POINT_FIGURES),
+                headings=("point", "threshold", *POINT_FIGURES),
                 rows=tuple(_point_row(one, point, several=len(card.by_output) > 1) for one, point in rows),
             ),
         ),
@@ -224,14 +224,14 @@ def _points(card: ModelCard) -> Iterator[CardSection]:
 
 
 def _point_row(one: CardOutput, point: CardPoint, *, several: bool) -> tuple[str, ...]:
-    name = visible(f"{one.name}: {point.name}" if several else point.name)
+    name = visible(f"{one.name}: {point.name}" if several else point.name) + f"\n{visible(point.wanted)}"
     if point.threshold is None:
-        return (name, visible(point.wanted), visible(f"none: {point.missing}"), *("–" for _ in POINT_FIGURES))
+        return (f"{name}: {visible(point.missing or '')}", "none", *("–" for _ in POINT_FIGURES))
     figures = (
         _with_interval(CardMetric(value=point.figures.get(figure), interval=point.intervals.get(figure)))
         for figure in POINT_FIGURES
     )
-    return (name, visible(point.wanted), f"{point.threshold:.3g}", *figures)
+    return (name, f"{point.threshold:.3g}", *figures)
 
 
 def _calibration(card: ModelCard) -> Iterator[CardSection]:
@@ -316,7 +316,7 @@ def _with_interval(metric: CardMetric | None) -> str:
         return "–"
     if metric.value > 1.5:
         return f"{metric.value:.0f}"
-    interval = "" if metric.interval is None else f"\n{_interval(metric.interval)}"
+    interval = "" if metric.interval is None else f"\n{_interval(metric.interval, digits=2)}"
     return f"{_figure(metric.value)}{interval}"
 
 
@@ -324,8 +324,8 @@ def _figure(value: float | None, *, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(interval: CardInterval | None) -> str:
-    return "–" if interval is None else f"{interval.low:.3f}–{interval.high:.3f}"
+def _interval(interval: CardInterval | None, *, digits: int = 3) -> str:
+    return "–" if interval is None else f"{interval.low:.{digits}f}–{interval.high:.{digits}f}"
 
 
 def headline(sections: Sequence[CardSection]) -> str:
