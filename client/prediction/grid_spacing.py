@@ -10,8 +10,7 @@ def grid_spacing(facts: HeaderFacts, image: Image) -> tuple[float, ...] | None:
     It is the study's, where the study names one; else the file's own, scaled as `client.preparation.fit` scales.
 
     Returns:
-        None where the file does not say how large its pixels are; or where the study turns images upright and it makes
-        a difference whether this one was turned, which its remembered facts do not say.
+        None where the file does not say how large its pixels are.
     """
     if image.voxel is not None:
         return image.voxel
@@ -20,10 +19,9 @@ def grid_spacing(facts: HeaderFacts, image: Image) -> tuple[float, ...] | None:
     if facts.spacing is None or not facts.rows or not facts.columns:
         return None
     size, pixel = (facts.rows, facts.columns), facts.spacing
-    as_stored = _fitted(size, pixel, image)
-    if image.orientation == "standard" and as_stored != _fitted(size[::-1], pixel[::-1], image):
-        return None
-    return as_stored
+    if image.orientation == "standard" and facts.transposed:
+        size, pixel = size[::-1], pixel[::-1]
+    return _fitted(size, pixel, image)
 
 
 def _fitted(size: tuple[int, int], pixel: tuple[float, float], image: Image) -> tuple[float, float]:
