@@ -11,6 +11,7 @@ import torch
 from dicom_files import NAME, SECRET, Hospital, dataset, gradient, jpeg_dataset, make_image, make_study, write
 from ingest_runs import CountingReader
 from mask_sites import LESION, ORGANS, MaskedHospital, mask_study
+from PIL import Image as Pillow
 from series_files import volume_hospital, volume_image, volume_study, write_enhanced, write_series
 from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS
 from studies import make_study as study_of
@@ -23,7 +24,7 @@ from client.prediction.inputs import inputs_of
 from client.prediction.predictor import Predictor
 from client.prediction.reading import Reading
 from client.prediction.structure_sizes import sizes_of
-from shared_models.model_file import ModelFileError, TrainedModel
+from shared_models.model_file import ModelFileError, TrainedModel, read_model
 from shared_models.study import Study
 
 LIKE_THE_FILES = 'channels = 1\nintensity = "full-range"'
@@ -368,8 +369,6 @@ def test_tables_say_of_each_image_what_the_model_says_to_the_last_digit(place: P
 
 
 def trained_of(place: Path) -> TrainedModel:
-    from shared_models.model_file import read_model
-
     return read_model(place / "model.safetensors")
 
 
@@ -445,16 +444,12 @@ def test_earlier_predictions_stay_unless_they_are_to_be_replaced(place: Path, tm
 
 
 def test_masks_are_written_as_pictures_of_the_models_grid(tmp_path: Path) -> None:
-    from PIL import Image as Pillow
-
     hospital = MaskedHospital(tmp_path / "hospital")
     hospital.add_lesions(range(3))
     path = model_file(tmp_path / "model.safetensors", mask_study())
     out = tmp_path / "out"
     code, said = invoke(path, hospital.images, "--out", out, "--workers", 1)
     assert code == 0, said
-    from shared_models.model_file import read_model
-
     readings = read_by_name(read_model(path), hospital.images)
     for row in rows(out / "predictions.csv"):
         mask = np.asarray(Pillow.open(out / row["mask"]))
