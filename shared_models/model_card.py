@@ -5,6 +5,7 @@ noised where the study says so, and no single hospital's number.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -182,6 +183,11 @@ class ModelCard(Frozen):
             f"{group.interval.low:.0%} to {group.interval.high:.0%}); of all its patients "
             f"{about}{found.num_positive / everyone:.0%} had."
         )
+
+    def statements(self, scores: Mapping[str, float]) -> dict[str, str]:
+        """The statements of several outputs' scores, without those of which there is none."""
+        found = {output: self.statement(output, score) for output, score in scores.items()}
+        return {output: sentence for output, sentence in found.items() if sentence is not None}
 
     def to_json(self) -> str:
         """The one encoding that the file's digest is over: keys sorted, no spaces, defaults written out, ASCII."""

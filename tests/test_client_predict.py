@@ -389,6 +389,7 @@ def test_a_patients_row_is_the_mean_of_the_images(place: Path, tmp_path: Path) -
         own = [float(one["probability/positive"]) for one in images if one["patient"] == row["patient"]]
         assert float(row["probability/positive"]) == pytest.approx(np.mean(own), abs=1e-12)
         assert row["point/positive/0.5"] == str(int(np.mean(own) >= 0.5))
+        assert row["statement/positive"] == trained_of(place).card.statement("positive", float(np.mean(own)))
     by_patient = values(tmp_path / "out")["by_patient"]
     assert [one["num_images"] for one in by_patient] == [1, 1, 1, 1, 2]
 
