@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from shared_models.configuration import Frozen
 from shared_models.study import Study
+from shared_models.visible_text import visible
 
 FORMAT: Literal["collegium-model-2"] = "collegium-model-2"
 INTENDED_USE = (
@@ -206,7 +207,7 @@ class ModelCard(Frozen):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise CardError(f"{where}: {first['msg']}") from None
+            raise CardError(visible(f"{where}: {first['msg']}")) from None
 
 
 def _quoted(output: str) -> str:

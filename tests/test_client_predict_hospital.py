@@ -122,8 +122,8 @@ def evaluated(model: TrainedModel, patients: PatientSet) -> Metrics:
 def check_stranger(folder: Path, model: TrainedModel, stranger: Hospital, positive: set[str]) -> Metrics:
     """Predictions equal those of the site's own tensors, and AUROC of the files the site's own evaluation.
 
-    An image whose pixels the site uses already under another name is no image of the evaluation; its prediction is there
-    all the same. A row's first folder is the patient, as hospitals are prepared.
+    An image whose pixels the site uses already under another name is no image of the evaluation; its prediction is
+    there all the same. A row's first folder is the patient, as hospitals are prepared.
     """
     table = {row["name"]: row for row in predicted(folder, stranger.images)}
     site = read_site(site_of(folder, stranger, model.study))
