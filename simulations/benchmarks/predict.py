@@ -34,6 +34,8 @@ BARE = "the model alone, prepared tensors"
 NUM_SCANNERS = 6
 NETWORKS = {"resnet-18": (224, 64), "small-cnn": (32, 8)}
 """Rows and columns of images, and width."""
+MEMORY_SIDE = 128
+"""Of images where memory is looked at: 10,000 of them would be 625 MiB."""
 
 Planes = Sequence[npt.NDArray[np.float32]]
 
@@ -51,7 +53,10 @@ def measure(quick: bool) -> tuple[Row, ...]:
         for network in names:
             rows += _rates(network, images, folder, size=size, repetitions=repetitions)
         if can_measure_resident():
-            rows += _memory(images, folder, few, many)
+            small = source.model_copy(update={"image_size": 64})
+            rows += _memory(
+                one_hospital_of_all(small, folder / "small", few).images.folder, folder, few, many
+            )
     return rows
 
 
@@ -85,7 +90,7 @@ def _rates(network: str, images: Path, folder: Path, *, size: int, repetitions: 
 
 def _memory(images: Path, folder: Path, few: int, many: int) -> tuple[Row, ...]:
     path = folder / "memory.safetensors"
-    _model("small-cnn", path)
+    _model("small-cnn", path, side=MEMORY_SIDE)
     samples = {}
     for number in (few, many):
         linked = folder / f"links-{number}"
@@ -95,7 +100,8 @@ def _memory(images: Path, folder: Path, few: int, many: int) -> tuple[Row, ...]:
             (linked / f"{place:06d}.dcm").hardlink_to(sources[place % len(sources)])
         prepare = partial(_prepared, path, linked, folder / f"out-{number}")
         samples[f"{number:,} images"] = [resident_peak_mib(prepare, module=__name__)]
-    return rows_of("peak memory beside the decoding processes", "MiB", samples, baseline=f"{few:,} images")
+    case = f"peak memory beside the decoding processes, small-cnn of {MEMORY_SIDE}×{MEMORY_SIDE}"
+    return rows_of(case, "MiB", samples, baseline=f"{few:,} images")
 
 
 def _prepared(path: Path, images: Path, out: Path) -> Callable[[], object]:
@@ -131,22 +137,21 @@ def _bare(model: TrainedModel, planes: Planes) -> None:
             model.task.scores(network(batch).double()).cpu().numpy()
 
 
-def _model(network: str, path: Path) -> TrainedModel:
+def _model(network: str, path: Path, *, side: int | None = None) -> TrainedModel:
     """A model file of the demo's study with another network and size of images; its weights are the seed's."""
-    study = _study(network)
+    study = _study(network, side or NETWORKS[network][0])
     progress = Progress(run_id="benchmark", study_hash=study.hash)
     result = build_result(study, progress, engine="local", refusals={})
     write_model(path, study, flatten(outline(study)), result)
     return read_model(path)
 
 
-def _study(network: str) -> Study:
-    side, width = NETWORKS[network]
+def _study(network: str, side: int) -> Study:
     study = read_scenario("demo").study
     return study.model_copy(
         update={
             "image": study.image.model_copy(update={"rows": side, "columns": side}),
-            "model": Model(architecture=network, width=width),
+            "model": Model(architecture=network, width=NETWORKS[network][1]),
         }
     )
 
@@ -157,7 +162,7 @@ BENCHMARK = Benchmark(
     method="client.prediction: files are read, checked, decoded and prepared in as many processes as there are cores, "
     f"asked in batches of {MOST_AT_A_TIME}, and written to predictions.csv and predictions.json; beside it the model "
     "alone in the same batches, from tensors that are there; both in turn, in one run; files of six scanners in five "
-    "transfer syntaxes, in the page cache; processor time, of all processes, says what reading costs where a machine has "
-    "other work too; higher is better, of memory lower",
+    "transfer syntaxes, in the page cache; processor time, of all processes, says what reading costs where a machine "
+    "has other work too; higher is better, of memory lower",
     measure=measure,
 )
