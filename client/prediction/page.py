@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,19 @@ class Page:
         self._list = _private_text(self._listed)
         self._tell("begin", self._terms(first))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave no half a list where it was not finished."""
+        self._list.close()
+        self._listed.unlink(missing_ok=True)
+
     def write(self, reading: Reading, attributions: Sequence[Attribution] = ()) -> None:
         """Take a reading with its maps. Raises OSError."""
         self._num_readings += 1
@@ -92,7 +106,7 @@ class Page:
         with _private_text(self._images / f"{number}.js") as file:
             file.write(text)
 
-    def leave_out(self, unread: Unread) -> None:
+    def left_out(self, unread: Unread) -> None:
         """Take an input that gave no reading. Raises OSError."""
         self._num_unread += 1
         entry = {
@@ -100,6 +114,7 @@ class Page:
             "code": unread.code,
             "sentence": unread.sentence,
             "overridable": unread.can_be_overridden,
+            "numFiles": unread.num_files,
         }
         self._tell("entry", entry)
 

@@ -174,7 +174,7 @@ const collegium = (() => {
     box.replaceChildren();
     if (one.code) {
       const alarm = element("section", undefined, "alarm");
-      alarm.append(element("h3", "Not read"), element("p", one.sentence));
+      alarm.append(element("h3", one.numFiles > 1 ? `Not read: ${one.numFiles} files` : "Not read"), element("p", one.sentence));
       const reason = element("p", "Reason: ");
       reason.append(element("code", one.code));
       if (one.overridable) reason.append(". It can be let through with ", element("code", `--override ${one.code}`), ", which every output then says.");
