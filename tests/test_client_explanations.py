@@ -1,6 +1,8 @@
 """Maps of what spoke for a reading: exact where they can be, near a known lesion, gone with the weights."""
 
+import stat
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS, make_study
 
 pytest.importorskip("captum", reason="the extra explanations is not installed")
 
+from client.prediction.explained import Explained, Pictures
 from client.prediction.explanations.attribution import Attribution, ExplanationRefused, Method
 from client.prediction.explanations.colours import (
     SMALLEST_SCALE,
@@ -347,6 +350,29 @@ def test_neighbours_are_slices_of_the_volume_and_the_chosen_one_is_among_them(of
         assert len(found) == min(5, of) or of > 15
         assert list(found) == sorted(set(found))
         assert found[0] >= 0 and found[-1] < of
+
+
+def test_pictures_are_numbered_as_readings_are_and_private(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path / "overlays", structures=("lung",))
+    model = trained(make_study())
+    explained = Explained([Explainer([model], method) for method in Method], pictures=pictures)
+    for number in range(2):
+        explained.write(reading_of(with_square(number, corner=(0, 0))[:, :16, :16], {"positive": 0.5}))
+    mask = np.ones((16, 16), dtype=np.uint8)
+    Explained([], pictures=pictures).write(
+        reading_of(np.zeros((1, 16, 16), dtype=np.float32), {"lung": 0.9}, mask=mask)
+    )
+    explained.finish()
+    found = sorted((tmp_path / "overlays").iterdir())
+    assert [path.name for path in found] == [
+        "00001-grad-cam.png",
+        "00001-occlusion.png",
+        "00002-grad-cam.png",
+        "00002-occlusion.png",
+        "00003-contours.png",
+    ]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in found)
+    assert stat.S_IMODE((tmp_path / "overlays").stat().st_mode) == 0o700
 
 
 def test_a_picture_says_what_colours_mean_and_what_was_overridden_and_names_nobody() -> None:

@@ -35,7 +35,7 @@ from client.prediction.explanations.colours import (
 )
 from client.prediction.explanations.slices import chosen_slice, num_slices
 from client.prediction.reading import Reading, Unread
-from client.private_file import replace_private_file
+from client.private_file import private_bytes, replace_private_file
 from shared_models.model_card import NOT_A_DEVICE, CardMetric, ModelCard
 from shared_models.model_file import TrainedModel
 from shared_models.visible_text import visible
@@ -103,8 +103,7 @@ class Page:
         number = self._num_readings
         self._tell("entry", _entry(reading, number, self._outputs))
         text = f"collegium.received({number},{_json(_image(reading, attributions))});\n"
-        with _private_text(self._images / f"{number}.js") as file:
-            file.write(text)
+        private_bytes(self._images / f"{number}.js", text.encode("ascii"))
 
     def left_out(self, unread: Unread) -> None:
         """Take an input that gave no reading. Raises OSError."""
