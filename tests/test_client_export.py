@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 pytest.importorskip("onnxscript", reason="the extra export is not installed")
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
-onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
+pytest.importorskip("onnx", reason="the extra export is not installed")
+
+import onnx
 
 from client.command import app
 from client.prediction.onnx_export import quantisation
