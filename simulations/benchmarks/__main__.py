@@ -24,6 +24,7 @@ MODULES = {
     "round": "rounds",
     "secure-aggregation": "secure_aggregation",
     "deployed-round": "deployed_round",
+    "quantisation": "quantisation",
 }
 EXIT_WRONG_INPUT = 2
 
