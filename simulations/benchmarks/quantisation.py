@@ -74,7 +74,8 @@ def _run(out: Path, *, quick: bool) -> _Run:
         values = scenario.study.model_dump()
         values["training"] |= {"num_rounds": 2}
         values["evaluation"] |= {"validation_rounds": (1, 2)}
-        scenario = scenario.model_copy(update={"study": Study.model_validate(values)})
+        few = scenario.hospitals.model_copy(update={"patients_per_hospital": 240})
+        scenario = scenario.model_copy(update={"study": Study.model_validate(values), "hospitals": few})
     run_scenario(scenario, Options(engine="local", compare=False, out=out), SILENT)
     hospitals = load_hospitals(tuple(sorted((out / "work" / "sites").rglob("site.toml"))))
     training = pooled([sets[Role.TRAIN] for sets in hospitals.patients.values()])
