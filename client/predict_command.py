@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -91,21 +91,23 @@ def predict(  # noqa: PLR0917 - the options of a command line
             "what is to be read? Name DICOM files or folders, or a study in the PACS by --accession or --study-uid"
         )
     named = inputs_of(inputs or [])
-    with foreground(False):
+    with foreground(False), ExitStack() as kept:
         try:
             models = [read_model(path) for path in (model, *(further or ()))]
             modalities = () if Reason.OTHER_MODALITY in allowed else models[0].image.modalities
-            with studies_in_pacs(config, accession or (), study_uid or (), modalities=modalities) as fetched:
-                summary = _predicted(
-                    models,
-                    [*named, *fetched.inputs],
-                    fetched.unread,
-                    allowed,
-                    folder=folder,
-                    identifiers=identifiers,
-                    compute=compute,
-                    show=not as_json,
-                )
+            in_pacs = studies_in_pacs(config, accession or (), study_uid or (), modalities=modalities)
+            with err.status("bringing images from the PACS") if accession or study_uid else nullcontext():
+                fetched = kept.enter_context(in_pacs)
+            summary = _predicted(
+                models,
+                [*named, *fetched.inputs],
+                fetched.unread,
+                allowed,
+                folder=folder,
+                identifiers=identifiers,
+                compute=compute,
+                show=not as_json,
+            )
         except ModelFileError as error:
             err.print(str(error), style="red", markup=False)
             raise typer.Exit(FAILURE) from error

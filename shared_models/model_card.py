@@ -5,12 +5,14 @@ noised where the study says so, and no single hospital's number.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from shared_models.configuration import Frozen
 from shared_models.study import Study
+from shared_models.visible_text import visible
 
 FORMAT: Literal["collegium-model-2"] = "collegium-model-2"
 INTENDED_USE = (
@@ -183,6 +185,11 @@ class ModelCard(Frozen):
             f"{about}{found.num_positive / everyone:.0%} had."
         )
 
+    def statements(self, scores: Mapping[str, float]) -> dict[str, str]:
+        """The statements of several outputs' scores, without those of which there is none."""
+        found = {output: self.statement(output, score) for output, score in scores.items()}
+        return {output: sentence for output, sentence in found.items() if sentence is not None}
+
     def to_json(self) -> str:
         """The one encoding that the file's digest is over: keys sorted, no spaces, defaults written out, ASCII."""
         values = self.model_dump(mode="json")
@@ -200,7 +207,7 @@ class ModelCard(Frozen):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise CardError(f"{where}: {first['msg']}") from None
+            raise CardError(visible(f"{where}: {first['msg']}")) from None
 
 
 def _quoted(output: str) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from typer.testing import CliRunner
 
 from client.command import app
 from client.ingestion import ingest
+from client.predict_command import written
 from client.prediction.inputs import inputs_of
 from client.prediction.predictor import Predictor
 from client.prediction.reading import Reading
 from client.prediction.structure_sizes import sizes_of
+from client.prediction.tables import Tables
 from shared_models.model_file import ModelFileError, TrainedModel, read_model
 from shared_models.study import Study
 
@@ -389,6 +392,7 @@ def test_a_patients_row_is_the_mean_of_the_images(place: Path, tmp_path: Path) -
         own = [float(one["probability/positive"]) for one in images if one["patient"] == row["patient"]]
         assert float(row["probability/positive"]) == pytest.approx(np.mean(own), abs=1e-12)
         assert row["point/positive/0.5"] == str(int(np.mean(own) >= 0.5))
+        assert row["statement/positive"] == trained_of(place).card.statement("positive", float(np.mean(own)))
     by_patient = values(tmp_path / "out")["by_patient"]
     assert [one["num_images"] for one in by_patient] == [1, 1, 1, 1, 2]
 
@@ -503,3 +507,67 @@ def test_a_card_of_every_kind_of_study_can_be_shown(tmp_path: Path) -> None:
         done = CliRunner().invoke(app, ["card", str(path)])
         assert done.exit_code == 0, done.output
         assert study.name in done.output
+
+
+def test_several_models_are_asked_by_with(place: Path, tmp_path: Path) -> None:
+    other = model_file(tmp_path / "other.safetensors", make_study(), seed=1)
+    images = place / "hospital" / "images"
+    words = [place / "model.safetensors", images, "--with", other, "--workers", 1]
+    code, said = invoke(*words, "--out", tmp_path / "out")
+    assert code == 0, said
+    assert "±" in said
+    models = [trained_of(place), read_model(other)]
+    readings = {one.name: one for one in read(models, images) if isinstance(one, Reading)}
+    for row in rows(tmp_path / "out" / "predictions.csv"):
+        spread = readings[row["name"]].spreads["positive"]
+        assert float(row["deviation/positive"]) == spread.deviation
+        assert (float(row["lowest/positive"]), float(row["highest/positive"])) == (spread.low, spread.high)
+        assert "statement/positive" not in row
+    assert [one["digest"] for one in values(tmp_path / "out")["models"]] == [one.digest for one in models]
+    unlike = model_file(tmp_path / "unlike.safetensors", mask_study())
+    code, said = invoke(place / "model.safetensors", images, "--with", unlike, "--out", tmp_path / "none")
+    assert code == 1
+    assert "cannot be asked together" in said
+
+
+class Notes:
+    """A writer that notes what it is given."""
+
+    def __init__(self) -> None:
+        self.names = list[str]()
+
+    def write(self, reading: Reading) -> None:
+        self.names.append(reading.name)
+
+    def finish(self) -> None:
+        self.names.append("finished")
+
+
+def test_writers_take_each_reading_as_it_comes_and_are_told_the_end(place: Path, tmp_path: Path) -> None:
+    images = place / "hospital" / "images"
+    (images / "a" / "notes.txt").write_text("nothing", encoding="utf-8")
+    model, notes = trained_of(place), Notes()
+    predictor = Predictor([model], device=CPU, num_readers=1, make_reader=CountingReader)
+    with Tables(
+        tmp_path, predictor.ensemble, identifiers=False, overrides=(), now=datetime(2026, 1, 1, tzinfo=UTC)
+    ) as tables:
+        summary = written(predictor.readings(inputs_of([images])), tables, [notes])
+    (images / "a" / "notes.txt").unlink()
+    assert notes.names == [*(row["name"] for row in rows(tmp_path / "predictions.csv")), "finished"]
+    assert (summary.num_read, dict(summary.left_out), summary.exit_code) == (6, {"not-dicom": 1}, 3)
+
+
+def test_tables_that_are_not_finished_are_not_there(place: Path, tmp_path: Path) -> None:
+    model = trained_of(place)
+    predictor = Predictor([model], device=CPU, num_readers=1, make_reader=CountingReader)
+    readings = predictor.readings(inputs_of([place / "hospital" / "images"]))
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Tables(tmp_path / "out", predictor.ensemble, identifiers=False, overrides=(), now=now) as tables,
+    ):
+        for found in readings:
+            assert isinstance(found, Reading)
+            tables.write(found)
+            raise KeyboardInterrupt
+    assert list((tmp_path / "out").iterdir()) == []

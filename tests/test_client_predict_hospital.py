@@ -6,7 +6,6 @@ And a study in a real PACS, which is brought into a private folder for as long a
 import csv
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from client.command import app
 from client.evaluation import patient_scores
 from client.ingestion import ingest
 from client.patients import PatientSet
+from client.reasons import Reason
 from client.secret import SiteSecret
 from client.site_file import read_site
 from client.training import Machine
@@ -113,62 +113,55 @@ def site_of(folder: Path, hospital: Hospital, study: Study) -> Path:
     return write_site(folder / "stranger", hospital, study, seed=3)
 
 
-def all_patients(site_file: Path, study: Study) -> PatientSet:
-    """As the site itself reads them, of all roles."""
-    site = read_site(site_file)
-    return pooled([*ingest(site, study, SiteSecret.load(site.state)).patients.values()])
-
-
 def evaluated(model: TrainedModel, patients: PatientSet) -> Metrics:
     """The site's own exact evaluation."""
     task = model.task.finely_binned()
     return task.metrics(task.statistics(*patient_scores(model.model, patients, task=task, machine=MACHINE)))
 
 
-def figures_of_the_table(
-    model: TrainedModel, table: Sequence[dict[str, str]], by_patient: Path, labels: dict[str, int]
-) -> tuple[Metrics, float, float]:
-    """Metrics of what stands in the files alone; AUROC of the scores themselves; how far bins can move it.
-
-    A row's first folder is the patient, as the phantoms' images lie.
-    """
-    patients = {row["patient"]: row["name"].split("/")[0] for row in table}
-    found = [(patients[row["patient"]], float(row["probability/positive"])) for row in rows(by_patient)]
-    scores = np.array([score for _, score in found])
-    truth = np.array([labels[patient] for patient, _ in found])
-    task = model.task.finely_binned()
-    statistics = task.statistics(scores, truth)
-    return (
-        task.metrics(statistics),
-        float(roc_auc_score(truth, scores)),
-        auroc_error(task.pairs(statistics)["positive"]),
-    )
-
-
 def check_stranger(folder: Path, model: TrainedModel, stranger: Hospital, positive: set[str]) -> Metrics:
-    """Predictions equal those of the site's own tensors, and AUROC of the files the site's own evaluation."""
-    table = predicted(folder, stranger.images)
-    patients = all_patients(site_of(folder, stranger, model.study), model.study)
+    """Predictions equal those of the site's own tensors, and AUROC of the files the site's own evaluation.
+
+    An image whose pixels the site uses already under another name is no image of the evaluation; its prediction is
+    there all the same. A row's first folder is the patient, as hospitals are prepared.
+    """
+    table = {row["name"]: row for row in predicted(folder, stranger.images)}
+    site = read_site(site_of(folder, stranger, model.study))
+    found = ingest(site, model.study, SiteSecret.load(site.state))
+    patients = pooled([*found.patients.values()])
+    assert {file.reason for file in found.index.left_out} <= {Reason.DUPLICATE_PIXELS}
+    used = sorted(entry.path for entry in found.index.images)
+    assert set(table) == {*used, *(file.path for file in found.index.left_out)}
+    scores = np.array([float(table[name]["probability/positive"]) for name in used])
+
     with torch.no_grad():
-        logits = model.model(
-            torch.stack([patients.images[n : n + 1][0] for n in range(len(patients.images))])
-        )
-    wanted = np.sort(model.task.scores(logits.double()).numpy())
-    got = np.sort([float(row["probability/positive"]) for row in table])
-    assert len(table) == stranger.num_images
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+        logits = torch.cat([model.model(image[None]) for image in patients.images[: len(patients.images)]])
+    wanted = model.task.scores(logits.double()).numpy()
+    np.testing.assert_allclose(np.sort(scores), np.sort(wanted), rtol=0, atol=1e-6)
 
     labels = {
         row[stranger.label_key]: int(row[stranger.label_column] in positive)
         for row in rows(stranger.labels_file)
     }
-    by_patient = folder / "predictions" / "predictions_by_patient.csv"
-    told, auroc, error = figures_of_the_table(model, table, by_patient, labels)
-    exact = evaluated(model, patients)
+    owners = [name.split("/")[0] for name in used]
+    names, first = np.unique(owners, return_index=True)
+    of_images = np.array([labels[owner] for owner in owners])
+    task = model.task.finely_binned()
+    of_patients, truth = task.by_patient(scores, of_images, np.append(first, len(owners)))
+    statistics = task.statistics(of_patients, truth)
+    told, exact = task.metrics(statistics), evaluated(model, patients)
     assert told["num_patients"] == exact["num_patients"] == stranger.num_patients
     assert told["auroc"] == pytest.approx(exact["auroc"], abs=1e-9)
-    assert auroc == pytest.approx(exact["auroc"], abs=error + 1e-9)
     assert told["loss"] == pytest.approx(exact["loss"], abs=1e-4)
+    error = auroc_error(task.pairs(statistics)["positive"])
+    assert roc_auc_score(truth, of_patients) == pytest.approx(exact["auroc"], abs=error + 1e-9)
+
+    numbers = {owner: table[name]["patient"] for owner, name in zip(owners, used, strict=True)}
+    by_number = {row["patient"]: row for row in rows(folder / "predictions" / "predictions_by_patient.csv")}
+    for owner, score in zip(names, of_patients, strict=True):
+        row = by_number[numbers[owner]]
+        if int(row["num_images"]) == owners.count(owner):
+            assert float(row["probability/positive"]) == pytest.approx(score, abs=1e-12)
     return exact
 
 

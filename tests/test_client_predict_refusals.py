@@ -285,11 +285,15 @@ def test_an_override_stands_in_every_output(model: Path, tmp_path: Path) -> None
     assert "for which the model was not trained" in said
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
+    with (tmp_path / "out" / "predictions_by_patient.csv").open(encoding="utf-8", newline="") as file:
+        (patient,) = csv.DictReader(file)
     values = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
     sentence = (
         "other-modality: Its Modality (0008,0060) is not one of the study's. It is MR; the study uses CR."
     )
-    assert row["overrides"] == sentence
+    assert row["overrides"] == patient["overrides"] == sentence
+    assert patient["statement/positive"] == ""
+    assert values["by_patient"][0]["overrides"] == [sentence]
     assert values["readings"][0]["overrides"] == [sentence]
     assert values["overrides"] == ["other-modality"]
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from client.review_sentences import counted
 from client.review_training import network_in_words, preparation_in_words
 from privacy.interpretation import best_guess
 from shared_models.model_card import (
@@ -111,7 +112,8 @@ def _training(card: ModelCard) -> CardSection:
     return CardSection(
         title="How it was trained",
         sentences=(
-            f"{card.num_sites} hospitals trained it together in {card.rounds} rounds; no image left any of them.{kept}",
+            f"{counted(card.num_sites, 'hospital')} trained it together in {counted(card.rounds, 'round')}; no image "
+            f"left any of them.{kept}",
             f"Run {visible(card.run_id)}.",
         ),
     )
@@ -197,7 +199,7 @@ def _test(model: TrainedModel) -> Iterator[CardSection]:
     yield CardSection(
         title="Test",
         sentences=(
-            f"On {about}{num:.0f} {visible(card.privacy.unit)}s of the hospitals that trained it, who had no part in "
+            f"On {about}{num:,.0f} {visible(card.privacy.unit)}s of the hospitals that trained it, who had no part in "
             f"the training. {noised}",
         ),
         tables=tuple(tables),

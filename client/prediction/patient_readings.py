@@ -6,18 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from client.prediction.reading import PointReading, Reading
+from shared_models.model_card import ModelCard
 from shared_models.tasks.segmentation import Segmentation
 from shared_models.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatientReading:
-    """One patient: the number of `Reading.patient`, how many images or series, and the probabilities."""
+    """One patient: the number of `Reading.patient`, how many images or series; the rest as of a `Reading`."""
 
     patient: int
     num_images: int
     probabilities: dict[str, float]
     points: tuple[PointReading, ...]
+    statements: dict[str, str]
+    overrides: tuple[str, ...]
 
 
 class PatientReadings:
@@ -25,10 +28,15 @@ class PatientReadings:
 
     A patient's probability is the mean over all images, as it is in the study's evaluation of a patient whose images
     all have the patient's label; of segmentation, the highest.
+
+    Args:
+        task: the study's.
+        card: of the one model; None where several were asked.
     """
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    def __init__(self, task: Task, card: ModelCard | None) -> None:
+        self._task, self._card = task, card
+        self._overrides: dict[int, tuple[str, ...]] = {}
         self._names: tuple[str, ...] = ()
         self._owners, self._scores = array("q"), array("d")
         self._thresholds: dict[tuple[str, str], float] = {}
@@ -40,6 +48,9 @@ class PatientReadings:
         self._names = tuple(reading.probabilities)
         self._owners.append(reading.patient)
         self._scores.extend(reading.probabilities.values())
+        if reading.overrides:
+            before = self._overrides.get(reading.patient, ())
+            self._overrides[reading.patient] = tuple(dict.fromkeys((*before, *reading.overrides)))
         self._thresholds.update({(point.output, point.name): point.threshold for point in reading.points})
 
     def patients(self) -> list[PatientReading]:
@@ -64,6 +75,7 @@ class PatientReadings:
 
     def _patient(self, number: int, num_images: int, values: list[float]) -> PatientReading:
         probabilities = dict(zip(self._names, values, strict=True))
+        overrides = self._overrides.get(number, ())
         return PatientReading(
             patient=number,
             num_images=num_images,
@@ -74,4 +86,6 @@ class PatientReadings:
                 )
                 for (output, name), threshold in self._thresholds.items()
             ),
+            statements={} if overrides or self._card is None else self._card.statements(probabilities),
+            overrides=overrides,
         )

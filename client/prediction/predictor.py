@@ -134,7 +134,7 @@ class Predictor:
             spacing=taken.spacing,
             probabilities=probabilities,
             points=self._points(probabilities),
-            statements={} if taken.overrides else self._statements(probabilities),
+            statements=self._statements(probabilities, taken.overrides),
             mask=answer.mask,
             overrides=taken.overrides,
             spreads=dict(zip(names, answer.spreads, strict=True)) if answer.spreads else {},
@@ -157,9 +157,6 @@ class Predictor:
             if point.threshold is not None
         )
 
-    def _statements(self, probabilities: dict[str, float]) -> dict[str, str]:
+    def _statements(self, probabilities: dict[str, float], overrides: Sequence[str]) -> dict[str, str]:
         """Of an input for which the model was not trained the test says nothing, nor of several models' mean."""
-        if self._card is None:
-            return {}
-        found = {output: self._card.statement(output, score) for output, score in probabilities.items()}
-        return {output: sentence for output, sentence in found.items() if sentence is not None}
+        return {} if self._card is None or overrides else self._card.statements(probabilities)

@@ -1,8 +1,8 @@
 """What a model was not trained for: what an input is held against, and what an explicit override takes away of it.
 
 The study's own checks, which left such images out of training, leave them out here: modality, number of channels and
-frames, orientation, and the gates of ``[quality]``. What no override can mend (a file that is broken, a volume with a
-missing slice) is in `REMEDIES` not.
+frames, orientation, and the gates of ``[quality]``. What no override can mend, as a broken file or a missing slice, is
+not among `OVERRIDABLE`.
 """
 
 from collections.abc import Callable, Collection, Mapping

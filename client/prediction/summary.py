@@ -1,8 +1,9 @@
 """What became of a call of ``collegium-client predict``, in numbers and on the terminal."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 from rich.table import Table
 
 from client.prediction.reading import Reading, Unread
@@ -25,7 +26,7 @@ class Summary:
         num_read: readings.
         num_overridden: of them, those that would have been refused.
         left_out: inputs by the code of the reason.
-        shown: the first readings.
+        shown: the first readings, without images.
         told: the first inputs that were left out.
         can_be_overridden: codes among them that ``--override`` takes.
     """
@@ -43,7 +44,7 @@ class Summary:
             self.num_read += 1
             self.num_overridden += bool(found.overrides)
             if len(self.shown) < MOST_SHOWN:
-                self.shown.append(found)
+                self.shown.append(replace(found, prepared=np.zeros(0, dtype=np.float32), mask=None))
             return
         self.left_out[found.code] += 1
         if found.can_be_overridden:

@@ -69,7 +69,9 @@ class Tables:
         self._marks = isinstance(ensemble.task, Segmentation)
         self._unit = unit_of(len(ensemble.image.shape) - 1)
         self._points = _points(ensemble)
-        self._patients = PatientReadings(ensemble.task)
+        self._patients = PatientReadings(
+            ensemble.task, ensemble.models[0].card if len(ensemble.models) == 1 else None
+        )
         self._unread = list[Unread]()
         self._num_read = self._num_masks = 0
         self._open, self._finished = ExitStack(), False
@@ -205,15 +207,19 @@ class Tables:
     def _patients_csv(self, patients: Sequence[PatientReading]) -> str:
         columns = ["patient", "num_images", *(f"probability/{name}" for name in self._names)]
         columns += [_point_column(output, point) for output, point in self._points]
+        if len(self._ensemble.models) == 1 and not self._marks:
+            columns += [f"statement/{name}" for name in self._names]
+        columns.append("overrides")
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         for one in patients:
             probabilities = {f"probability/{name}": repr(value) for name, value in one.probabilities.items()}
             writer.writerow(
-                {"patient": one.patient, "num_images": one.num_images}
+                {"patient": one.patient, "num_images": one.num_images, "overrides": " ".join(one.overrides)}
                 | probabilities
                 | _point_cells(one.points)
+                | {f"statement/{name}": sentence for name, sentence in one.statements.items()}
             )
         return text.getvalue()
 
@@ -258,6 +264,8 @@ def _patient_values(one: PatientReading) -> dict[str, object]:
         "num_images": one.num_images,
         "probabilities": one.probabilities,
         "points": [asdict(point) for point in one.points],
+        "statements": one.statements,
+        "overrides": list(one.overrides),
     }
 
 

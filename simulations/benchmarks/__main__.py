@@ -21,6 +21,7 @@ MODULES = {
     "encode": "encode",
     "dp-step": "dp_step",
     "ingest": "ingest",
+    "predict": "predict",
     "round": "rounds",
     "secure-aggregation": "secure_aggregation",
     "deployed-round": "deployed_round",

@@ -98,7 +98,7 @@ def measure(quick: bool) -> tuple[Row, ...]:
         compressed = [path for path in files if int(path.stem) % len(SYNTAXES) < 3][::every]
         few, packed = (_site_of(site, each, Path(folder) / name) for name, each in
                        (("few", files[::every]), ("packed", compressed)))  # fmt: skip
-        runs, processor = _seconds(
+        runs, processor = clock_and_processor(
             {
                 "first": lambda: _first(site, len(files)),
                 "again": lambda: _ingest(site, len(files)),
@@ -113,8 +113,8 @@ def measure(quick: bool) -> tuple[Row, ...]:
         if find_spec("monai"):
             _monai(files[:1])  # its import takes seconds
             loops[MONAI] = lambda: _monai(files[::every])
-        all_files, _ = _seconds(loops, repetitions)
-        only_compressed, _ = _seconds(
+        all_files, _ = clock_and_processor(loops, repetitions)
+        only_compressed, _ = clock_and_processor(
             {BARE: lambda: _bare(compressed), ALONE: lambda: _first(packed, len(compressed), one_core=True)},
             repetitions,
         )
@@ -264,7 +264,7 @@ def _monai(files: Sequence[Path]) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def _seconds(variants: Mapping[str, Work], repetitions: int) -> tuple[Samples, Samples]:
+def clock_and_processor(variants: Mapping[str, Work], repetitions: int) -> tuple[Samples, Samples]:
     """Seconds of each variant by the clock, and of processor time of all processes, measured in turn.
 
     The first call of each counts, since a first run is what is asked.
