@@ -13,6 +13,7 @@ from rich.console import Console
 from client.agent_command import agent
 from client.card_command import card
 from client.doctor_command import doctor
+from client.export_command import export
 from client.fetch_command import fetch
 from client.foreground import foreground
 from client.index_command import index
@@ -141,6 +142,7 @@ app.command()(fetch)
 app.command()(index)
 app.command()(predict)
 app.command()(card)
+app.command()(export)
 app.command()(ledger)
 app.command("renew-keys")(renew)
 app.command()(agent)

@@ -68,6 +68,13 @@ def _created_beside(path: Path) -> tuple[Path, int]:
     return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
 
+def private_bytes(path: Path, data: bytes) -> None:
+    """Put *data* at *path* with mode 0600, without waiting for the disk: for outputs that can be made again."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+
+
 def _write_beside(path: Path, data: bytes) -> Path:
     temporary, descriptor = _created_beside(path)
     try:

@@ -109,4 +109,4 @@ class DenseNet121(Classifier):
             features = max_pooled(features, 3, stride=2, padding=1)
         for stage in self.stages:
             features = stage(features)
-        return mean_over_places(F.relu(self.norm5(features)))
+        return mean_over_places(self.maps(F.relu(self.norm5(features))))

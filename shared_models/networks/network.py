@@ -38,7 +38,18 @@ class Network(nn.Module):
 
 
 class Classifier(Network):
-    """A network whose logits have the shape (batch, num_outputs)."""
+    """A network whose logits have the shape (batch, num_outputs).
+
+    Attributes:
+        maps: changes nothing. What passes through it are the last maps, shape (batch, channels, ...), whose mean over
+            places is what the head sees: Grad-CAM looks at them. Networks without such maps do not call it.
+    """
+
+    has_maps = True
+
+    def __init__(self, *, dropout: float = 0.0) -> None:
+        super().__init__(dropout=dropout)
+        self.maps = nn.Identity()
 
 
 class DenseNetwork(Network):

@@ -126,4 +126,4 @@ class ResNet(Classifier):
             features = max_pooled(features, 3, stride=2, padding=1)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             features = stage(features)
-        return mean_over_places(features)
+        return mean_over_places(self.maps(features))

@@ -179,6 +179,8 @@ class ScatteringClassifier(Classifier):
         dropout: see `Network`.
     """
 
+    has_maps = False
+
     def __init__(
         self,
         *,

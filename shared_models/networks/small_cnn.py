@@ -59,4 +59,4 @@ class SmallCNN(Classifier):
             features = F.relu(norm(convolution(features)))
             if depth < len(self.norms) - 1:
                 features = max_pooled(features)
-        return mean_over_places(features)
+        return mean_over_places(self.maps(features))

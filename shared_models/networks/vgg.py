@@ -41,4 +41,4 @@ class VGG11(Classifier):
             features = F.relu(norm(layer(features)))
             if number in _POOLED_AFTER:
                 features = max_pooled(features)
-        return mean_over_places(features)
+        return mean_over_places(self.maps(features))

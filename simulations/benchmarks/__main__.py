@@ -25,6 +25,7 @@ MODULES = {
     "round": "rounds",
     "secure-aggregation": "secure_aggregation",
     "deployed-round": "deployed_round",
+    "quantisation": "quantisation",
 }
 EXIT_WRONG_INPUT = 2
 
