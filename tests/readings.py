@@ -113,7 +113,9 @@ def trained(study: Study, digest: str = DIGEST) -> TrainedModel:
         limits=("Nobody tested it.",),
         versions={"collegium": "0"},
     )
-    return TrainedModel(card=card, task=task, model=outline(study).eval(), digest=digest, name="model.safetensors")
+    return TrainedModel(
+        card=card, task=task, model=outline(study).eval(), digest=digest, name="model.safetensors"
+    )
 
 
 def scored(files: list[Path], image: Image, **changes: object) -> Reading:
@@ -127,12 +129,16 @@ def scored(files: list[Path], image: Image, **changes: object) -> Reading:
             PointReading(output="positive", name="screening", threshold=0.25, reached=True),
             PointReading(output="positive", name="confirming", threshold=0.95, reached=False),
         ),
-        statements={"positive": "In the study's test 30 of 40 patients with such a score had a positive label."},
+        statements={
+            "positive": "In the study's test 30 of 40 patients with such a score had a positive label."
+        },
     )
     return replace(reading, **changes)
 
 
-def masked(files: list[Path], image: Image, mask: npt.NDArray[np.uint8] | None = None, **changes: object) -> Reading:
+def masked(
+    files: list[Path], image: Image, mask: npt.NDArray[np.uint8] | None = None, **changes: object
+) -> Reading:
     """What a model of two structures says."""
     shape = image.shape[1:]
     if mask is None:
@@ -167,7 +173,9 @@ def errors_of(path: Path) -> list[str]:
     """What dciodvfy finds wrong."""
     found = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
     told = (found.stdout + found.stderr).splitlines()
-    assert any(line.strip() and not line.startswith("Warning") for line in told), "it says which IOD it checked"
+    assert any(line.strip() and not line.startswith("Warning") for line in told), (
+        "it says which IOD it checked"
+    )
     return [line for line in told if line.startswith("Error")]
 
 
@@ -264,5 +272,3 @@ def changed(path: Path, **attributes: object) -> Path:
 def sequences_in(made: Dataset) -> list[Dataset]:
     """All items at any depth."""
     return [item for element in made.iterall() if element.VR == "SQ" for item in element.value]
-
-

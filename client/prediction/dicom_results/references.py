@@ -14,6 +14,7 @@ from pydicom.uid import UID, SecondaryCaptureImageStorage
 from client.prediction.dicom_results.source_images import SourceImage
 
 STAND_IN = UID(SecondaryCaptureImageStorage)
+_PLACE = ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,6 +40,8 @@ class Sources:
         for one in self.images:
             header = one.frame(self.frame or 0)
             header.SOPClassUID = STAND_IN
+            if not all(header.get(keyword) for keyword in _PLACE) and "FrameOfReferenceUID" in header:
+                del header.FrameOfReferenceUID  # without these it says nothing that highdicom could take
             made.append(header)
         return made
 

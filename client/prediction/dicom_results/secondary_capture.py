@@ -68,7 +68,7 @@ def secondary_capture(
         )
         made.copy_patient_and_study_information(sources.stand_ins()[0])
     made.add_new("PatientOrientation", "CS", None)
-    made.Laterality = _side(first)
+    made.add_new("Laterality", "CS", _side(first))
     made.ConversionType = "WSD"
     made.ImageType = ["DERIVED", "SECONDARY"]
     made.SecondaryCaptureDeviceManufacturer = MAKER

@@ -7,6 +7,7 @@ Source: DICOM PS3.3 section A.51 (Segmentation IOD).
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
@@ -14,6 +15,7 @@ from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, Se
 from highdicom.seg import Segmentation as SegmentationObject
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import DSfloat
 
 from client.dicom_file import Unusable
 from client.prediction.dicom_results import codes
@@ -21,7 +23,7 @@ from client.prediction.dicom_results.model_identity import MAKER, ModelIdentity
 from client.prediction.dicom_results.numbering import Place
 from client.prediction.dicom_results.placing import on_plane, on_slices
 from client.prediction.dicom_results.references import Sources
-from client.prediction.dicom_results.source_images import slices_of
+from client.prediction.dicom_results.source_images import copied, slices_of
 from client.prediction.reading import Mask, Reading
 from client.reasons import Reason
 from client.volume import Slice
@@ -65,22 +67,58 @@ def _of_series(mask: Mask, sources: Sources, identity: ModelIdentity) -> tuple[l
     slices = slices_of(sources.images)
     shape = int(sources.first.Rows), int(sources.first.Columns)
     placed = on_slices(mask, slices, shape, identity.study.image)
-    if len(headers) != len(slices):  # of several frames
-        return headers, placed
+    if len(headers) != len(slices):  # the frames of one file
+        return [_with_frames(headers[0], slices)], placed
     kept = _each_place_once(slices)
-    return [headers[number] for number in kept], placed[kept]
+    return [_with_thickness(headers[number], slices) for number in kept], placed[kept]
 
 
-def _each_place_once(slices: list[Slice]) -> list[int]:
+def _each_place_once(slices: Sequence[Slice]) -> list[int]:
     """Numbers of the slices without those that lie where an earlier one does: series hold copies."""
     normal = np.cross(slices[0].across, slices[0].down)
     depths = np.array([one.position @ normal for one in slices])
-    usual = float(np.median(np.diff(np.unique(depths.round(3))))) if len(slices) > 1 else 0.0
+    near = 0.01 * float(_thickness(slices))
     kept: list[int] = []
     for number, depth in enumerate(depths):
-        if all(abs(depth - depths[earlier]) > 0.01 * usual for earlier in kept):
+        if not kept or np.abs(depths[kept] - depth).min() > near:
             kept.append(number)
     return kept
+
+
+def _with_thickness(header: FileDataset, slices: Sequence[Slice]) -> FileDataset:
+    """The header with a Slice Thickness: how far a mark on a slice reaches, where the source does not say it."""
+    made = copied(header)
+    if not made.get("SliceThickness"):
+        made.SliceThickness = _thickness(slices)
+    return made
+
+
+def _with_frames(header: FileDataset, slices: Sequence[Slice]) -> FileDataset:
+    """The header with functional groups that say where the frames lie, and nothing else."""
+    shared, measures, turned = Dataset(), Dataset(), Dataset()
+    first = slices[0]
+    measures.PixelSpacing = [DSfloat(float(distance), auto_format=True) for distance in first.spacing]
+    measures.SliceThickness = _thickness(slices)
+    turned.ImageOrientationPatient = [
+        DSfloat(float(part), auto_format=True) for part in (*first.across, *first.down)
+    ]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [turned]
+    frames = []
+    for one in slices:
+        frame, place = Dataset(), Dataset()
+        place.ImagePositionPatient = [DSfloat(float(part), auto_format=True) for part in one.position]
+        frame.PlanePositionSequence = [place]
+        frames.append(frame)
+    made = copied(header)
+    made.SharedFunctionalGroupsSequence, made.PerFrameFunctionalGroupsSequence = [shared], frames
+    return made
+
+
+def _thickness(slices: Sequence[Slice]) -> DSfloat:
+    """The usual distance between neighbouring slices, mm."""
+    normal = np.cross(slices[0].across, slices[0].down)
+    depths = np.unique([round(float(one.position @ normal), 3) for one in slices])
+    return DSfloat(float(np.median(np.diff(depths))), auto_format=True)
 
 
 def _object(

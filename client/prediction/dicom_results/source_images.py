@@ -89,9 +89,7 @@ class SourceImage:
 
     def frame(self, number: int) -> FileDataset:
         """The attributes of one frame, from 0, as an image of one frame has them."""
-        own = FileDataset("", {})
-        for element in self.header:  # copied: setting an attribute changes its element
-            own.add(DataElement(element.tag, element.VR, element.value))
+        own = copied(self.header)
         take_frame(own, number)
         if "NumberOfFrames" in own:
             del own.NumberOfFrames
@@ -127,6 +125,14 @@ def read_source(path: Path) -> SourceImage:
     for keyword in ("Rows", "Columns"):
         integer_of(header, keyword, low=1, high=65535)
     return SourceImage(header=header)
+
+
+def copied(header: FileDataset) -> FileDataset:
+    """A header with elements of its own: setting an attribute that is there changes its element."""
+    made = FileDataset("", {})
+    for element in header:
+        made.add(DataElement(element.tag, element.VR, element.value))
+    return made
 
 
 def slices_of(sources: Sequence[SourceImage]) -> list[Slice]:
