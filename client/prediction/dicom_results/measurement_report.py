@@ -50,7 +50,6 @@ def measurement_report(reading: Reading, sources: Sources, identity: ModelIdenti
         name=identity.name,
         version=identity.digest,
         parameters=identity.parameters,
-        family=codes.ARTIFICIAL_INTELLIGENCE,
         manufacturer=MAKER,
     )
     images = [
@@ -72,7 +71,7 @@ def measurement_report(reading: Reading, sources: Sources, identity: ModelIdenti
     report[0].ContentSequence.extend(
         [
             _text(codes.INTENDED_USE, INTENDED_USE),
-            *(_text(codes.OVERRIDE, sentence) for sentence in reading.overrides),
+            *(_text(codes.OVERRIDE, f"Overridden: {sentence}") for sentence in reading.overrides),
         ]
     )
     with warnings.catch_warnings():

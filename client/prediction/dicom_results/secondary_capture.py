@@ -23,7 +23,7 @@ from client.prediction.reading import Reading
 Picture: TypeAlias = npt.NDArray[np.uint8]
 """Shape (rows, columns, 3), RGB."""
 
-BANNER = "NOT A MEDICAL DEVICE – research"
+BANNER = "NOT A MEDICAL DEVICE - research"
 _NARROWEST = 384
 """Columns below which a picture is enlarged, so that the banner can be read."""
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
