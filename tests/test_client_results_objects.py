@@ -485,6 +485,21 @@ def test_without_highdicom_the_command_to_install_it_is_told(
         DicomResults(tmp_path / "out", [classifier(plane_image())], {Kind.REPORT})
 
 
+def test_an_override_stands_in_the_mask_too_and_lets_it_lie_as_it_is_stored(tmp_path: Path) -> None:
+    image = plane_image(orientation="standard")
+    path = changed(SOURCES["computed-radiography"].make(tmp_path / "in")[0], PatientOrientation=["L", "R"])
+    said = "orientation: It names no two directions of a patient."
+    with pytest.raises(NotWritten, match="No segmentation was written"):
+        DicomResults(tmp_path / "one", [segmenter(image)], {Kind.SEGMENTATION}).write(masked([path], image))
+    (written,) = DicomResults(tmp_path / "two", [segmenter(image)], {Kind.SEGMENTATION}).write(
+        masked([path], image, overrides=(said,))
+    )
+    found = dcmread(written)
+    assert f"Overridden: {said}" in found.SegmentSequence[0].SegmentDescription
+    stored = on_plane(_plane_reading_mask(), read_source(path).header, plane_image())
+    assert np.array_equal(np.maximum.reduce(_frames(found)), (stored > 0).astype(np.uint8))
+
+
 @needs_dciodvfy
 @pytest.mark.parametrize("orientation", ["as-stored", "standard"])
 def test_a_slice_of_a_ct_by_itself_keeps_its_place_in_the_patient(tmp_path: Path, orientation: str) -> None:

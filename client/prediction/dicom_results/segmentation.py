@@ -27,6 +27,7 @@ from client.prediction.dicom_results.source_images import copied, slices_of
 from client.prediction.reading import Mask, Reading
 from client.reasons import Reason
 from client.volume import Slice
+from shared_models.study import Image
 
 
 def segmentation(reading: Reading, sources: Sources, identity: ModelIdentity, place: Place) -> Dataset:
@@ -46,7 +47,7 @@ def segmentation(reading: Reading, sources: Sources, identity: ModelIdentity, pl
     if identity.study.image.depth is None:
         (source,) = sources.images
         header = source.frame(sources.frame or 0)
-        mask = on_plane(reading.mask, header, identity.study.image)[np.newaxis]
+        mask = _on_plane(reading, reading.mask, header, identity.study.image)[np.newaxis]
         made = _object(reading, sources.stand_ins(), mask, identity, place)
         if "ImageOrientationPatient" not in header:
             made.add_new("PatientOrientation", "CS", header.get("PatientOrientation"))
@@ -54,6 +55,16 @@ def segmentation(reading: Reading, sources: Sources, identity: ModelIdentity, pl
         return made
     headers, mask = _of_series(reading.mask, sources, identity)
     return _object(reading, headers, mask, identity, place)
+
+
+def _on_plane(reading: Reading, mask: Mask, header: FileDataset, image: Image) -> Mask:
+    """On the pixels of the source; as it is stored where how it lies was overridden, since else nothing was read."""
+    try:
+        return on_plane(mask, header, image)
+    except Unusable as found:
+        if found.reason is not Reason.ORIENTATION or not reading.overrides:
+            raise
+        return on_plane(mask, header, image.model_copy(update={"orientation": "as-stored"}))
 
 
 def _of_series(mask: Mask, sources: Sources, identity: ModelIdentity) -> tuple[list[FileDataset], Mask]:
@@ -153,7 +164,7 @@ def _object(
     return made
 
 
-def _segment(number: int, name: str, identity: ModelIdentity) -> SegmentDescription:
+def _segment(number: int, name: str, reading: Reading, identity: ModelIdentity) -> SegmentDescription:
     segment = SegmentDescription(
         segment_number=number,
         segment_label=name,
