@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from client.agent_command import agent
+from client.card_command import card
 from client.doctor_command import doctor
 from client.fetch_command import fetch
 from client.foreground import foreground
@@ -24,6 +25,7 @@ from client.membership import join as join_consortium
 from client.network_command import connect, init_network, network_status, no_server
 from client.network_file import is_network_file
 from client.options import SITE_FILE, ConfigOption, EitherConfigOption, EndWithParentOption, JsonOption
+from client.predict_command import predict
 from client.renew_command import renew
 from client.renewed_keys import renewed_keys
 from client.review_command import review
@@ -137,6 +139,8 @@ def status(
 
 app.command()(fetch)
 app.command()(index)
+app.command()(predict)
+app.command()(card)
 app.command()(ledger)
 app.command("renew-keys")(renew)
 app.command()(agent)

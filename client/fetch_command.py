@@ -2,8 +2,6 @@
 
 import fcntl
 import json
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -19,6 +17,7 @@ from client.foreground import foreground
 from client.options import SITE_FILE, ConfigOption, JsonOption
 from client.pacs_file import Pacs
 from client.pacs_query import Wanted, read_accessions, read_studies
+from client.quiet_libraries import quiet_threads
 from client.site_file import SiteFile, read_site
 from shared_models.configuration import ConfigurationError
 from shared_models.processes import private_folder
@@ -70,7 +69,7 @@ def fetch(  # noqa: PLR0917 - the options of a command line
     site = read_site(config)
     if site.pacs is None:
         raise ConfigurationError(f"{config}: has no [pacs]; add it to fetch from a PACS, see docs/pacs.md")
-    with foreground(False), _quiet(), _only_one(private_folder(site.state)):
+    with foreground(False), quiet_threads(), _only_one(private_folder(site.state)):
         tally = _fetched(site, site.pacs, wanted, wait=not no_wait, again=again, show=not as_json)
     if as_json:
         typer.echo(json.dumps(_values(site, tally), indent=2))
@@ -133,19 +132,6 @@ def _fetched(site: SiteFile, pacs: Pacs, wanted: Wanted, *, wait: bool, again: b
             is_withdrawn=withdrawn_by(gone, lambda patient: secret.pseudonym("patient", patient)),
             progress=progress,
         ).run()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop warnings, and what ends a thread of pynetdicom: both may quote what the PACS sends. Loggers are silent."""
-    told = threading.excepthook
-    threading.excepthook = lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        threading.excepthook = told
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pydicom.dataset import FileDataset
 from client.demographics import MOST_YEARS, Demographics
 from client.dicom_file import Unusable, code_of, number_of, text_of
 from client.identifying_facts import IdentifyingFacts
+from client.orientation import transposed
 from client.pixel_size import spacing_of
 from shared_models.configuration import Frozen
 from shared_models.tasks.segmentation import MOST_STRUCTURES
@@ -33,7 +34,8 @@ class HeaderFacts(Frozen):
 
     ``scanner`` is Manufacturer (0008,0070) and Manufacturer's Model Name (0008,1090), and ``?`` where they hold any
     character but letters, digits and ``._/()+-``; ``maker`` is the first of them. ``sex`` and ``age``, in years, are
-    those of `client.demographics`. ``spacing`` is in mm, between rows and between columns.
+    those of `client.demographics`. ``spacing`` is in mm, between rows and between columns; ``transposed``: whether rows
+    and columns change places on the way to the standard orientation.
     """
 
     modality: Code = ""
@@ -47,7 +49,9 @@ class HeaderFacts(Frozen):
     rows: Number | None = None
     columns: Number | None = None
     bits_stored: Number | None = None
+    num_frames: Annotated[int, Field(ge=1, le=2**31)] = 1
     spacing: Annotated[tuple[float, float] | None, Field(strict=False)] = None
+    transposed: bool = False
     burned_in: Code = ""
     identifying: IdentifyingFacts = IdentifyingFacts()
 
@@ -97,7 +101,9 @@ def header_facts(
         rows=_number(header, "Rows"),
         columns=_number(header, "Columns"),
         bits_stored=_number(header, "BitsStored"),
+        num_frames=_number(header, "NumberOfFrames") or 1,
         spacing=_spacing(header),
+        transposed=_transposed(header),
         burned_in=_code(header, "BurnedInAnnotation"),
         identifying=identifying,
     )
@@ -149,6 +155,13 @@ def _spacing(header: FileDataset) -> tuple[float, float] | None:
         return spacing_of(header)
     except Unusable:
         return None
+
+
+def _transposed(header: FileDataset) -> bool:
+    try:
+        return transposed(header)
+    except Unusable:
+        return False
 
 
 def _scanner(header: FileDataset, *keywords: str) -> str:

@@ -22,6 +22,11 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _ACCESSION = re.compile(r"[^\\*?\x00-\x1f\x7f]{1,64}")
 
 
+def is_accession(text: str) -> bool:
+    """Whether *text* may stand in a question as an accession number: no wildcard, and not too long."""
+    return _ACCESSION.fullmatch(text) is not None
+
+
 def is_uid(text: str) -> bool:
     """Whether *text* is made as a UID (PS3.5 section 9.1), so that it may stand in an address or a request."""
     return len(text) <= 64 and _UID.fullmatch(text) is not None
@@ -206,7 +211,7 @@ class PacsConnection(Protocol):
 
 def read_accessions(path: Path) -> tuple[str, ...]:
     """Accession numbers, one a line. Raises ConfigurationError, which names lines and no number."""
-    return _read_list(path, lambda text: _ACCESSION.fullmatch(text) is not None, "accession number")
+    return _read_list(path, is_accession, "accession number")
 
 
 def read_studies(path: Path) -> tuple[str, ...]:

@@ -2,7 +2,10 @@
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 
 def create_private_file(path: Path, data: bytes) -> bool:
@@ -38,10 +41,35 @@ def replace_private_file(path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def _write_beside(path: Path, data: bytes) -> Path:
+@contextmanager
+def private_text(path: Path) -> Iterator[TextIO]:
+    """Write *path* piece by piece, UTF-8, mode 0600. It is in its place once the context ended, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    temporary, descriptor = _created_beside(path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _created_beside(path: Path) -> tuple[Path, int]:
+    """A new file in the same folder, and its descriptor."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    temporary, descriptor = _created_beside(path)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -25,7 +25,8 @@ _ASPECT = {
 }
 
 
-def _kind(model: Model) -> str:
+def network_in_words(model: Model) -> str:
+    """Kind and width of the network, without a full stop."""
     if model.architecture == "scattering":
         return (
             f"The model is of the kind “{model.architecture}”: fixed filters of {counted(model.scales, 'size')} and "
@@ -49,12 +50,12 @@ def what_is_trained(study: Study, weights: Path) -> Section:
             plain(f"{quoted(study.title)}. The study is identified by its hash, {study.hash}."),
             plain(study.task.in_words),
             plain(
-                f"{_kind(model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
+                f"{network_in_words(model)}: {num_weights:,} numbers (weights) that training adjusts. It is "
                 "trained here, on this hospital's machine; all hospitals begin with the same public weights."
             ),
             *_initial(model, weights),
             *_frozen(model, num_frozen),
-            *_preparation(study.image),
+            plain(preparation_in_words(study.image)),
             plain(
                 f"{_rounds(study)} In a step each training patient is drawn with probability {training.sample_rate:g}. "
                 f"{_images_in_a_step(training)}{_altered(training.augmentation)}"
@@ -192,7 +193,8 @@ def _frozen(model: Model, num_frozen: int) -> tuple[Sentence, ...]:
     )
 
 
-def _preparation(image: Image) -> tuple[Sentence, ...]:
+def preparation_in_words(image: Image) -> str:
+    """How an image becomes what enters the network, in sentences."""
     if image.channels == 3:
         levels = "Colour images are used, grey ones left out"
     else:
@@ -208,13 +210,11 @@ def _preparation(image: Image) -> tuple[Sentence, ...]:
         levels = f"Grey images are used, colour ones left out; grey values are scaled {how}"
     if image.depth is not None:
         return (
-            plain(
-                f"An image is a whole series of slices (CT, MR), brought to {image.depth} slices of {image.rows} × "
-                f"{image.columns} pixels along the patient's axes: {image.slice_spacing:g} mm from slice to slice, "
-                f"{image.spacing or 0:g} mm from pixel to pixel; what is larger is cut, what is smaller is filled up "
-                f"with black. {levels}. A series with a gap, with two different slices at one place or with a slice "
-                "that cannot be used is left out as a whole."
-            ),
+            f"An image is a whole series of slices (CT, MR), brought to {image.depth} slices of {image.rows} × "
+            f"{image.columns} pixels along the patient's axes: {image.slice_spacing:g} mm from slice to slice, "
+            f"{image.spacing or 0:g} mm from pixel to pixel; what is larger is cut, what is smaller is filled up "
+            f"with black. {levels}. A series with a gap, with two different slices at one place or with a slice "
+            "that cannot be used is left out as a whole."
         )
     shape = _ASPECT[image.aspect]
     if image.spacing is not None:
@@ -229,10 +229,8 @@ def _preparation(image: Image) -> tuple[Sentence, ...]:
     )
     frames = " Of an image of several frames the middle one is used." if image.frames == "middle" else ""
     return (
-        plain(
-            f"Each image is prepared by itself: brought to {image.rows} × {image.columns} pixels "
-            f"({shape}). {levels}.{turned}{frames}"
-        ),
+        f"Each image is prepared by itself: brought to {image.rows} × {image.columns} pixels "
+        f"({shape}). {levels}.{turned}{frames}"
     )
 
 

@@ -5,13 +5,12 @@ order of their first files, one volume of all its files. What is wrong with one 
 is never silently thinner than its series.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 
 from client.dicom_file import Unusable
+from client.doubtful_series import FileOfSeries, doubtful_series
 from client.file_reading import Prepared
 from client.file_tree import FoundFile
 from client.mask_files import check_mask
@@ -23,18 +22,6 @@ from client.scan_memory import Finding, Record
 from client.structures import MaskWanted
 
 MAX_SERIES_FILES = 4096
-_LOST = frozenset(
-    {
-        Reason.NOT_READABLE,
-        Reason.BROKEN_HEADER,
-        Reason.TOO_DEEP,
-        Reason.TRUNCATED,
-        Reason.DECODER_CRASHED,
-        Reason.TOO_SLOW,
-        Reason.TOO_MUCH_MEMORY,
-    }
-)
-"""Reasons of files that may have been slices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +83,7 @@ class VolumeScan(Scan):
                 seen.append(self._remembered(each))
                 progress(len(seen) // 2, len(files))
                 self._checkpoint_if_due()
-            groups, self._doubtful = self._by_series(seen), _doubtful(seen)
+            groups, self._doubtful = self._by_series(seen), doubtful_series(map(_of_series, seen))
             for group, volume in zip(groups, pool.in_order(self._volumes(groups, pool)), strict=True):
                 kept |= self._settled_series(group, volume)
                 progress((len(files) + len(self._builder)) // 2, len(files))
@@ -302,26 +289,13 @@ class VolumeScan(Scan):
         return kept
 
 
-def _doubtful(seen: Iterable[Seen]) -> set[str]:
-    """Series that may lack a slice: alone in a folder with a file that does not even say of which series it is.
-
-    Where slices of several series lie in one folder nobody can tell whose it was.
-    """
-    series, endings, lost = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set), []
-    for each in seen:
-        record, (folder, _, name) = _known_of(each), each.file.name.rpartition("/")
-        if own := record.pseudonyms.get("SeriesInstanceUID"):
-            series[folder].add(own)
-            endings[folder].add(PurePosixPath(name).suffix)
-        elif record.finding is not None:
-            lost.append((folder, PurePosixPath(name).suffix, record.finding.reason))
-    return {
-        only
-        for folder, ending, reason in lost
-        if reason in _LOST or (reason is Reason.NOT_DICOM and ending and ending in endings[folder])
-        if len(series[folder]) == 1
-        for only in series[folder]
-    }
+def _of_series(each: Seen) -> FileOfSeries:
+    record = _known_of(each)
+    return FileOfSeries(
+        path=each.file.name,
+        series=record.pseudonyms.get("SeriesInstanceUID", ""),
+        reason=None if record.finding is None else record.finding.reason,
+    )
 
 
 def _known_of(each: Seen) -> Record:

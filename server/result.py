@@ -121,7 +121,7 @@ class Result(Frozen):
     noise on each metric, ``test_assessment`` its intervals, curves and operating points, ``test_subgroups`` the groups
     that may be told of. ``exact_test`` and ``exact_assessment`` are there in simulations only, summed from the sites'
     own results; ``exact_auroc_in_bins`` is their AUROC if it were counted in the study's bins, without noise.
-    ``test_burned`` says why there is no ``test``.
+    ``test_burned`` says why there is no ``test``. ``model_digest`` is that of ``model.safetensors``.
     """
 
     schema_: Literal[3] = Field(default=3, alias="schema")
@@ -137,6 +137,7 @@ class Result(Frozen):
     test_assessment: Assessment | None = None
     test_subgroups: tuple[SubgroupsEntry, ...] | None = None
     test_burned: str | None = None
+    model_digest: str | None = None
     kept_round: int | None = None
     """The round whose model is tested and kept, where the study stops early; None where it is the last one."""
     exact_test: dict[str, float | None] | None = None

@@ -38,7 +38,8 @@ def run_study(context: RunContext, *, engine: str, resume: bool = False) -> Resu
         context.study, state.progress, engine=engine, refusals=dict(state.attendance.refused)
     )
     folder = context.checkpoint.parent
-    write_model(folder / "model.safetensors", context.study, state.model.kept, result)
+    digest = write_model(folder / "model.safetensors", context.study, state.model.kept, result)
+    result = result.model_copy(update={"model_digest": digest})
     write_atomically(folder / "result.json", result.to_json().encode())
     try:
         close_run(context, state)

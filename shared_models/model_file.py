@@ -91,8 +91,8 @@ def read_model(path: Path) -> TrainedModel:
     found = metadata.get("format")
     if found == "collegium-model-1":
         raise ModelFileError(
-            f"{path}: is a model of the first format, which has no digest over card and weights; have the study's "
-            "coordinator write it again with this version, or use the version that trained it"
+            f"{path}: is a model of the first format, which has no digest over card and weights; use the "
+            "version that trained it, or a model of a run of this version"
         )
     if found != FORMAT or not {"card", "digest"} <= set(metadata):
         raise ModelFileError(

@@ -459,3 +459,22 @@ def test_nothing_says_that_updates_travel_unmasked() -> None:
         (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "simulations/report.html.jinja")
     ]
     assert not [text[:60] for text in texts if "TLS alone" in text or "TLS only" in text]
+
+
+# predict.md
+
+
+def test_the_predict_page_names_every_reason_that_can_be_overridden() -> None:
+    from client.prediction.refusals import OVERRIDABLE
+
+    table = section(page("predict.md"), "## What is refused")
+    assert [cells[0].strip("`") for cells in rows(table)] == [reason.code for reason in OVERRIDABLE]
+
+
+def test_the_predict_page_names_the_exit_codes() -> None:
+    from client.foreground import INTERRUPTED
+    from client.prediction.summary import ALL, NOTHING, SOME_LEFT_OUT
+
+    table = section(page("predict.md"), "## Exit status")
+    told = {int(cells[0].strip("`")) for cells in rows(table)}
+    assert told == {ALL, NOTHING, 2, SOME_LEFT_OUT, INTERRUPTED}

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_sites import FakeExchange, refusing
-from safetensors import safe_open
 from studies import make_study
 
 from server import cohort
@@ -33,6 +32,7 @@ from shared_models.messages import (
     decode_reply,
     encode,
 )
+from shared_models.model_file import read_model
 from shared_models.study import Study
 from shared_models.vector import IntVector
 
@@ -397,11 +397,11 @@ def test_a_run_writes_result_and_model_with_its_card(tmp_path) -> None:
     assert written["test"]["auroc"] == 1.0
     assert [site["name"] for site in written["sites"]] == ["north", "south"]
     assert result.rounds[0].metrics is not None
-    with safe_open(folder / "model.safetensors", framework="numpy") as file:
-        card = file.metadata()
-        assert card["study_hash"] == STUDY.hash
-        assert "Not a medical device" in card["intended_use"]
-        assert sum(file.get_tensor(name).size for name in file.keys()) == len(flatten(build_model(STUDY)))  # noqa: SIM118
+    model = read_model(folder / "model.safetensors")
+    assert model.card.study_hash == STUDY.hash
+    assert "Not a medical device" in model.card.intended_use
+    assert len(flatten(model.model.requires_grad_(True))) == len(flatten(build_model(STUDY)))
+    assert written["model_digest"] == model.digest
     assert not list(folder.glob("*.partial"))
 
 

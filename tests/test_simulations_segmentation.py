@@ -15,6 +15,7 @@ from client.ingestion import ingest
 from client.secret import SiteSecret
 from client.site_file import read_site
 from server.result import Result
+from shared_models.model_file import read_model
 from shared_models.tasks.registry import task_of
 from simulations.evaluation_noise import ASSUMED_DICE, dice_deviation
 from simulations.preparation.cases import SourceError
@@ -83,8 +84,7 @@ def test_nodules_of_volumes_are_outlined_by_a_federation(mode: str, tmp_path: Pa
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Dice over the run" in page
     assert "AUROC" not in page
-    with safe_open(tmp_path / "run" / "model.safetensors", "np") as file:
-        assert "nodule" in file.metadata()["outputs"]
+    assert read_model(tmp_path / "run" / "model.safetensors").card.outputs == ("nodule",)
 
 
 @pytest.mark.thorough

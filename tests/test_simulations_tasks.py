@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from safetensors import safe_open
 from safetensors.numpy import load_file
 from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS
 from test_simulations_run import quiet, scenario_text
 
 from server.result import Result
+from shared_models.model_file import read_model
 from shared_models.study import read_study
 from shared_models.tasks.registry import task_of
 from simulations.command import _table_of_parts
@@ -125,10 +125,9 @@ def test_a_run_without_noise_tells_each_class_or_finding_in_all_its_files(
     assert ("true class" in page) == (kind == "classes")
     assert "mean AUROC federated" in page
 
-    with safe_open(done.out / "model.safetensors", framework="numpy") as file:
-        card = file.metadata()
-    assert json.loads(card["outputs"]) == list(names)
-    assert card["activation"] == {"classes": "softmax", "findings": "sigmoid"}[kind]
+    card = read_model(done.out / "model.safetensors").card
+    assert card.outputs == names
+    assert card.activation == {"classes": "softmax", "findings": "sigmoid"}[kind]
 
 
 @pytest.mark.slow

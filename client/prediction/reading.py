@@ -74,16 +74,18 @@ class Unread:
     """An input that gave no reading.
 
     Attributes:
-        name: as of `Reading`; of a series that was left out as a whole, each of its files has one.
+        name: as of `Reading`; of a series that was left out as a whole, that of its first file.
         code: of the reason, as in `client.reasons`.
         sentence: why, without anything that names a patient.
-        can_be_overridden: whether ``--override`` of this code would let it through.
+        can_be_overridden: whether ``--override`` of this code could let it through.
+        num_files: how many files it is; more than one of a series.
     """
 
     name: str
     code: str
     sentence: str
     can_be_overridden: bool = False
+    num_files: int = 1
 
 
 class Writer(Protocol):

@@ -242,6 +242,14 @@ class Segmentation:
         """Probabilities of each voxel: logits (batch, outputs, ...) → the same shape, in [0, 1]."""
         return logits.sigmoid() if len(self.names) == 1 else logits.softmax(1)
 
+    def marks(self, logits: "Tensor") -> "Tensor":
+        """What each voxel is taken for: logits (batch, outputs, ...) → int64 (batch, ...), 0 for background."""
+        import torch
+
+        if len(self.names) == 1:
+            return (logits[:, 0] > 0).long()
+        return torch.nan_to_num(logits, nan=-torch.inf).argmax(1)
+
     def kept(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         """Numbers of voxels, and the log loss.
 
@@ -256,11 +264,7 @@ class Segmentation:
         import torch
 
         classes, known = _classes_of(labels)
-        if len(self.names) == 1:
-            predicted = (logits[:, 0] > 0).long()
-        else:
-            predicted = torch.nan_to_num(logits, nan=-torch.inf).argmax(1)
-        predicted = predicted * known
+        predicted = self.marks(logits) * known
         columns = []
         for number in range(1, len(self.names) + 1):
             mark, mask = (predicted == number).flatten(1), (classes == number).flatten(1)
