@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trained_models
 from dicom_files import dataset, gradient, write
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -31,8 +32,8 @@ from readings import (
 
 from client.masks import plane_mask, volume_mask
 from client.prediction.dicom_results.numbering import Kind
-from client.prediction.dicom_results.placing import on_plane
-from client.prediction.dicom_results.source_images import read_source
+from client.prediction.dicom_results.placing import on_plane, on_slices
+from client.prediction.dicom_results.source_images import read_source, slices_of
 from client.prediction.dicom_results.writer import DicomResults, NotWritten
 from client.prediction.reading import Mask
 from client.series import read_series
@@ -221,11 +222,40 @@ def test_a_report_says_which_model_says_so_and_what_it_is_not(made: Made) -> Non
     assert texts["Device Observer Serial Number"] == [DIGEST]
     assert texts["Device Observer Name"] == texts["Algorithm Name"] == ["test-study"]
     assert texts["Algorithm Version"] == [DIGEST]
-    assert any("run-7, round 2 of 3" in text for text in texts["Algorithm Parameters"])
+    for part in ("run-7, round 2 of 3", "asked by Collegium 0.1.0", "architecture small-cnn"):
+        assert any(part in text for text in texts["Algorithm Parameters"]), part
     assert "Not a medical device" in texts["Intended use"][0]
     assert texts["Refusal that was overridden"] == [f"Overridden: {OVERRIDE}"]
     assert "30 of 40 patients" in texts["What the test showed of such a score"][0]
     assert "reaches the threshold 0.25 of the operating point screening" in texts["Comment"][0]
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize("name", ["computed-radiography", "series", "enhanced-series"])
+def test_what_the_predictor_says_is_what_the_results_hold(tmp_path: Path, name: str) -> None:
+    kind = SOURCES[name]
+    image, files = image_of(kind), kind.make(tmp_path / "in")
+    scores = trained_models.trained(tmp_path / "scores", classifier(image).study)
+    masks = trained_models.trained(tmp_path / "masks", segmenter(image).study)
+    reading, marked = (trained_models.one(model, tmp_path / "in") for model in (scores, masks))
+    (report,) = DicomResults(tmp_path / "report", [scores], {Kind.REPORT}).write(reading)
+    (mask,) = DicomResults(tmp_path / "mask", [masks], {Kind.SEGMENTATION}).write(marked)
+    assert errors_of(report) == errors_of(mask) == []
+    (group,) = highdicom.sr.srread(report).content.get_image_measurement_groups()
+    assert group.get_measurements()[0].value == reading.probabilities["positive"]
+    assert texts_of(dcmread(report))["Algorithm Version"] == [scores.digest]
+    stated = texts_of(dcmread(report)).get("What the test showed of such a score", [])
+    assert stated == list(reading.statements.values())
+    found = highdicom.seg.segread(mask)
+    assert found.DeviceSerialNumber == masks.digest
+    sources = [read_source(path) for path in marked.files]
+    assert marked.mask is not None
+    if kind.volume:
+        size = int(sources[0].header.Rows), int(sources[0].header.Columns)
+        placed = on_slices(marked.mask, slices_of(sources), size, image)
+    else:
+        placed = on_plane(marked.mask, sources[0].header, image)
+    assert int(found.pixel_array.sum()) == np.count_nonzero(placed)
 
 
 def test_several_models_are_one_device_with_all_their_digests(tmp_path: Path) -> None:
@@ -464,6 +494,23 @@ def test_results_are_for_their_owner_only_and_listed(tmp_path: Path) -> None:
         ["000001-picture.dcm", "picture", "photograph.dcm"],
         ["000002-report.dcm", "report", "photograph.dcm"],
     ]
+
+
+def test_a_name_that_a_spreadsheet_would_compute_is_a_path(tmp_path: Path) -> None:
+    image, files = plane_image(), SOURCES["photograph"].make(tmp_path / "in")
+    results = DicomResults(tmp_path / "out", [classifier(image)], {Kind.REPORT})
+    results.write(scored(files, image, name="=1+1.dcm"))
+    results.finish()
+    assert (tmp_path / "out" / "files.csv").read_text().splitlines()[1].endswith(",./=1+1.dcm")
+
+
+def test_slices_are_named_once_in_a_report_of_several_outputs(tmp_path: Path) -> None:
+    files, image = SOURCES["series"].make(tmp_path / "in"), volume_image()
+    (path,) = DicomResults(tmp_path / "out", [segmenter(image)], {Kind.REPORT}).write(masked(files, image))
+    report = highdicom.sr.srread(path)
+    groups = report.content.get_image_measurement_groups()
+    assert [len(group.source_images) for group in groups] == [len(files), 0]
+    assert len(report.get_evidence()) == len(files)
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
 """A reading as a Structured Report: probabilities, decisions at operating points, and who says so.
 
+The slices of a series are named in the first group only; a group that names none is of all images of the report.
+
 It is a Comprehensive SR after TID 1500 with one group (TID 1501) for each output: the finding, its probability, where
 there are several models how far they differ, each operating point with its threshold, and what the study's test showed
 of such a score. The model is a device observer (TID 1004) and an identified algorithm (TID 4019).
 
 Source: DICOM PS3.16 (templates), PS3.3 section A.35.3 (Comprehensive SR IOD).
 """
-
-import warnings
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -32,7 +32,7 @@ from pydicom.sr.codedict import codes as standard
 from client.prediction.dicom_results import codes
 from client.prediction.dicom_results.model_identity import MAKER, ModelIdentity, new_uid
 from client.prediction.dicom_results.numbering import Place
-from client.prediction.dicom_results.references import STAND_IN, Sources
+from client.prediction.dicom_results.references import STAND_IN, Sources, describing
 from client.prediction.reading import Reading
 from shared_models.model_card import INTENDED_USE
 
@@ -45,6 +45,9 @@ def measurement_report(reading: Reading, sources: Sources, identity: ModelIdenti
         sources: its files.
         identity: of the model.
         place: of the report in its study.
+
+    Raises:
+        Unusable: the source's header cannot be described.
     """
     algorithm = AlgorithmIdentification(
         name=identity.name,
@@ -64,7 +67,8 @@ def measurement_report(reading: Reading, sources: Sources, identity: ModelIdenti
         observation_context=ObservationContext(observer_device_context=_observer(identity)),
         procedure_reported=codes.PROCEDURE,
         imaging_measurements=[
-            _group(reading, output, identity, algorithm, images) for output in reading.probabilities
+            _group(reading, output, identity, algorithm, images if number == 0 or len(images) == 1 else [])
+            for number, output in enumerate(reading.probabilities)
         ],
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(codes.ENGLISH),
     )
@@ -74,10 +78,10 @@ def measurement_report(reading: Reading, sources: Sources, identity: ModelIdenti
             *(_text(codes.OVERRIDE, f"Overridden: {sentence}") for sentence in reading.overrides),
         ]
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd values of the source, which they quote
+    evidence = sources.stand_ins()
+    with describing():
         made = ComprehensiveSR(
-            evidence=sources.stand_ins(),
+            evidence=evidence,
             content=report[0],
             is_complete=True,
             is_final=False,

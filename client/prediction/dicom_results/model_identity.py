@@ -48,7 +48,10 @@ class ModelIdentity:
             study=models[0].study,
             num_models=len(models),
             digest=digests[0] if len(models) == 1 else together,
-            parameters=tuple(line for one in models for line in _told(one)),
+            parameters=(
+                *(line for one in models for line in _told(one)),
+                f"asked by Collegium {version('collegium')}",
+            ),
         )
 
     @property

@@ -5,13 +5,17 @@ takes one frame only as an image of one frame. So it is given each source as a S
 it then writes of classes and frames is put right.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import UID, SecondaryCaptureImageStorage
 
+from client.dicom_file import Unusable
 from client.prediction.dicom_results.source_images import SourceImage
+from client.reasons import Reason
 
 STAND_IN = UID(SecondaryCaptureImageStorage)
 _PLACE = ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient")
@@ -60,6 +64,21 @@ class Sources:
                 reference.ReferencedFrameNumber = self.frame_numbers
             found.append(reference)
         return found
+
+
+@contextmanager
+def describing() -> Iterator[None]:
+    """Let highdicom make an object: its warnings, which quote values of the source, are dropped, and so are its errors.
+
+    Raises:
+        Unusable: it takes the source's attributes for none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise Unusable(Reason.BAD_ATTRIBUTE, f"({type(error).__name__})") from None
 
 
 def same_study(sources: Sequence[SourceImage]) -> bool:

@@ -3,7 +3,6 @@
 Source: DICOM PS3.3 section A.8.1 (Secondary Capture Image IOD), C.7.6.1 (General Image), C.12.4 (references).
 """
 
-import warnings
 from typing import TypeAlias
 
 import numpy as np
@@ -17,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from client.prediction.dicom_results import codes
 from client.prediction.dicom_results.model_identity import MAKER, ModelIdentity
 from client.prediction.dicom_results.numbering import Place
-from client.prediction.dicom_results.references import Sources
+from client.prediction.dicom_results.references import Sources, describing
 from client.prediction.reading import Reading
 
 Picture: TypeAlias = npt.NDArray[np.uint8]
@@ -46,14 +45,14 @@ def secondary_capture(
         place: of the object in its study.
 
     Raises:
+        Unusable: the source's header cannot be described.
         ValueError: it is no RGB picture.
     """
-    first = sources.first
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd values of the source, which they quote
+    first, source, pixels = sources.first, sources.stand_ins()[0], with_banner(picture, identity)
+    with describing():
         made = SCImage.from_ref_dataset(
-            ref_dataset=sources.stand_ins()[0],
-            pixel_array=with_banner(picture, identity),
+            ref_dataset=source,
+            pixel_array=pixels,
             photometric_interpretation="RGB",
             bits_allocated=8,
             coordinate_system="PATIENT",
@@ -66,7 +65,7 @@ def secondary_capture(
             coding_schemes=codes.scheme_items(),
             **place.arguments,
         )
-        made.copy_patient_and_study_information(sources.stand_ins()[0])
+        made.copy_patient_and_study_information(source)
     made.add_new("PatientOrientation", "CS", None)
     made.add_new("Laterality", "CS", _side(first))
     made.ConversionType = "WSD"

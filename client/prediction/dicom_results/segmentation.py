@@ -6,7 +6,6 @@ knows no Segmentation without any.
 Source: DICOM PS3.3 section A.51 (Segmentation IOD).
 """
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +21,7 @@ from client.prediction.dicom_results import codes
 from client.prediction.dicom_results.model_identity import MAKER, ModelIdentity
 from client.prediction.dicom_results.numbering import Place
 from client.prediction.dicom_results.placing import on_plane, on_slices
-from client.prediction.dicom_results.references import Sources
+from client.prediction.dicom_results.references import Sources, describing
 from client.prediction.dicom_results.source_images import copied, slices_of
 from client.prediction.reading import Mask, Reading
 from client.reasons import Reason
@@ -137,17 +136,18 @@ def _object(
 ) -> Dataset:
     found = bool(mask.any())
     all_headers = headers
+    segments = [
+        _segment(number, name, reading, identity)
+        for number, name in enumerate(reading.probabilities, start=1)
+    ]
     if not found and len(headers) > 1:
         headers, mask = headers[:1], mask[:1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd values of the source, which they quote
+    with describing():
         made = SegmentationObject(
             source_images=headers,
             pixel_array=mask,
             segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=[
-                _segment(number, name, identity) for number, name in enumerate(reading.probabilities, start=1)
-            ],
+            segment_descriptions=segments,
             manufacturer=MAKER,
             manufacturer_model_name=identity.name,
             software_versions=identity.software,
@@ -178,9 +178,9 @@ def _segment(number: int, name: str, reading: Reading, identity: ModelIdentity) 
             source=MAKER,
         ),
     )
-    segment.SegmentDescription = (
-        f"{identity.in_short} Where the model saw nothing of the image, nothing is marked."
-    )
+    told = f"{identity.in_short} Where the model saw nothing of the image, nothing is marked."
+    overridden = "".join(f" Overridden: {sentence}" for sentence in reading.overrides)
+    segment.SegmentDescription = f"{told}{overridden}"[:1024]
     return segment
 
 

@@ -87,7 +87,7 @@ class DicomResults:
             dcmwrite(buffer, made, enforce_file_format=True)
             if not create_private_file(path, buffer.getvalue()):
                 raise FileExistsError(f"{path}: is there already")
-            self._rows.append((path.name, kind.word, reading.name))
+            self._rows.append((path.name, kind.word, _cell(reading.name)))
             written.append(path)
         return written
 
@@ -126,11 +126,11 @@ class DicomResults:
             return measurement_report(reading, sources, self._identity, place)
         except Unusable as trouble:
             raise NotWritten(f"No {kind.word} was written. {trouble}") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:  # highdicom's, which quote values
-            raise NotWritten(
-                f"No {kind.word} was written. The header of its source cannot be described "
-                f"({type(error).__name__})."
-            ) from None
+
+
+def _cell(name: str) -> str:
+    """A path, so that no spreadsheet takes it for a formula."""
+    return f"./{name}" if name[:1] in ("=", "+", "-", "@") else name
 
 
 def _sources(reading: Reading) -> Sources:
