@@ -234,7 +234,8 @@ def test_a_report_says_which_model_says_so_and_what_it_is_not(made: Made) -> Non
 @pytest.mark.parametrize("name", ["computed-radiography", "series", "enhanced-series"])
 def test_what_the_predictor_says_is_what_the_results_hold(tmp_path: Path, name: str) -> None:
     kind = SOURCES[name]
-    image, files = image_of(kind), kind.make(tmp_path / "in")
+    image = image_of(kind)
+    kind.make(tmp_path / "in")
     scores = trained_models.trained(tmp_path / "scores", classifier(image).study)
     masks = trained_models.trained(tmp_path / "masks", segmenter(image).study)
     reading, marked = (trained_models.one(model, tmp_path / "in") for model in (scores, masks))
@@ -560,3 +561,30 @@ def test_a_slice_of_a_ct_by_itself_keeps_its_place_in_the_patient(tmp_path: Path
     assert found.FrameOfReferenceUID == source.FrameOfReferenceUID
     place = found.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
     assert np.allclose(place.ImagePositionPatient, source.ImagePositionPatient)
+
+
+@pytest.mark.slow
+@needs_dciodvfy
+@pytest.mark.parametrize("name", ["photograph", "enhanced-series"])
+def test_whatever_bytes_a_header_holds_results_are_valid_or_it_is_told_why_there_are_none(
+    tmp_path: Path, name: str
+) -> None:
+    kind, random = SOURCES[name], np.random.default_rng(5)
+    image, (path,) = image_of(kind), kind.make(tmp_path / "in")
+    whole = path.read_bytes()
+    header = slice(200, whole.index(b"\xe0\x7f\x10\x00"))
+    results = DicomResults(tmp_path / "out", [segmenter(image)], set(Kind))
+    told, written = list[str](), list[Path]()
+    for _ in range(20):
+        content = bytearray(whole)
+        for place in random.integers(header.start, header.stop, random.integers(1, 4)):
+            content[place] = random.integers(0, 256)
+        path.write_bytes(content)
+        try:
+            written += results.write(masked([path], image), picture())
+        except NotWritten as trouble:
+            told.append(str(trouble))
+    assert told
+    assert len(written) > 5
+    assert not [sentence for sentence in told if "Phantom" in sentence or "2.25." in sentence]
+    assert not [error for one in written for error in errors_of(one)]

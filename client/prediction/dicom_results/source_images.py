@@ -6,6 +6,7 @@ Unicode, which results hold as UTF-8.
 Source: DICOM PS3.3 sections C.7.1.1 (Patient), C.7.2.1 (General Study), C.7.2.2 (Patient Study).
 """
 
+import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.multival import MultiValue
@@ -120,7 +122,7 @@ def read_source(path: Path) -> SourceImage:
         header.PatientSex = None
     with guarded(Reason.BAD_ATTRIBUTE):
         for keyword in FRAME_KEYWORDS:
-            if raw.get(keyword):
+            if raw.get(keyword) and raw[keyword].VR == "SQ":
                 header.add(raw[keyword])
     for keyword in ("Rows", "Columns"):
         integer_of(header, keyword, low=1, high=65535)
@@ -171,6 +173,8 @@ def _cleaned(raw: FileDataset, keyword: str) -> DataElement | None:
         if keyword not in raw or raw[keyword].is_empty:
             return None
         element = raw[keyword]
+        if element.VR != dictionary_VR(keyword):  # of a damaged file
+            return None
         if element.VR == "SQ":
             return DataElement(element.tag, "SQ", [_unicode(item) for item in element.value])
         values = element.value if isinstance(element.value, MultiValue) else [element.value]
@@ -185,12 +189,17 @@ def _cleaned(raw: FileDataset, keyword: str) -> DataElement | None:
 def _plain(value: object, representation: str) -> object:
     """Without the bytes and the character set that it was read from; numbers as DICOM writes them."""
     if isinstance(value, PersonName):
-        return PersonName(str(value))
+        return PersonName(_text(str(value)))
     if representation == "DS":
         return DS(float(str(value)), auto_format=True)
     if representation == "IS":
         return int(str(value))
-    return value if isinstance(value, int | float) else str(value).strip(" \0")
+    return value if isinstance(value, int | float) else _text(str(value))
+
+
+def _text(value: str) -> str:
+    """Without padding and control characters, which no value of one line may hold."""
+    return "".join(character for character in value if unicodedata.category(character) != "Cc").strip()
 
 
 def _unicode(item: Dataset) -> Dataset:
@@ -202,5 +211,5 @@ def _unicode(item: Dataset) -> Dataset:
         if element.VR == "SQ":
             made.add(DataElement(element.tag, "SQ", [_unicode(each) for each in element.value]))
         else:
-            made.add(DataElement(element.tag, element.VR, str(element.value)))
+            made.add(DataElement(element.tag, element.VR, _text(str(element.value))))
     return made
