@@ -173,7 +173,7 @@ def _cleaned(raw: FileDataset, keyword: str) -> DataElement | None:
         if keyword not in raw or raw[keyword].is_empty:
             return None
         element = raw[keyword]
-        if element.VR != dictionary_VR(keyword):  # of a damaged file
+        if dictionary_VR(keyword) != element.VR:  # of a damaged file
             return None
         if element.VR == "SQ":
             return DataElement(element.tag, "SQ", [_unicode(item) for item in element.value])

@@ -11,7 +11,7 @@ from pydicom import dcmwrite
 from client.dicom_file import Unusable
 from client.prediction.dicom_results.model_identity import ModelIdentity
 from client.prediction.dicom_results.numbering import Kind, Numbering
-from client.prediction.dicom_results.references import Sources, same_study
+from client.prediction.dicom_results.references import Sources, describing, same_study
 from client.prediction.dicom_results.source_images import read_source
 from client.prediction.reading import Reading
 from client.private_file import create_private_file
@@ -81,11 +81,9 @@ class DicomResults:
         objects = self._objects(reading, overlay)
         self._number += 1
         written = []
-        for kind, made in objects:
+        for kind, content in objects:
             path = self._folder / f"{self._number:06d}-{kind.word}.dcm"
-            buffer = io.BytesIO()
-            dcmwrite(buffer, made, enforce_file_format=True)
-            if not create_private_file(path, buffer.getvalue()):
+            if not create_private_file(path, content):
                 raise FileExistsError(f"{path}: is there already")
             self._rows.append((path.name, kind.word, _cell(reading.name)))
             written.append(path)
@@ -99,7 +97,7 @@ class DicomResults:
         table.writerows(self._rows)
         create_private_file(self._folder / INDEX, text.getvalue().encode())
 
-    def _objects(self, reading: Reading, overlay: "Picture | None") -> list[tuple[Kind, "Dataset"]]:
+    def _objects(self, reading: Reading, overlay: "Picture | None") -> list[tuple[Kind, bytes]]:
         from client.prediction.dicom_results.secondary_capture import check_picture
 
         if overlay is not None:
@@ -107,10 +105,21 @@ class DicomResults:
         sources = _sources(reading)
         kinds = [kind for kind in Kind if kind in self._kinds]
         return [
-            (kind, self._made(kind, reading, sources, overlay))
+            (kind, self._encoded(kind, reading, sources, overlay))
             for kind in kinds
             if kind is not Kind.PICTURE or overlay is not None
         ]
+
+    def _encoded(self, kind: Kind, reading: Reading, sources: Sources, overlay: "Picture | None") -> bytes:
+        """One result as a file holds it. Raises NotWritten."""
+        buffer = io.BytesIO()
+        try:
+            made = self._made(kind, reading, sources, overlay)
+            with describing():
+                dcmwrite(buffer, made, enforce_file_format=True)
+        except Unusable as trouble:
+            raise NotWritten(f"No {kind.word} was written. {trouble}") from None
+        return buffer.getvalue()
 
     def _made(self, kind: Kind, reading: Reading, sources: Sources, overlay: "Picture | None") -> "Dataset":
         from client.prediction.dicom_results.measurement_report import measurement_report
@@ -118,14 +127,11 @@ class DicomResults:
         from client.prediction.dicom_results.segmentation import segmentation
 
         place = self._numbering.place(str(sources.first.StudyInstanceUID), kind)
-        try:
-            if kind is Kind.SEGMENTATION:
-                return segmentation(reading, sources, self._identity, place)
-            if overlay is not None and kind is Kind.PICTURE:
-                return secondary_capture(reading, overlay, sources, self._identity, place)
-            return measurement_report(reading, sources, self._identity, place)
-        except Unusable as trouble:
-            raise NotWritten(f"No {kind.word} was written. {trouble}") from None
+        if kind is Kind.SEGMENTATION:
+            return segmentation(reading, sources, self._identity, place)
+        if overlay is not None and kind is Kind.PICTURE:
+            return secondary_capture(reading, overlay, sources, self._identity, place)
+        return measurement_report(reading, sources, self._identity, place)
 
 
 def _cell(name: str) -> str:
