@@ -88,7 +88,7 @@ def _end(self: AssociationSocket) -> None:
 AssociationSocket._shutdown_socket = _end  # type: ignore[method-assign]
 
 
-def _leave(association: Association) -> None:
+def leave(association: Association) -> None:
     """Close the socket of an association that is over: pynetdicom's thread may have died before it did."""
     connection = association.dul.socket
     current = None if connection is None else connection.socket
@@ -194,7 +194,7 @@ class DimseConnection:
             else:
                 association.release()
         if association is not None:
-            _leave(association)
+            leave(association)
         self._busy = False
 
     def ping(self) -> frozenset[str]:
@@ -361,37 +361,15 @@ class DimseConnection:
         return self._association
 
     def _associate(self, contexts: list[PresentationContext]) -> Association:
-        service, seconds = self._service, self._access.pacs.timeout_seconds
-        entity = AE(ae_title=service.calling_ae_title)
-        entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = (
-            seconds
+        self._enough = threading.Event()
+        return associate(
+            self._access,
+            contexts,
+            roles=self._classes,
+            handlers=[(evt.EVT_C_STORE, self._store)],
+            enough=self._enough,
+            exceeded=self._exceeded,
         )
-        context, max_object_bytes = self._access.context, self._access.pacs.max_object_mib << 20
-        begun, self._enough = time.monotonic(), threading.Event()
-        association = entity.associate(
-            service.host,
-            service.port,
-            contexts=contexts,
-            ae_title=service.called_ae_title,
-            ext_neg=[build_role(UID(uid), scp_role=True) for uid in self._classes],
-            tls_args=None if context is None else (context, service.host),
-            evt_handlers=[
-                (evt.EVT_C_STORE, self._store),
-                (evt.EVT_CONN_OPEN, _opened, [max_object_bytes, self._enough, self._exceeded]),
-            ],
-        )
-        if association.is_established:
-            return association
-        _leave(association)
-        if association.is_rejected:
-            answer = association.acceptor.primitive
-            why = (0, 0) if answer is None else (answer.result_source or 0, answer.diagnostic or 0)
-            told = _REFUSALS.get(why, f"source {why[0]}, reason {why[1]}")
-            raise NotFetched(Outcome.REFUSED, f"(association rejected: {told})")
-        if association.acceptor.primitive is not None:
-            raise NotFetched(Outcome.REFUSED, "(it accepts none of what was proposed)")
-        slow = time.monotonic() - begun >= 0.95 * seconds
-        raise NotFetched(Outcome.UNREACHABLE, "(no answer)" if slow else "(no association)")
 
     def _store(self, event: evt.Event) -> int:
         """Take one object of a C-GET; what is wrong with it is told when the PACS is done."""
@@ -409,6 +387,59 @@ class DimseConnection:
 
     def _exceeded(self) -> None:
         self._trouble = self._trouble or NotFetched(Outcome.TOO_LARGE)
+
+
+def associate(
+    access: DimseAccess,
+    contexts: list[PresentationContext],
+    *,
+    roles: Sequence[str] = (),
+    handlers: Sequence[evt.EventHandlerType] = (),
+    enough: threading.Event | None = None,
+    exceeded: Callable[[], None] = lambda: None,
+) -> Association:
+    """Make an association.
+
+    Args:
+        access: to the PACS.
+        contexts: that are proposed.
+        roles: SOP classes whose objects the PACS is to send (C-GET).
+        handlers: pynetdicom's, of what the PACS asks for.
+        enough: once it is set, nothing more is received.
+        exceeded: called where the PACS sends too much at once.
+
+    Raises:
+        NotFetched: it is not there, or does not let this site in.
+    """
+    service, seconds = access.service, access.pacs.timeout_seconds
+    entity = AE(ae_title=service.calling_ae_title)
+    entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = seconds
+    context, max_object_bytes = access.context, access.pacs.max_object_mib << 20
+    begun = time.monotonic()
+    association = entity.associate(
+        service.host,
+        service.port,
+        contexts=contexts,
+        ae_title=service.called_ae_title,
+        ext_neg=[build_role(UID(uid), scp_role=True) for uid in roles],
+        tls_args=None if context is None else (context, service.host),
+        evt_handlers=[
+            *handlers,
+            (evt.EVT_CONN_OPEN, _opened, [max_object_bytes, enough or threading.Event(), exceeded]),
+        ],
+    )
+    if association.is_established:
+        return association
+    leave(association)
+    if association.is_rejected:
+        answer = association.acceptor.primitive
+        why = (0, 0) if answer is None else (answer.result_source or 0, answer.diagnostic or 0)
+        told = _REFUSALS.get(why, f"source {why[0]}, reason {why[1]}")
+        raise NotFetched(Outcome.REFUSED, f"(association rejected: {told})")
+    if association.acceptor.primitive is not None:
+        raise NotFetched(Outcome.REFUSED, "(it accepts none of what was proposed)")
+    slow = time.monotonic() - begun >= 0.95 * seconds
+    raise NotFetched(Outcome.UNREACHABLE, "(no answer)" if slow else "(no association)")
 
 
 class StorageReceiver:

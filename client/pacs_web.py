@@ -84,18 +84,8 @@ class WebConnection:
     """One connection to a DICOMweb service; see `client.pacs_query.PacsConnection`."""
 
     def __init__(self, access: WebAccess) -> None:
-        headers = {"Accept-Encoding": "identity"}
-        if access.authorization is not None:
-            headers["Authorization"] = access.authorization
         self._root, self._max_object = access.service.url, access.pacs.max_object_mib << 20
-        self._client = httpx.Client(
-            verify=access.context if access.context is not None else False,  # http only, where there is none
-            timeout=access.pacs.timeout_seconds,
-            headers=headers,
-            trust_env=False,
-            follow_redirects=False,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
-        )
+        self._client = web_client(access)
 
     def close(self) -> None:
         """End the connection."""
@@ -205,22 +195,53 @@ class WebConnection:
     @contextmanager
     def _answer(self, path: str, accept: str) -> Iterator[httpx.Response]:
         """An answer of status 200 or 204, its body still to be read. Raises NotFetched, in the body too."""
-        try:
-            with self._client.stream("GET", self._root + path, headers={"Accept": accept}) as answer:
-                _check_status(answer.status_code)
-                # httpx would inflate a piece as a whole, and what is packed twice without any bound.
-                if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-                    raise NotFetched(Outcome.PACS_ERROR, "(an answer is compressed, unasked)")
-                yield answer
-        except httpx.ConnectTimeout:
-            raise NotFetched(Outcome.UNREACHABLE, "(no answer)") from None
-        except httpx.ConnectError as error:
-            told = "the certificate is refused" if "CERTIFICATE" in str(error) else "no connection"
-            raise NotFetched(Outcome.UNREACHABLE, f"({told})") from None
-        except httpx.TimeoutException:
-            raise NotFetched(Outcome.TIMEOUT) from None
-        except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as error:
-            raise NotFetched(Outcome.CONNECTION_LOST, f"({type(error).__name__})") from None
+        with (
+            transport_trouble(),
+            self._client.stream("GET", self._root + path, headers={"Accept": accept}) as answer,
+        ):
+            _check_status(answer.status_code)
+            check_plain(answer)
+            yield answer
+
+
+def web_client(access: WebAccess) -> httpx.Client:
+    """One connection over HTTP, by nobody's proxy and to no other address."""
+    headers = {"Accept-Encoding": "identity"}
+    if access.authorization is not None:
+        headers["Authorization"] = access.authorization
+    return httpx.Client(
+        verify=access.context if access.context is not None else False,  # http only, where there is none
+        timeout=access.pacs.timeout_seconds,
+        headers=headers,
+        trust_env=False,
+        follow_redirects=False,
+        limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
+    )
+
+
+@contextmanager
+def transport_trouble() -> Iterator[None]:
+    """Raise NotFetched where the connection fails."""
+    try:
+        yield
+    except httpx.ConnectTimeout:
+        raise NotFetched(Outcome.UNREACHABLE, "(no answer)") from None
+    except httpx.ConnectError as error:
+        told = "the certificate is refused" if "CERTIFICATE" in str(error) else "no connection"
+        raise NotFetched(Outcome.UNREACHABLE, f"({told})") from None
+    except httpx.TimeoutException:
+        raise NotFetched(Outcome.TIMEOUT) from None
+    except (httpx.TransportError, httpx.StreamError, httpx.DecodingError) as error:
+        raise NotFetched(Outcome.CONNECTION_LOST, f"({type(error).__name__})") from None
+
+
+def check_plain(answer: httpx.Response) -> None:
+    """Raise NotFetched where the body is compressed.
+
+    httpx would inflate a piece as a whole, and what is packed twice without any bound.
+    """
+    if answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise NotFetched(Outcome.PACS_ERROR, "(an answer is compressed, unasked)")
 
 
 def _check_status(status: int) -> None:

@@ -21,6 +21,8 @@ from client.basic_profile import Kind
 from client.fetch_reasons import Outcome
 from client.network_file import NetworkFile
 from client.pacs_file import Pacs
+from client.prediction.dicom_results.numbering import Kind as ResultKind
+from client.prediction.dicom_results.storing_outcomes import Storing
 from client.quality_file import SiteQuality
 from client.reasons import LabelProblem, MaskProblem, Reason
 from client.review_sentences import share
@@ -345,6 +347,17 @@ class PacsOnly(Frozen):
     pacs: Pacs
 
 
+# dicom-results.md
+
+
+def test_every_outcome_of_storing_and_every_kind_of_result_stands_in_the_page() -> None:
+    text = page("dicom-results.md")
+    described = [tuple(cells) for cells in rows(section(text, "## Storing them"))]
+    assert described == [(f"`{one.code}`", one.sentence, one.remedy) for one in Storing]
+    kinds = {cells[0].strip("`"): int(cells[2]) for cells in rows(section(text, "## The objects"))}
+    assert kinds == {kind.word: kind.series_number for kind in ResultKind}
+
+
 # dependencies.md
 
 
@@ -352,6 +365,7 @@ def test_every_dependency_stands_in_its_page_with_its_bound() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for heading, group in (
         ("## Runtime", project["dependencies"]),
+        ("## For DICOM results", project["optional-dependencies"]["results"]),
         ("## For development", project["optional-dependencies"]["dev"]),
     ):
         described = {
