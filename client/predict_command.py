@@ -1,10 +1,11 @@
 """``collegium-client predict``: what a trained model says of the hospital's own images."""
 
 import json
+import webbrowser
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,16 +20,19 @@ from client.site_file import Compute
 from shared_models.configuration import ConfigurationError
 
 if TYPE_CHECKING:
+    from client.pacs_file import Pacs
+    from client.prediction.dicom_results.storing import StoredFiles
     from client.prediction.inputs import Input
+    from client.prediction.outputs import Results, Wanted
     from client.prediction.reading import Reading, Unread, Writer
     from client.prediction.summary import Summary
-    from client.prediction.tables import Tables
     from client.reasons import Reason
     from client.scan import Progress as Done
     from shared_models.model_file import TrainedModel
 
 OUT = Path("collegium-predictions")
-FAILURE = 1
+FAILURE, SOME_LEFT_OUT = 1, 3
+KINDS = {"sr": "REPORT", "seg": "SEGMENTATION", "sc": "PICTURE"}
 NOT_A_DEVICE = "For research only, not a medical device: no decision on a patient may rest on this."
 
 out = Console(highlight=False, soft_wrap=True)
@@ -66,6 +70,27 @@ def predict(  # noqa: PLR0917 - the options of a command line
     study_uid: Annotated[
         list[str] | None, typer.Option(help="A study in the PACS, by its Study Instance UID; several times.")
     ] = None,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(help="Maps of what spoke for a reading: grad-cam or occlusion; may be given twice."),
+    ] = None,
+    explained_output: Annotated[
+        str | None,
+        typer.Option(help="The output that maps are of; else the most probable one of each reading."),
+    ] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Write maps and contours as PNG, too.")
+    ] = False,
+    dicom: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Write DICOM results: sr (Structured Report), seg (Segmentation), sc (picture); several times."
+        ),
+    ] = None,
+    store: Annotated[
+        bool, typer.Option("--store", help="Store the DICOM results in the PACS of site.toml.")
+    ] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the viewer in the browser.")] = False,
     config: ConfigOption = SITE_FILE,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:NUMBER.")] = "auto",
     workers: Annotated[
@@ -77,7 +102,7 @@ def predict(  # noqa: PLR0917 - the options of a command line
     """Ask a trained model about DICOM images: probabilities, and what the study's test showed of such scores.
 
     Exit status: 0 all inputs were read; 1 none was, or the model cannot be used; 2 wrong usage; 3 some inputs were left
-    out.
+    out, or some DICOM results were not written or stored; 4 the PACS stored nothing.
     """
     from client.prediction.inputs import inputs_of
     from client.prediction.pacs_study import studies_in_pacs
@@ -85,6 +110,10 @@ def predict(  # noqa: PLR0917 - the options of a command line
     from shared_models.model_file import ModelFileError, read_model
 
     allowed, compute = _reasons(override or []), _compute(device, workers)
+    wanted = _wanted(explain or [], explained_output, dicom or [], pictures=pictures)
+    if store and not wanted.kinds:
+        raise ConfigurationError("--store: which results? Give --dicom sr, --dicom seg or --dicom sc too")
+    pacs = _pacs(config) if store else None
     _check_out(folder, overwrite)
     if not (inputs or accession or study_uid):
         raise ConfigurationError(
@@ -98,11 +127,12 @@ def predict(  # noqa: PLR0917 - the options of a command line
             in_pacs = studies_in_pacs(config, accession or (), study_uid or (), modalities=modalities)
             with err.status("bringing images from the PACS") if accession or study_uid else nullcontext():
                 fetched = kept.enter_context(in_pacs)
-            summary = _predicted(
+            summary, results = _predicted(
                 models,
                 [*named, *fetched.inputs],
                 fetched.unread,
                 allowed,
+                wanted,
                 folder=folder,
                 identifiers=identifiers,
                 compute=compute,
@@ -111,11 +141,17 @@ def predict(  # noqa: PLR0917 - the options of a command line
         except ModelFileError as error:
             err.print(str(error), style="red", markup=False)
             raise typer.Exit(FAILURE) from error
+        stored = _stored(results, pacs, show=not as_json)
     if as_json:
-        typer.echo(json.dumps({**summary.values(), "out": str(folder)}, indent=2))
+        typer.echo(
+            json.dumps({**summary.values(), **_of_results(results, stored), "out": str(folder)}, indent=2)
+        )
     else:
         _print(summary, folder)
-    raise typer.Exit(summary.exit_code)
+        _print_results(results, stored)
+    if open_page and summary.num_read:
+        _open(folder)
+    raise typer.Exit(_exit_code(summary, results, stored))
 
 
 def _predicted(
@@ -123,22 +159,24 @@ def _predicted(
     inputs: Sequence["Input"],
     unread: Sequence["Unread"],
     allowed: Sequence["Reason"],
+    wanted: "Wanted",
     *,
     folder: Path,
     identifiers: bool,
     compute: Compute,
     show: bool,
-) -> "Summary":
+) -> tuple["Summary", "Results | None"]:
     from client.decoding import DecoderDoesNotStart
     from client.device import DeviceError, choose_device, prepare_torch
+    from client.prediction.outputs import opened_outputs
     from client.prediction.predictor import Predictor
     from client.prediction.tables import Tables
 
     prepare_torch(compute)
+    now = datetime.now(UTC)
     try:
-        predictor = Predictor(
-            models, device=choose_device(compute), overrides=allowed, num_readers=compute.num_readers
-        )
+        chosen = choose_device(compute)
+        predictor = Predictor(models, device=chosen, overrides=allowed, num_readers=compute.num_readers)
     except DeviceError as error:
         raise ConfigurationError(str(error).replace("compute.device", "--device")) from error
     tables = Tables(
@@ -146,31 +184,88 @@ def _predicted(
         predictor.ensemble,
         identifiers=identifiers,
         overrides=[reason.code for reason in allowed],
-        now=datetime.now(UTC),
+        now=now,
     )
     try:
-        with tables, _shown(show) as progress:
-            return written(chain(unread, predictor.readings(inputs, progress)), tables, [])
+        with (
+            opened_outputs(folder, models, wanted, device=chosen, now=now) as outputs,
+            tables,
+            _shown(show) as progress,
+        ):
+            found = chain(unread, predictor.readings(inputs, progress))
+            return written(found, [tables, outputs.writer]), outputs.results
     except DecoderDoesNotStart as error:
         raise OSError(str(error)) from error
 
 
-def written(found: Iterable["Reading | Unread"], tables: "Tables", writers: Sequence["Writer"]) -> "Summary":
-    """Give each reading to the tables and all *writers* as it comes, and tell them when there is no more."""
+def written(found: Iterable["Reading | Unread"], writers: Sequence["Writer"]) -> "Summary":
+    """Give each reading, and each input that gave none, to all *writers* as it comes, and tell them the end."""
     from client.prediction.reading import Reading
     from client.prediction.summary import Summary
 
     summary = Summary()
     for one in found:
         summary.add(one)
-        if not isinstance(one, Reading):
-            tables.left_out(one)
-            continue
-        for writer in (tables, *writers):
-            writer.write(one)
-    for writer in (tables, *writers):
+        for writer in writers:
+            if isinstance(one, Reading):
+                writer.write(one)
+            else:
+                writer.left_out(one)
+    for writer in writers:
         writer.finish()
     return summary
+
+
+def _stored(results: "Results | None", pacs: "Pacs | None", *, show: bool) -> "StoredFiles | None":
+    """Store what was written in the PACS, where it is wanted."""
+    if results is None or pacs is None:
+        return None
+    from client.prediction.dicom_results.storing import store
+
+    with _shown(show, "storing results") as progress:
+        files, done = results.written, count(1)
+        return store(files, pacs, lambda _: progress(next(done), len(files)))
+
+
+def _exit_code(summary: "Summary", results: "Results | None", stored: "StoredFiles | None") -> int:
+    """What became of the inputs; where all were read, of the results; of the PACS in any case."""
+    if stored is not None and stored.exit_code > SOME_LEFT_OUT:
+        return stored.exit_code
+    if summary.exit_code:
+        return summary.exit_code
+    if (results is not None and results.not_written) or (stored is not None and stored.exit_code):
+        return SOME_LEFT_OUT
+    return 0
+
+
+def _wanted(explain: Sequence[str], output: str | None, dicom: Sequence[str], *, pictures: bool) -> "Wanted":
+    """Raises ConfigurationError where something of that name cannot be made."""
+    from client.prediction.dicom_results.numbering import Kind
+    from client.prediction.explanations.attribution import Method
+    from client.prediction.outputs import Wanted
+
+    methods = {method.value: method for method in Method}
+    if wrong := [name for name in explain if name not in methods]:
+        raise ConfigurationError(f"--explain {wrong[0]}: give {' or '.join(methods)}")
+    if wrong := [name for name in dicom if name not in KINDS]:
+        raise ConfigurationError(f"--dicom {wrong[0]}: give one of {', '.join(KINDS)}")
+    if output is not None and not explain:
+        raise ConfigurationError("--explained-output: of which maps? Give --explain too")
+    return Wanted(
+        methods=tuple(methods[name] for name in dict.fromkeys(explain)),
+        output=output,
+        pictures=pictures,
+        kinds=tuple(Kind[KINDS[name]] for name in dict.fromkeys(dicom)),
+    )
+
+
+def _pacs(config: Path) -> "Pacs":
+    from client.site_file import read_site
+
+    pacs = read_site(config).pacs
+    if pacs is None:
+        raise ConfigurationError(f"{config}: has no [pacs]; add it to store results, see docs/pacs.md")
+    return pacs
 
 
 def _reasons(codes: Sequence[str]) -> list["Reason"]:
@@ -200,9 +295,9 @@ def _compute(device: str, workers: int) -> Compute:
 
 
 @contextmanager
-def _shown(show: bool) -> Iterator["Done"]:
+def _shown(show: bool, what: str = "reading images") -> Iterator["Done"]:
     columns = (
-        TextColumn("reading images"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),
@@ -234,5 +329,40 @@ def _print(summary: "Summary", folder: Path) -> None:
             f"{summary.num_overridden} of the readings are of inputs for which the model was not trained.",
             style="red",
         )
-    out.print(f"{summary.num_read} read: {folder / CSV_NAME}, {folder / JSON_NAME} (private)", markup=False)
+    from client.prediction.page import PAGE_NAME
+
+    names = ", ".join(str(folder / name) for name in (CSV_NAME, JSON_NAME, PAGE_NAME))
+    out.print(f"{summary.num_read} read: {names} (private)", markup=False)
     out.print(NOT_A_DEVICE)
+
+
+def _of_results(results: "Results | None", stored: "StoredFiles | None") -> dict[str, object]:
+    """For scripts."""
+    found: dict[str, object] = {}
+    if results is not None:
+        found["num_results"] = len(results.written)
+        found["not_written"] = dict(results.not_written)
+    if stored is not None:
+        found["num_stored"] = stored.num_stored
+        found["not_stored"] = stored.troubles
+    return found
+
+
+def _print_results(results: "Results | None", stored: "StoredFiles | None") -> None:
+    if results is None:
+        return
+    out.print(f"{len(results.written)} DICOM results written")
+    for sentence, number in results.not_written.items():
+        out.print(f"{number} readings without: {sentence}", style="yellow", markup=False)
+    if stored is not None:
+        out.print(f"{stored.num_stored} of {len(stored.files)} stored in the PACS")
+        for sentence, number in stored.troubles.items():
+            out.print(f"{number} not stored: {sentence}", style="red", markup=False)
+
+
+def _open(folder: Path) -> None:
+    from client.prediction.page import PAGE_NAME
+
+    page = (folder / PAGE_NAME).resolve()
+    if not webbrowser.open(page.as_uri()):
+        err.print(f"No browser was found; open {page} in one", style="yellow", markup=False)

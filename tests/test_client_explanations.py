@@ -355,11 +355,11 @@ def test_neighbours_are_slices_of_the_volume_and_the_chosen_one_is_among_them(of
 def test_pictures_are_numbered_as_readings_are_and_private(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path / "overlays", structures=("lung",))
     model = trained(make_study())
-    explained = Explained([Explainer([model], method) for method in Method], pictures=pictures)
+    explained = Explained([Explainer([model], method) for method in Method], [pictures])
     for number in range(2):
         explained.write(reading_of(with_square(number, corner=(0, 0))[:, :16, :16], {"positive": 0.5}))
     mask = np.ones((16, 16), dtype=np.uint8)
-    Explained([], pictures=pictures).write(
+    Explained([], [pictures]).write(
         reading_of(np.zeros((1, 16, 16), dtype=np.float32), {"lung": 0.9}, mask=mask)
     )
     explained.finish()

@@ -24,7 +24,7 @@ from client.ingestion import ingest
 from client.predict_command import written
 from client.prediction.inputs import inputs_of
 from client.prediction.predictor import Predictor
-from client.prediction.reading import Reading
+from client.prediction.reading import Reading, Unread
 from client.prediction.structure_sizes import sizes_of
 from client.prediction.tables import Tables
 from shared_models.model_file import ModelFileError, TrainedModel, read_model
@@ -539,6 +539,9 @@ class Notes:
     def write(self, reading: Reading) -> None:
         self.names.append(reading.name)
 
+    def left_out(self, unread: Unread) -> None:
+        self.names.append(unread.code)
+
     def finish(self) -> None:
         self.names.append("finished")
 
@@ -551,9 +554,12 @@ def test_writers_take_each_reading_as_it_comes_and_are_told_the_end(place: Path,
     with Tables(
         tmp_path, predictor.ensemble, identifiers=False, overrides=(), now=datetime(2026, 1, 1, tzinfo=UTC)
     ) as tables:
-        summary = written(predictor.readings(inputs_of([images])), tables, [notes])
+        summary = written(predictor.readings(inputs_of([images])), [tables, notes])
     (images / "a" / "notes.txt").unlink()
-    assert notes.names == [*(row["name"] for row in rows(tmp_path / "predictions.csv")), "finished"]
+    read = [name for name in notes.names if name not in ("not-dicom", "finished")]
+    assert read == [row["name"] for row in rows(tmp_path / "predictions.csv")]
+    assert notes.names[-1] == "finished"
+    assert "not-dicom" in notes.names
     assert (summary.num_read, dict(summary.left_out), summary.exit_code) == (6, {"not-dicom": 1}, 3)
 
 

@@ -1,14 +1,30 @@
-"""Readings with their maps, for the page and as pictures: each map is made once."""
+"""Readings with their maps, for the page, as pictures and as DICOM results: each map is made once."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from client.prediction.explanations.attribution import Attribution
 from client.prediction.explanations.explainer import Explainer
 from client.prediction.explanations.picture import picture_png
-from client.prediction.page import Page
 from client.prediction.reading import Reading, Unread
 from client.private_file import private_bytes
+
+
+class ExplainedWriter(Protocol):
+    """Takes readings with their maps."""
+
+    def write(self, reading: Reading, attributions: Sequence[Attribution] = ()) -> None:
+        """Take one reading."""
+        ...
+
+    def left_out(self, unread: Unread) -> None:
+        """Take an input that gave no reading."""
+        ...
+
+    def finish(self) -> None:
+        """Write what is left to be written."""
+        ...
 
 
 class Pictures:
@@ -31,6 +47,9 @@ class Pictures:
         if reading.mask is not None:
             private_bytes(self._path("contours"), picture_png(reading, structures=self._structures))
 
+    def left_out(self, unread: Unread) -> None:
+        """There is no picture of it."""
+
     def finish(self) -> None:
         """Nothing is left to be written."""
 
@@ -39,20 +58,15 @@ class Pictures:
 
 
 class Explained:
-    """A writer of readings that makes their maps, and gives both to the page and the pictures.
+    """A writer of readings that makes their maps, and gives both to others.
 
     Args:
         explainers: one for each map; none of segmentation, whose contours need none.
-        page: where there is one.
-        pictures: where they are wanted.
+        writers: that take them.
     """
 
-    def __init__(
-        self, explainers: Sequence[Explainer], *, page: Page | None = None, pictures: Pictures | None = None
-    ) -> None:
-        self._explainers = tuple(explainers)
-        self._page = page
-        self._writers = tuple(one for one in (page, pictures) if one is not None)
+    def __init__(self, explainers: Sequence[Explainer], writers: Sequence[ExplainedWriter]) -> None:
+        self._explainers, self._writers = tuple(explainers), tuple(writers)
 
     def write(self, reading: Reading) -> None:
         """Take one reading. Raises OSError."""
@@ -61,9 +75,9 @@ class Explained:
             writer.write(reading, attributions)
 
     def left_out(self, unread: Unread) -> None:
-        """Take an input that gave no reading; only the page tells of it. Raises OSError."""
-        if self._page is not None:
-            self._page.left_out(unread)
+        """Take an input that gave no reading. Raises OSError."""
+        for writer in self._writers:
+            writer.left_out(unread)
 
     def finish(self) -> None:
         """Write what is left to be written. Raises OSError."""

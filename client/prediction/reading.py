@@ -95,6 +95,10 @@ class Writer(Protocol):
         """Take one reading."""
         ...
 
+    def left_out(self, unread: Unread) -> None:
+        """Take an input that gave none."""
+        ...
+
     def finish(self) -> None:
         """Write what is left to be written."""
         ...

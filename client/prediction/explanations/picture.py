@@ -34,10 +34,10 @@ class _Text:
     colour: tuple[int, int, int] | None = None
 
 
-def picture_png(
+def picture(
     reading: Reading, attribution: Attribution | None = None, *, structures: Sequence[str] = ()
-) -> bytes:
-    """Return the picture as PNG.
+) -> Picture:
+    """Return the picture: RGB, uint8, shape (rows, `WIDTH`, 3).
 
     It names no file and nobody.
 
@@ -59,8 +59,15 @@ def picture_png(
     for part in parts:
         page[top : top + len(part), _MARGIN : _MARGIN + part.shape[1]] = part
         top += len(part) + _GAP
+    return page
+
+
+def picture_png(
+    reading: Reading, attribution: Attribution | None = None, *, structures: Sequence[str] = ()
+) -> bytes:
+    """Return the same as PNG."""
     stream = BytesIO()
-    Pillow.fromarray(page).save(stream, "PNG", optimize=True)
+    Pillow.fromarray(picture(reading, attribution, structures=structures)).save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 
@@ -68,15 +75,15 @@ def _enlarged(reading: Reading, attribution: Attribution | None, number: int, wi
     """One slice with what lies over it, so wide; the image bicubic, the map bilinear, the mask by repeating pixels."""
     base = grey_or_colour(reading, number)
     size = (width, max(1, round(width * base.shape[0] / base.shape[1])))
-    picture: Picture = np.asarray(Pillow.fromarray(base).resize(size, Pillow.Resampling.BICUBIC))
+    enlarged: Picture = np.asarray(Pillow.fromarray(base).resize(size, Pillow.Resampling.BICUBIC))
     if attribution is not None:
         values = Pillow.fromarray(slice_of(attribution.values, number))
         larger = np.asarray(values.resize(size, Pillow.Resampling.BILINEAR), dtype=np.float32)
-        picture = coloured(picture, larger, scale_end(attribution))
+        enlarged = coloured(enlarged, larger, scale_end(attribution))
     if reading.mask is not None:
         mask = Pillow.fromarray(slice_of(reading.mask, number))
-        picture = outlined(picture, np.asarray(mask.resize(size, Pillow.Resampling.NEAREST)))
-    return picture
+        enlarged = outlined(enlarged, np.asarray(mask.resize(size, Pillow.Resampling.NEAREST)))
+    return enlarged
 
 
 def _strip(reading: Reading, attribution: Attribution | None, numbers: Sequence[int], shown: int) -> Picture:
