@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shared_models.model_file import TrainedModel
 
 OUT = Path("collegium-predictions")
-FAILURE, SOME_LEFT_OUT = 1, 3
+FAILURE = 1
 KINDS = {"sr": "REPORT", "seg": "SEGMENTATION", "sc": "PICTURE"}
 NOT_A_DEVICE = "For research only, not a medical device: no decision on a patient may rest on this."
 
@@ -228,14 +228,16 @@ def _stored(results: "Results | None", pacs: "Pacs | None", *, show: bool) -> "S
 
 
 def _exit_code(summary: "Summary", results: "Results | None", stored: "StoredFiles | None") -> int:
-    """What became of the inputs; where all were read, of the results; of the PACS in any case."""
-    if stored is not None and stored.exit_code > SOME_LEFT_OUT:
-        return stored.exit_code
+    """Of the PACS where it stored nothing, else of the inputs; where all were read, of the results."""
+    from client.prediction.dicom_results.storing import PACS_STORED_NOTHING
+    from client.prediction.summary import SOME_LEFT_OUT
+
+    if stored is not None and stored.exit_code == PACS_STORED_NOTHING:
+        return PACS_STORED_NOTHING
     if summary.exit_code:
         return summary.exit_code
-    if (results is not None and results.not_written) or (stored is not None and stored.exit_code):
-        return SOME_LEFT_OUT
-    return 0
+    lacking = (results is not None and results.not_written) or (stored is not None and stored.exit_code)
+    return SOME_LEFT_OUT if lacking else 0
 
 
 def _wanted(explain: Sequence[str], output: str | None, dicom: Sequence[str], *, pictures: bool) -> "Wanted":

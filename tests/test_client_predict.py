@@ -29,6 +29,7 @@ from client.prediction.structure_sizes import sizes_of
 from client.prediction.tables import Tables
 from shared_models.model_file import ModelFileError, TrainedModel, read_model
 from shared_models.study import Study
+from shared_models.tasks.histograms import scores_between_bins
 
 LIKE_THE_FILES = 'channels = 1\nintensity = "full-range"'
 
@@ -228,11 +229,13 @@ def test_operating_points_and_statements_are_those_of_the_card(tmp_path: Path) -
     model = trained(tmp_path, study, test=counts_of(study, most=200))
     hospital = Hospital(tmp_path / "hospital")
     hospital.add_patients(range(10))
+    edge = float(scores_between_bins(study.evaluation.num_bins)[9])
+    assert edge == pytest.approx(0.354, abs=1e-3), "the nearest edge of a bin"
     for reading in read_by_name(model, hospital.images).values():
         score = reading.probabilities["positive"]
         assert [(one.name, one.threshold, one.reached) for one in reading.points] == [
             ("0.5", 0.5, score >= 0.5),
-            ("here", pytest.approx(0.4), score >= 0.4),
+            ("here", pytest.approx(edge), score >= edge),
         ]
         assert reading.statements == {"positive": model.card.statement("positive", score)}
         assert reading.statements["positive"]
@@ -402,11 +405,15 @@ def test_what_is_written_is_for_its_owner_only_and_names_no_patient(place: Path,
     _, said = invoke(place / "model.safetensors", place / "hospital" / "images", "--out", out, "--workers", 1)
     assert stat.S_IMODE(out.stat().st_mode) == 0o700
     written = [path for path in out.rglob("*") if path.is_file()]
-    assert {path.name for path in written} == {
+    assert {path.name for path in written if path.parent == out} == {
+        "card.html",
+        "index.html",
+        "list.js",
         "predictions.csv",
         "predictions_by_patient.csv",
         "predictions.json",
     }
+    assert {path.parent.name for path in written} == {out.name, "images"}
     for path in written:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     text = said + "".join(path.read_text(encoding="utf-8") for path in written)

@@ -354,7 +354,7 @@ def test_every_outcome_of_storing_and_every_kind_of_result_stands_in_the_page() 
     text = page("dicom-results.md")
     described = [tuple(cells) for cells in rows(section(text, "## Storing them"))]
     assert described == [(f"`{one.code}`", one.sentence, one.remedy) for one in Storing]
-    kinds = {cells[0].strip("`"): int(cells[2]) for cells in rows(section(text, "## The objects"))}
+    kinds = {cells[0].split("`")[1]: int(cells[2]) for cells in rows(section(text, "## The objects"))}
     assert kinds == {kind.word: kind.series_number for kind in ResultKind}
 
 
@@ -365,7 +365,6 @@ def test_every_dependency_stands_in_its_page_with_its_bound() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for heading, group in (
         ("## Runtime", project["dependencies"]),
-        ("## For DICOM results", project["optional-dependencies"]["results"]),
         ("## For development", project["optional-dependencies"]["dev"]),
     ):
         described = {
@@ -374,6 +373,13 @@ def test_every_dependency_stands_in_its_page_with_its_bound() -> None:
         }
         stated = {re.fullmatch(r"([A-Za-z0-9_.-]+)(.*)", entry).groups() for entry in group}  # type: ignore[union-attr]
         assert described == stated
+    extras = rows(section(page("dependencies.md"), "## Extras"))
+    assert {(cells[0].strip("`"), cells[1].strip("`") + cells[2].strip("`")) for cells in extras} == {
+        (extra, entry)
+        for extra, group in project["optional-dependencies"].items()
+        for entry in group
+        if extra != "dev"
+    }
 
 
 # all pages
@@ -487,8 +493,9 @@ def test_the_predict_page_names_every_reason_that_can_be_overridden() -> None:
 
 def test_the_predict_page_names_the_exit_codes() -> None:
     from client.foreground import INTERRUPTED
+    from client.prediction.dicom_results.storing import PACS_STORED_NOTHING
     from client.prediction.summary import ALL, NOTHING, SOME_LEFT_OUT
 
     table = section(page("predict.md"), "## Exit status")
     told = {int(cells[0].strip("`")) for cells in rows(table)}
-    assert told == {ALL, NOTHING, 2, SOME_LEFT_OUT, INTERRUPTED}
+    assert told == {ALL, NOTHING, 2, SOME_LEFT_OUT, PACS_STORED_NOTHING, INTERRUPTED}

@@ -23,8 +23,8 @@ def cells_of(voxels: Doubles, *, num_bins: int) -> Counts:
         Dice is 0; those without it of whom nothing was marked; those of whom something was.
     """
     both, mark, mask = np.maximum(voxels, 0.0).T
-    with np.errstate(invalid="ignore", divide="ignore"):
-        dice = np.where(both > 0, 2.0 * both / (mark + mask), 0.0).clip(0.0, 1.0)
+    with np.errstate(all="ignore"):  # absurd numbers may overflow; the result lies in its range
+        dice = np.nan_to_num(np.where(both > 0, 2.0 * both / (mark + mask), 0.0)).clip(0.0, 1.0)
     cells = np.minimum((dice * num_bins).astype(np.int64), num_bins - 1)
     cells = np.where(dice > 0, cells, num_bins)
     cells = np.where(mask > 0, cells, num_bins + 1 + (mark > 0))

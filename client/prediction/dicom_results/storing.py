@@ -19,6 +19,8 @@ from client.pacs_file import Pacs
 from client.prediction.dicom_results.storing_outcomes import NotStored, Storing
 
 MOST_BACKOFF_SECONDS = 300.0
+PACS_STORED_NOTHING = 4
+"""Exit status where the PACS does not answer, or does not let this site store."""
 _TRIED_AGAIN = (Storing.TIMEOUT, Storing.CONNECTION_LOST, Storing.NO_ROOM)
 
 
@@ -67,7 +69,7 @@ class StoredFiles:
     def exit_code(self) -> int:
         """0: all are stored; 3: some are not; 4: the PACS does not answer, or does not let this site store."""
         if any(one.outcome.fatal for one in self.files):
-            return 4
+            return PACS_STORED_NOTHING
         return 0 if self.num_stored == len(self.files) else 3
 
 
