@@ -40,7 +40,8 @@ SLOW = ("small-cnn-3d", "resnet-18", "unet")
 def study_of(architecture: str) -> Study:
     """A study with this network, as small as it may be."""
     one = CATALOGUE[architecture]
-    base = make_study({ONE_QUESTION: SEGMENTATION if one.dense else THREE_CLASSES})
+    changes = {ONE_QUESTION: SEGMENTATION if one.dense else THREE_CLASSES}
+    base = make_study(changes | ({'"small-cnn"': '"unet"'} if one.dense else {}))
     side = 32
     image = Image(modalities=("CR",), channels=1, rows=side, columns=side)
     if one.dimensions == 3:
