@@ -140,7 +140,10 @@ def coarse_map(model: TrainedModel, image: Plane, method: Method) -> Plane:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "num_seeds"), [(Method.GRAD_CAM, 12), (Method.OCCLUSION, 5)])
+@pytest.mark.parametrize(
+    ("method", "num_seeds"),
+    [(Method.GRAD_CAM, 12), pytest.param(Method.OCCLUSION, 5, marks=pytest.mark.thorough)],
+)
 def test_other_weights_give_another_map(model: TrainedModel, method: Method, num_seeds: int) -> None:
     images = [with_square(7000 + number, corner=CORNERS[number % 4]) for number in range(4)]
     maps = [coarse_map(model, image, method) for image in images]
@@ -157,7 +160,9 @@ def test_other_weights_give_another_map(model: TrainedModel, method: Method, num
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize(
+    "method", [Method.GRAD_CAM, pytest.param(Method.OCCLUSION, marks=pytest.mark.thorough)]
+)
 def test_next_to_the_same_weights_give_next_to_the_same_map(model: TrainedModel, method: Method) -> None:
     """So that the test before does not pass for a measure that finds everything different."""
     image = with_square(7001, corner=CORNERS[1])
@@ -196,7 +201,7 @@ def test_the_map_of_a_model_that_learnt_lies_where_the_lesion_is(
     assert hits >= 14
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_same_measure_finds_chance_in_models_that_learnt_nothing() -> None:
     shares, hits, asked_for = [], 0, 0
     for seed in range(100, 108):
