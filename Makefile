@@ -25,7 +25,7 @@ demo: $(READY) ## Train four synthetic hospitals together, with privacy, and com
 test: $(READY) ## Run the tests (about thirty minutes)
 	$(PYTEST) -m "not thorough"
 
-check: $(READY) ## Format, lint, types, fast tests (six to seven minutes)
+check: $(READY) ## Format, lint, types, fast tests (over six minutes)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
