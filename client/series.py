@@ -192,16 +192,7 @@ def _slices(dataset: FileDataset, image: Image) -> Iterator[Slice]:
             values = -values
         if not np.isfinite(values).all():
             raise Unusable(Reason.UNSUPPORTED_PIXELS, "It holds values that are no numbers.")
-        if (spacing := spacing_of(own)) is None:
-            raise Unusable(Reason.NO_SPACING)
-        across, down = _vector(own, "ImageOrientationPatient", 6).reshape(2, 3)
-        yield Slice(
-            values=values.astype(np.float32),
-            position=_vector(own, "ImagePositionPatient", 3),
-            across=across,
-            down=down,
-            spacing=spacing,
-        )
+        yield placed(own, values.astype(np.float32))
 
 
 def _header_of(dataset: FileDataset, frame: int) -> FileDataset:
@@ -212,6 +203,20 @@ def _header_of(dataset: FileDataset, frame: int) -> FileDataset:
     own.set_original_encoding(*dataset.original_encoding)
     take_frame(own, frame)
     return own
+
+
+def placed(header: FileDataset, values: npt.NDArray[np.float32]) -> Slice:
+    """The slice of these values, where its header says that it lies. Raises Unusable where it does not say it."""
+    if (spacing := spacing_of(header)) is None:
+        raise Unusable(Reason.NO_SPACING)
+    across, down = _vector(header, "ImageOrientationPatient", 6).reshape(2, 3)
+    return Slice(
+        values=values,
+        position=_vector(header, "ImagePositionPatient", 3),
+        across=across,
+        down=down,
+        spacing=spacing,
+    )
 
 
 def _vector(header: FileDataset, keyword: str, size: int) -> npt.NDArray[np.float64]:

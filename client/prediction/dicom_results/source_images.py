@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from pydicom.config import RAISE
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
@@ -33,8 +32,8 @@ from client.dicom_file import (
     read_header,
 )
 from client.frames import num_frames, take_frame
-from client.pixel_size import spacing_of
 from client.reasons import Reason
+from client.series import placed
 from client.volume import Slice
 
 # fmt: off
@@ -143,28 +142,10 @@ def slices_of(sources: Sequence[SourceImage]) -> list[Slice]:
     Raises:
         Unusable: one does not say it.
     """
-    return [_slice(source.frame(number)) for source in sources for number in range(source.num_frames)]
-
-
-def _slice(header: FileDataset) -> Slice:
-    if (spacing := spacing_of(header)) is None:
-        raise Unusable(Reason.NO_SPACING)
-    across, down = _vector(header, "ImageOrientationPatient", 6).reshape(2, 3)
-    return Slice(
-        values=np.zeros((1, 1), dtype=np.float32),
-        position=_vector(header, "ImagePositionPatient", 3),
-        across=across,
-        down=down,
-        spacing=spacing,
-    )
-
-
-def _vector(header: FileDataset, keyword: str, size: int) -> npt.NDArray[np.float64]:
-    with guarded(Reason.NO_VOLUME):
-        found = np.array([float(value) for value in header.get(keyword) or ()])
-    if found.shape != (size,) or not np.isfinite(found).all():
-        raise Unusable(Reason.NO_VOLUME, f"{keyword} is missing or has no {size} numbers.")
-    return found
+    nothing = np.zeros((1, 1), dtype=np.float32)
+    return [
+        placed(source.frame(number), nothing) for source in sources for number in range(source.num_frames)
+    ]
 
 
 def _cleaned(raw: FileDataset, keyword: str) -> DataElement | None:
