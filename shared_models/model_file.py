@@ -74,10 +74,24 @@ def digest_of(card: str, arrays: Arrays) -> str:
 
 
 def model_bytes(card: ModelCard, arrays: Arrays) -> tuple[bytes, str]:
-    """Return the file's content, and the digest over card and weights that stands in it."""
+    """Return the file's content, the same bytes for the same card and weights, and the digest that stands in it."""
     text = card.to_json()
     digest = digest_of(text, arrays)
-    return save(dict(arrays), metadata={"format": FORMAT, "card": text, "digest": digest}), digest
+    return _sorted_header(
+        save(dict(arrays), metadata={"format": FORMAT, "card": text, "digest": digest})
+    ), digest
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """The same with its header's keys sorted: safetensors leaves their order to chance.
+
+    Source: the description safetensors: eight bytes with the header's length, the
+    header as JSON, padded with spaces, and the tensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def read_model(path: Path) -> TrainedModel:
