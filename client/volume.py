@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from client.dicom_file import Unusable
 from client.reasons import Reason
@@ -119,6 +118,8 @@ def resampled(
     Returns:
         float32 of *shape*.
     """
+    from scipy import ndimage  # only volumes need it, and it takes a third of a reader's start
+
     matrix, offset = _grid_in_voxels(volume, spacing, shape)
     placed: Voxels = ndimage.affine_transform(
         _smoothed(volume.values, matrix),
@@ -137,6 +138,8 @@ def nearest(
     volume: Volume, *, spacing: tuple[float, float, float], shape: tuple[int, int, int], outside: float
 ) -> Voxels:
     """Return the same grid as `resampled`, each place with the value of the voxel in which it lies."""
+    from scipy import ndimage  # only volumes need it, and it takes a third of a reader's start
+
     matrix, offset = _grid_in_voxels(volume, spacing, shape)
     placed: Voxels = ndimage.affine_transform(
         volume.values,
@@ -236,5 +239,7 @@ def _smoothed(values: Voxels, matrix: Millimetres) -> Voxels:
     deviations = np.maximum(0.0, (voxels_a_step - 1.0) / 2.0)
     if not deviations.any():
         return values
+    from scipy import ndimage  # only volumes need it, and it takes a third of a reader's start
+
     found: Voxels = ndimage.gaussian_filter(values, deviations, mode="nearest")
     return found

@@ -1,7 +1,6 @@
 """The local engine: sites in worker processes of this machine, behind the `Exchange` protocol."""
 
 import logging
-import multiprocessing
 import signal
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from client.site import open_site
 from client.site_file import SiteFile
 from server.exchange import Deadline, ExchangeError, SiteReply
+from simulations.workers import worker_context
 
 log = logging.getLogger("collegium.simulation")
 
@@ -46,7 +46,7 @@ class LocalExchange:
         self._ticket = 0
 
     def __enter__(self) -> "LocalExchange":
-        context = multiprocessing.get_context("spawn")
+        context = worker_context()
         for number in range(self._num_workers):
             files = self._files[number :: self._num_workers]
             ours, theirs = context.Pipe()

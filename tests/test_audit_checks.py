@@ -66,6 +66,7 @@ def plant_noise(patch: Patch, factor: float) -> None:
 # Noise
 
 
+@pytest.mark.slow
 @BOTH
 def test_silent_rounds_pass_all_checks_of_noise(study: Study) -> None:
     silence = Silence.of(study, TestKeys())
@@ -196,6 +197,7 @@ def test_a_patient_whose_gradient_is_large_contributes_the_bound(study: Study) -
     assert large > 0.99
 
 
+@pytest.mark.slow
 @BOTH
 def test_clipping_by_image_fails_the_check_of_clipping(monkeypatch: Patch, study: Study) -> None:
     """Each image of a sampled patient is clipped by itself: K = 1 is one image a patient, not one bound an image."""
@@ -218,6 +220,7 @@ SEVERAL = [
 BOTH_SEVERAL = pytest.mark.parametrize("study", SEVERAL, ids=["local", "distributed"])
 
 
+@pytest.mark.slow
 @BOTH_SEVERAL
 def test_with_several_images_of_a_patient_no_patient_contributes_more_either(study: Study) -> None:
     assert not failed(clipping(study, TestKeys()))
@@ -298,12 +301,14 @@ def test_a_patient_whose_gradient_is_not_finite_and_spoils_the_sum_fails_the_che
 # Sampling
 
 
+@pytest.mark.slow
 @BOTH
 def test_poisson_sampling_passes(study: Study) -> None:
     samples = watch_samples(study, TestKeys(), num_steps=300)
     assert not failed((*inclusion(samples), *independence(samples)))
 
 
+@pytest.mark.slow
 @BOTH
 def test_sampling_by_image_fails_the_check_of_inclusion(monkeypatch: Patch, study: Study) -> None:
     """A patient is in if any image is drawn; what is added is still one image, clipped once."""
@@ -353,6 +358,7 @@ class Epochs:
         return np.sort(np.array(batch, dtype=np.int64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("planted", "told"),
     [(fixed_size, "size is off"), (Epochs(), "steps are off"), (Epochs(), "apart")],
@@ -402,7 +408,7 @@ def test_an_accountant_that_is_reset_each_round_fails_the_check_of_the_accountan
     assert ["by the ledgers" in what or "reports" in what for what in found] == [True, True]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("fixed_keys")
 def test_rounds_that_are_charged_without_their_steps_fail_the_check_of_the_accountant(
     monkeypatch: Patch,
@@ -418,7 +424,7 @@ def test_rounds_that_are_charged_without_their_steps_fail_the_check_of_the_accou
     )
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("fixed_keys")
 @BOTH
 def test_noise_that_is_reused_after_a_restart_fails_the_check_of_reuse(
@@ -446,6 +452,7 @@ def claiming(study: Study, epsilon: float) -> Study:
     return study.model_copy(update={"privacy": study.privacy.model_copy(update={"epsilon": epsilon})})
 
 
+@pytest.mark.slow
 def test_the_number_of_guesses_is_fixed_by_the_study_alone() -> None:
     release = loud_canaries(claiming(LOCAL, 3.0))
     plan = planned_guesses(release, num_rounds=6, num_canaries=1000, delta=1e-4)
@@ -454,7 +461,7 @@ def test_the_number_of_guesses_is_fixed_by_the_study_alone() -> None:
     assert replace(plan, num_correct=plan.num_guesses).epsilon > 3.0, "missing noise could be shown"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("epsilon", [1.0, 3.0])
 @BOTH
 def test_the_one_run_bound_is_below_the_claim(study: Study, epsilon: float) -> None:
@@ -489,7 +496,7 @@ def test_as_many_guesses_are_right_as_were_planned(study: Study) -> None:
 # Pictures
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @BOTH
 def test_no_picture_comes_of_what_the_server_sees_and_one_comes_of_an_unprotected_gradient(
     study: Study,
@@ -511,16 +518,19 @@ def test_with_the_noise_off_pictures_come_of_what_the_server_sees(monkeypatch: P
 # Counts and evaluation
 
 
+@pytest.mark.slow
 def test_counts_and_evaluation_pass() -> None:
     assert not failed((*count(LOCAL, TestKeys()), *evaluation(LOCAL, TestKeys())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deviation", [0.0, 27.0, 33.0])
 def test_a_count_with_other_noise_fails_the_check_of_the_count(monkeypatch: Patch, deviation: float) -> None:
     monkeypatch.setattr(client.budget, "COUNT_STANDARD_DEVIATION", deviation)
     assert failed(count(LOCAL, TestKeys()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.0, 0.9, 1.1])
 def test_evaluation_with_other_noise_fails_the_check_of_the_evaluation(
     monkeypatch: Patch, factor: float

@@ -136,6 +136,7 @@ def report_in(folder: Path, study: Study) -> Path:
     return out / "report.html"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("noise_alone")
 def test_a_run_of_the_same_study_gets_one_section_in_its_report(tmp_path) -> None:
     report = report_in(tmp_path, LOCAL)
@@ -148,6 +149,7 @@ def test_a_run_of_the_same_study_gets_one_section_in_its_report(tmp_path) -> Non
     assert re.sub(r"<!-- audit -->.*<!-- end of audit -->", "<!-- audit -->", page, flags=re.DOTALL) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("noise_alone")
 def test_the_report_of_another_study_stays_as_it_is(tmp_path) -> None:
     other = make_study(private=True)

@@ -37,6 +37,7 @@ EACH = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @EACH
 def test_no_patient_contributes_more_than_the_bound_and_none_changes_anothers_part(study: Study) -> None:
     found = clipping(study, TestKeys())
@@ -46,6 +47,7 @@ def test_no_patient_contributes_more_than_the_bound_and_none_changes_anothers_pa
     assert any(value is not None and value > 0.99 for value in seen.values()), "else clipping could not fail"
 
 
+@pytest.mark.thorough
 @EACH
 def test_evaluation_moves_by_no_more_than_is_claimed_and_has_its_noise(study: Study) -> None:
     found = evaluation(study, TestKeys())
@@ -53,6 +55,7 @@ def test_evaluation_moves_by_no_more_than_is_claimed_and_has_its_noise(study: St
     assert not failed((*count(study, TestKeys()), *found))
 
 
+@pytest.mark.slow
 @EACH
 def test_silent_rounds_pass_all_checks_of_noise(study: Study) -> None:
     silence = Silence.of(study, TestKeys())
@@ -61,13 +64,14 @@ def test_silent_rounds_pass_all_checks_of_noise(study: Study) -> None:
     assert abs(heard).max() < 1e-5 + 6 * silence.release.quiet().opening.standard_deviation(1)
 
 
+@pytest.mark.slow
 @EACH
 def test_poisson_sampling_passes(study: Study) -> None:
     samples = watch_samples(study, TestKeys(), num_steps=200)
     assert not failed((*inclusion(samples), *independence(samples)))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @EACH
 def test_the_one_run_bound_is_below_the_claim(study: Study) -> None:
     assert not failed(one_run(study, TestKeys()))

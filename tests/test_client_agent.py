@@ -87,6 +87,7 @@ def test_large_messages_pass_unchanged(running: Running) -> None:
     assert running.client.handle(message, timeout_seconds=30.0) == message
 
 
+@pytest.mark.slow
 def test_one_request_is_handled_at_a_time_and_status_is_answered_meanwhile(running: Running) -> None:
     threads = [
         threading.Thread(target=running.client.handle, args=(b"wait0.3",), kwargs={"timeout_seconds": 10.0})
@@ -102,6 +103,7 @@ def test_one_request_is_handled_at_a_time_and_status_is_answered_meanwhile(runni
     assert running.control.status() == {"agent": "waiting", "pid": str(os.getpid()), "begun": "3"}
 
 
+@pytest.mark.slow
 def test_a_request_whose_sender_gave_up_before_its_turn_is_not_begun(running: Running) -> None:
     first = threading.Thread(
         target=running.client.handle, args=(b"wait1.0",), kwargs={"timeout_seconds": 10.0}
@@ -186,6 +188,7 @@ def test_a_folder_that_others_can_write_never_holds_the_socket(tmp_path: Path, m
         socket_path(tmp_path / ("x" * 100))
 
 
+@pytest.mark.slow
 def test_an_agent_whose_site_has_not_joined_says_what_to_do_and_is_not_started_again(tmp_path: Path) -> None:
     config = tmp_path / "site.toml"
     config.write_text(
@@ -215,6 +218,7 @@ def test_an_agent_whose_site_has_not_joined_says_what_to_do_and_is_not_started_a
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_the_agent_and_its_channel_know_nothing_of_flower() -> None:
     program = "import client.agent, client.launch, client.command, sys; print('flwr' in sys.modules)"
     done = subprocess.run(

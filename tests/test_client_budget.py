@@ -175,6 +175,7 @@ def one_run(talk: WithAgent, run_id: str) -> str:
     return "done"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("num_runs", "cap"), [(5, 2.0), pytest.param(50, 6.0, marks=pytest.mark.thorough)])
 def test_runs_in_a_row_under_kill_9_never_spend_more_than_the_cap_and_the_run_that_would_pass_it_is_refused(
     talk: WithAgent, num_runs: int, cap: float

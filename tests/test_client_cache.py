@@ -86,6 +86,7 @@ def test_images_are_what_a_run_without_cache_makes(hospital: Hospital) -> None:
     assert images_of(again) == images_of(without)
 
 
+@pytest.mark.slow
 def test_several_processes_give_what_one_gives(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path / "many")
     hospital.label(hospital.add_patients(range(80)))
@@ -234,7 +235,7 @@ def test_killed_again_and_again_while_images_are_erased_it_still_ends_with_the_s
     assert event > 20
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_files", [1, 7, 40, 75])
 def test_kill_9_of_an_indexer_with_its_processes(tmp_path: Path, num_files: int) -> None:
     hospital = Hospital(tmp_path / "many")
@@ -351,6 +352,7 @@ def damaged(hospital: Hospital, name: str) -> Path:
     return folder_of(hospital) / name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -414,6 +416,7 @@ def test_a_flipped_bit_in_one_image_costs_that_image_only(hospital: Hospital) ->
     assert told == ["1 images of the cache were damaged; they are prepared again."]
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_the_memory_is_harmless(hospital: Hospital) -> None:
     first, _, _ = run(hospital)
     path = damaged(hospital, SCAN_NAME)
@@ -628,6 +631,7 @@ def test_records_are_only_there_after_a_checkpoint(tmp_path: Path) -> None:
     again.close()
 
 
+@pytest.mark.slow
 def test_images_in_use_stay_what_they_are_while_others_are_erased_and_the_file_is_rewritten(
     hospital: Hospital,
 ) -> None:

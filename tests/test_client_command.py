@@ -308,6 +308,7 @@ def test_start_refuses_a_key_that_others_can_read(tmp_path: Path, options: list[
     assert "chmod 600" in str(done.exception)
 
 
+@pytest.mark.slow
 def test_a_wrong_file_ends_with_a_message_and_status_2(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "client.command", "start", "--config", str(tmp_path / "none.toml")],

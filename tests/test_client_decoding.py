@@ -84,6 +84,7 @@ def test_a_decoder_that_waits_for_ever_is_ended_by_the_clock(tmp_path: Path) -> 
         goes_on(worker, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_process_is_used_again_for_files_that_are_merely_unusable(tmp_path: Path) -> None:
     with DecodingWorker(TIGHT) as worker:
         assert worker.num_starts == 0
@@ -125,6 +126,7 @@ def test_the_process_writes_no_file(tmp_path: Path, worker: DecodingWorker) -> N
     assert not written.exists() or written.read_bytes() == b""
 
 
+@pytest.mark.slow
 def test_the_process_gets_no_secret_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLLEGIUM_PASSPHRASE", "secret")
     with DecodingWorker(TIGHT, FAULTY) as worker:
@@ -133,6 +135,7 @@ def test_the_process_gets_no_secret_of_its_parent(tmp_path: Path, monkeypatch: p
         assert json.loads(finding(worker, tmp_path / "modules.dcm").detail) == []
 
 
+@pytest.mark.slow
 def test_a_process_that_died_between_two_files_costs_no_file(tmp_path: Path) -> None:
     with DecodingWorker(TIGHT, FAULTY) as worker:
         pid = int(finding(worker, tmp_path / "pid.dcm").detail)
@@ -172,6 +175,7 @@ def test_files_that_end_the_decoder_are_lines_of_the_index_like_others(tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_several_workers_run_side_by_side(tmp_path: Path) -> None:
     path = write(tmp_path / "one.dcm", dataset(gradient()))
     expected = prepare(read_image(path, GREY), GREY)
@@ -206,6 +210,7 @@ TOLD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lie",
     [
@@ -236,6 +241,7 @@ def test_what_cannot_be_said_of_a_header_is_not_believed(tmp_path: Path, lie: di
     assert "Oftering" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_closing_ends_the_process_even_in_the_middle_of_a_file(tmp_path: Path) -> None:
     worker = DecodingWorker(TIGHT, FAULTY)
     pid = int(finding(worker, tmp_path / "pid.dcm").detail)
@@ -252,6 +258,7 @@ def test_a_program_that_does_not_start_is_no_reason_against_a_file(tmp_path: Pat
             worker.prepare(tmp_path / "one.dcm", GREY)
 
 
+@pytest.mark.slow
 def test_the_process_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from client.decoding import DecodingWorker\n"

@@ -279,5 +279,6 @@ def test_a_file_has_the_values_of_the_reference_image_that_comes_with_it(
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= tolerance
 
 
+@pytest.mark.slow
 def test_the_study_of_the_table_takes_every_modality_of_the_corpora() -> None:
     assert len(set(MODALITIES)) == len(MODALITIES)

@@ -124,6 +124,7 @@ def test_a_file_that_may_not_be_read_has_its_reason(tmp_path: Path) -> None:
     assert reason(path) is Reason.NOT_READABLE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "jpeg", "rle"])
 def test_a_truncated_file_has_a_reason_wherever_it_ends(tmp_path: Path, kind: str) -> None:
     image = make_image(modalities=("XC",), channels=3) if kind == "jpeg" else GREY
@@ -204,6 +205,7 @@ def test_a_deflated_file_gives_the_image_of_the_plain_one(tmp_path: Path) -> Non
     np.testing.assert_array_equal(prepare(read_image(path, GREY), GREY), expected)
 
 
+@pytest.mark.slow
 def test_a_deflated_file_that_is_damaged_has_a_reason_wherever_it_is(tmp_path: Path) -> None:
     whole = deflated(tmp_path / "whole.dcm", dataset(gradient())).read_bytes()
     path, found = tmp_path / "one.dcm", set()
@@ -213,7 +215,7 @@ def test_a_deflated_file_that_is_damaged_has_a_reason_wherever_it_is(tmp_path: P
     assert found <= {Reason.TRUNCATED, Reason.BROKEN_HEADER, Reason.OTHER_MODALITY, Reason.NOT_AN_IMAGE}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("behind", ["header", "pixels"])
 def test_what_is_deflated_a_thousand_times_is_inflated_only_as_far_as_it_may_be(
     tmp_path: Path, behind: str
@@ -295,6 +297,7 @@ def test_nothing_of_a_file_reaches_the_log(tmp_path: Path, caplog: pytest.LogCap
     assert not caplog.text
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_no_change_of_bytes_gives_anything_but_an_image_or_a_reason(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -353,6 +356,7 @@ def _real_files() -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("COLLEGIUM_DATA" not in os.environ, reason="COLLEGIUM_DATA is not set")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_real_odd_file_gives_an_image_or_one_reason(channels: int) -> None:

@@ -56,12 +56,14 @@ def images(hospital: Hospital) -> list[Path]:
     return found
 
 
+@pytest.mark.slow
 def test_a_whole_export_has_nothing_unusable(export: Hospital) -> None:
     index = ingest(export.site(), make_study(), SECRET).index
     assert index.left_out_counts == {"dicomdir": 1}
     assert (len(index.images), index.unusable_share) == (4, 0.0)
 
 
+@pytest.mark.slow
 def test_files_that_an_export_lacks_are_counted_by_their_paths(export: Hospital) -> None:
     gone = images(export)[1:3]
     for path in gone:
@@ -73,6 +75,7 @@ def test_files_that_an_export_lacks_are_counted_by_their_paths(export: Hospital)
     assert (len(index.images), index.unusable_share, index.num_files) == (2, 0.5, 5)
 
 
+@pytest.mark.slow
 def test_names_that_were_made_small_when_copying_are_the_same(export: Hospital) -> None:
     for path in images(export):
         small = export.images / "export" / Path(str(path.relative_to(export.images / "export")).lower())
@@ -82,12 +85,14 @@ def test_names_that_were_made_small_when_copying_are_the_same(export: Hospital) 
     assert index.left_out_counts == {"dicomdir": 1}
 
 
+@pytest.mark.slow
 def test_a_file_that_is_there_and_broken_has_its_own_reason(export: Hospital) -> None:
     images(export)[0].write_bytes(b"junk")
     index = ingest(export.site(), make_study(), SECRET).index
     assert index.left_out_counts == {"not-dicom": 1, "dicomdir": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [["..", "secret"], ["a/b"], ["/etc", "passwd"], ["."]])
 def test_a_dicomdir_that_points_elsewhere_is_refused_and_nothing_else_is(
     export: Hospital, parts: list[str]
@@ -124,6 +129,7 @@ def dicomdir(path: Path, records: bytes) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_dicomdir_of_endless_empty_records_holds_nothing_of_them(tmp_path: Path) -> None:
     """Eight bytes make a record, and a parsed one takes a hundred times as many."""
     path = dicomdir(tmp_path / "DICOMDIR", struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 10_000)
@@ -134,6 +140,7 @@ def test_a_dicomdir_of_endless_empty_records_holds_nothing_of_them(tmp_path: Pat
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_large_dicomdir_whose_records_have_no_lengths_is_one(tmp_path: Path) -> None:
     """Each record takes more reads than an image's header may have for all its items together."""
     delimiter = struct.pack("<HHI", 0xFFFE, 0xE00D, 0)

@@ -786,6 +786,7 @@ def test_images_that_everyone_may_read_are_told(two: TwoUsers, monkeypatch: pyte
     says(two.findings(), "readers", "warning", "images.folder", "the network user too", "chmod o=")
 
 
+@pytest.mark.slow
 def test_the_port_of_a_gate_is_free_again_after_it(north: Hospital) -> None:
     """The toys of these tests leave nothing behind that would make another test pass or fail."""
     with north.gate():

@@ -358,6 +358,7 @@ def test_a_network_user_that_separates_nothing_is_refused(place: Place, user: st
         place.check()
 
 
+@pytest.mark.slow
 def test_a_site_names_the_server_or_the_network_user_and_not_both(tmp_path: Path) -> None:
     config = tmp_path / "site.toml"
     config.write_text(

@@ -82,6 +82,7 @@ def test_grad_cam_adds_up_to_what_the_image_adds_to_the_bias(architecture: str) 
     torch.testing.assert_close(signed.mean(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", CLASSIFIERS)
 def test_maps_have_the_images_size_and_nothing_below_zero(architecture: str) -> None:
     network, image = network_of(architecture)
@@ -264,6 +265,7 @@ def segmentation_model() -> TrainedModel:
     return trained(make_study({ONE_QUESTION: text, 'architecture = "small-cnn"': 'architecture = "unet"'}))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_explained_is_refused_in_a_sentence() -> None:
     fixed = make_study({'architecture = "small-cnn"\nwidth = 8': 'architecture = "scattering"'})
     with pytest.raises(ExplanationRefused, match=r"scattering.*ask for occlusion"):
@@ -357,6 +359,7 @@ def test_neighbours_are_slices_of_the_volume_and_the_chosen_one_is_among_them(of
         assert found[0] >= 0 and found[-1] < of
 
 
+@pytest.mark.slow
 def test_pictures_are_numbered_as_readings_are_and_private(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path / "overlays", structures=("lung",))
     model = trained(make_study())
@@ -380,6 +383,7 @@ def test_pictures_are_numbered_as_readings_are_and_private(tmp_path: Path) -> No
     assert stat.S_IMODE((tmp_path / "overlays").stat().st_mode) == 0o700
 
 
+@pytest.mark.slow
 def test_a_picture_says_what_colours_mean_and_what_was_overridden_and_names_nobody() -> None:
     values = np.zeros((9, 8, 8), dtype=np.float32)
     values[7, 1, 1] = 3.0

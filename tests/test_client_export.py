@@ -103,6 +103,7 @@ def test_the_model_itself_keeps_its_norms(model: TrainedModel) -> None:
     assert [one for one in model.model.modules() if isinstance(one, nn.GroupNorm)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
     [
@@ -120,6 +121,7 @@ def test_outputs_equal_the_models_on_random_and_on_edge_inputs(architecture: str
     assert {len(images) for images in inputs.values()} == {1, 3}
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_is_refused(model: TrainedModel, data: bytes) -> None:
     other = trained(study_of("small-cnn"))
     assert check(other, data, edge_inputs(other.image.shape)) < TOLERANCE
@@ -138,6 +140,7 @@ def test_a_file_that_differs_is_refused(model: TrainedModel, data: bytes) -> Non
 # The file
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_checked_file_with_the_card(tmp_path: Path) -> None:
     study = study_of("small-cnn")
     digest = write_model(tmp_path / "model.safetensors", study)

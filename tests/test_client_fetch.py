@@ -618,6 +618,7 @@ def test_no_study_is_an_answer() -> None:
     assert answering(lambda request: httpx.Response(204)).studies(StudyQuery(accession="A")) == []
 
 
+@pytest.mark.slow
 def test_a_download_that_ends_early_is_a_lost_connection_and_leaves_no_file(tmp_path: Path) -> None:
     site = Site(tmp_path)
     path = site.pacs.studies["1"][0]

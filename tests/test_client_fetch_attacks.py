@@ -283,6 +283,7 @@ def test_an_object_without_end_by_dimse_is_cut_off_at_the_limit() -> None:
     assert trouble.outcome is Outcome.TOO_LARGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["refused", "reset"])
 def test_a_connection_that_fails_leaves_no_socket_open(how: str) -> None:
     """The library would leave one open whose peer was faster, until it is collected."""
@@ -374,6 +375,7 @@ def store_as_stranger(port: int, made: Dataset) -> int:
         association.release()
 
 
+@pytest.mark.slow
 def test_what_a_stranger_stores_unasked_is_refused_unparsed_and_fails_no_study(site: Site) -> None:
     made = dataset(gradient(), patient="stranger", StudyInstanceUID="9")
     port = free_port()
@@ -386,6 +388,7 @@ def test_what_a_stranger_stores_unasked_is_refused_unparsed_and_fails_no_study(s
         listening.close()
 
 
+@pytest.mark.slow
 def test_a_stranger_who_never_shakes_hands_keeps_nobody_out(tmp_path: Path) -> None:
     authority = HospitalAuthority("Hospital")
     key, certificate = authority.issue()

@@ -66,7 +66,7 @@ def own_archive(tmp_path: Path) -> Iterator[Archive]:
         yield made
 
 
-WAYS = ("get", "move", "dicomweb")
+WAYS = (pytest.param("get", marks=pytest.mark.thorough), "move", "dicomweb")
 
 
 def says_nothing_of_patients(text: str) -> None:
@@ -121,6 +121,7 @@ def test_with_every_logger_on_nothing_of_the_question_or_the_answer_is_said(
     assert "NOBODY" not in told
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", WAYS)
 def test_a_file_that_is_lost_is_fetched_again_and_only_it(archive: Archive, tmp_path: Path, way: str) -> None:
     site = PacsSite(tmp_path, archive.settings(way))
@@ -132,6 +133,7 @@ def test_a_file_that_is_lost_is_fetched_again_and_only_it(archive: Archive, tmp_
     assert site.held() == contents(archive.files)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", ["get", "dicomweb"])
 def test_days_and_modalities_choose_series(own_archive: Archive, tmp_path: Path, way: str) -> None:
     late = make_study(tmp_path / "late", 99, StudyDate="20240402")
@@ -183,6 +185,7 @@ def test_a_study_that_is_an_empty_shell_is_listed_and_stops_nothing(
     assert site.held() == contents(rest)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "told_by_doctor"),
     [
@@ -230,6 +233,7 @@ def test_a_wrong_password_is_told_and_the_right_one_works(tmp_path: Path) -> Non
         assert "chmod 600" in printed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", WAYS)
 def test_a_pacs_that_is_killed_in_the_middle_is_told_and_the_next_call_completes(
     own_archive: Archive, tmp_path: Path, way: str
@@ -260,6 +264,7 @@ def _without_find(site: PacsSite) -> int:
     return sum(1 for line in lines if line[0] not in found)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", WAYS)
 def test_a_fetch_that_is_killed_at_any_moment_goes_on_where_it_was(
     archive: Archive, tmp_path: Path, way: str
@@ -286,6 +291,7 @@ def test_a_fetch_that_is_killed_at_any_moment_goes_on_where_it_was(
     assert site.held() == whole
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_a_fetch_ends_within_seconds_when_asked_to(
@@ -303,6 +309,7 @@ def test_a_fetch_ends_within_seconds_when_asked_to(
     assert b"Traceback" not in told
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", ["get", "move", "dicomweb"])
 def test_by_tls_only_the_named_authority_is_believed(tmp_path: Path, way: str) -> None:
     files = make_study(tmp_path / "files", 1)

@@ -106,6 +106,7 @@ def test_nothing_of_a_value_is_in_what_is_told(tmp_path: Path) -> None:
     assert not [word for word in (*NAME.split("^"), "Elsewhere", "4711", "thorax", "Road") if word in text]
 
 
+@pytest.mark.slow
 def test_ten_thousand_private_attributes_are_counted(tmp_path: Path) -> None:
     made = dataset(gradient())
     for number in range(10_000):
@@ -149,6 +150,7 @@ def test_depth_costs_nothing(tmp_path: Path, depth: int) -> None:
     assert (facts.texts, facts.complete) == (depth, True)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_whatever_bytes_a_header_has_the_walk_ends_with_facts_where_it_began(
@@ -185,6 +187,7 @@ def test_the_table_is_the_standards() -> None:
     assert kind_of(0x00280010) is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("COLLEGIUM_DATA" not in os.environ, reason="COLLEGIUM_DATA is not set")
 def test_real_files_have_the_attributes_that_pydicom_finds_in_them() -> None:
     compared = 0

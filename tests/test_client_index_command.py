@@ -58,6 +58,7 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_leaves_a_page(site: Site) -> None:
     done = site.index()
     assert done.exit_code == 0, done.output
@@ -72,6 +73,7 @@ def test_the_command_prints_tables_and_leaves_a_page(site: Site) -> None:
     assert not [word for word in ("MRN-", *NAME.split("^"), "ACC-") if word in told]
 
 
+@pytest.mark.slow
 def test_below_the_studys_floor_the_command_says_so_and_strict_ends_with_1(site: Site) -> None:
     site.asks("min_patients_per_class = 14")
     done = site.index()
@@ -83,6 +85,7 @@ def test_below_the_studys_floor_the_command_says_so_and_strict_ends_with_1(site:
     assert site.index("--strict").exit_code == 0
 
 
+@pytest.mark.slow
 def test_the_page_goes_where_it_is_wanted_and_a_site_may_want_no_images_on_it(site: Site) -> None:
     site.config.write_text(BASE + "[quality]\nthumbnails = 0\n")
     wanted = site.folder / "elsewhere" / "page.html"
@@ -96,6 +99,7 @@ def test_the_page_goes_where_it_is_wanted_and_a_site_may_want_no_images_on_it(si
     assert "see --report" in str(done.exception)
 
 
+@pytest.mark.slow
 def test_scripts_get_the_same_counts(site: Site) -> None:
     site.asks("min_patients_per_class = 14")
     values = json.loads(site.index("--json").stdout)
@@ -104,6 +108,7 @@ def test_scripts_get_the_same_counts(site: Site) -> None:
     assert "quality.min_patients_per_class asks for 14" in values["refused"]
 
 
+@pytest.mark.slow
 def test_once_a_patient_withdraws_no_page_shows_an_image_of_before(site: Site) -> None:
     site.index()
     done = CliRunner().invoke(app, ["withdraw", "--config", str(site.config)], input="MRN-3\n")

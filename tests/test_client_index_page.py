@@ -100,6 +100,7 @@ def mixed(hospital: Hospital) -> None:
     hospital.label([*rows, ("STRANGER-1", "yes")])
 
 
+@pytest.mark.slow
 def test_the_page_says_how_many_are_usable_and_why_the_others_are_not(hospital: Hospital) -> None:
     mixed(hospital)
     found = found_in(hospital, asking())
@@ -202,6 +203,7 @@ def test_the_page_can_be_read_aloud(hospital: Hospital) -> None:
     assert len(elements.named("table")) == len(elements.named("thead"))
 
 
+@pytest.mark.slow
 def test_files_of_volumes_are_counted_as_files_and_a_volume_is_shown_by_its_middle_slice(
     tmp_path: Path,
 ) -> None:
@@ -360,6 +362,7 @@ def test_the_page_the_floor_and_the_pictures_know_each_class(hospital: Hospital)
     assert "No training patient counts as mass" in text
 
 
+@pytest.mark.slow
 def test_the_page_the_floor_and_the_pictures_know_who_has_a_finding_and_who_has_it_not(
     hospital: Hospital,
 ) -> None:

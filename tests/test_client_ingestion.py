@@ -67,6 +67,7 @@ def with_rubbish(hospital: Hospital) -> None:
     )
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_the_rest_and_the_report_says_what_was_left_out(hospital: Hospital) -> None:
     with_rubbish(hospital)
     found = ingest(hospital.site(), make_study(), SECRET)
@@ -100,6 +101,7 @@ def test_training_goes_on_with_the_rest_and_the_report_says_what_was_left_out(ho
     }
 
 
+@pytest.mark.slow
 def test_above_the_share_in_the_site_file_the_site_refuses_and_says_why(hospital: Hospital) -> None:
     with_rubbish(hospital)
     index = ingest(hospital.site(), make_study(), SECRET).index
@@ -111,6 +113,7 @@ def test_above_the_share_in_the_site_file_the_site_refuses_and_says_why(hospital
     assert "index.json" in message
 
 
+@pytest.mark.slow
 def test_too_few_training_patients_are_refused(hospital: Hospital) -> None:
     hospital.label(hospital.add_patients(range(20)))
     index = ingest(hospital.site(), make_study(), SECRET).index
@@ -139,6 +142,7 @@ def test_a_missing_folder_is_refused_by_name(hospital: Hospital) -> None:
         ingest(hospital.site(), make_study(), SECRET)
 
 
+@pytest.mark.slow
 def test_no_name_or_identifier_is_written_or_shown(hospital: Hospital) -> None:
     with_rubbish(hospital)
     site = hospital.site(max_unusable_share=0.0, min_patients=1000)
@@ -152,6 +156,7 @@ def test_no_name_or_identifier_is_written_or_shown(hospital: Hospital) -> None:
     assert stat.S_IMODE((site.state / INDEX_NAME).stat().st_mode) == 0o600
 
 
+@pytest.mark.slow
 def test_pseudonyms_and_order_differ_with_another_secret(hospital: Hospital) -> None:
     hospital.label(hospital.add_patients(range(10)))
     ours = ingest(hospital.site(), make_study(), SECRET).index
@@ -160,6 +165,7 @@ def test_pseudonyms_and_order_differ_with_another_secret(hospital: Hospital) -> 
     assert {entry.study for entry in ours.images}.isdisjoint(entry.study for entry in theirs.images)
 
 
+@pytest.mark.slow
 def test_the_same_folder_gives_the_same_index_and_the_same_bits(hospital: Hospital) -> None:
     with_rubbish(hospital)
     first, second = (ingest(hospital.site(), make_study(), SECRET) for _ in range(2))
@@ -169,6 +175,7 @@ def test_the_same_folder_gives_the_same_index_and_the_same_bits(hospital: Hospit
         assert torch.equal(first.patients[role].labels, second.patients[role].labels)
 
 
+@pytest.mark.slow
 def test_roles_stay_when_patients_come_and_go(hospital: Hospital) -> None:
     rows = hospital.add_patients(range(30))
     hospital.label(rows)
@@ -204,6 +211,7 @@ def labels_by_grey(found: Ingested) -> dict[int, int]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "rows", "expected"),
     [
@@ -229,6 +237,7 @@ def test_labels_may_name_patients_studies_or_images(
     assert not found.index.label_problems
 
 
+@pytest.mark.slow
 def test_the_images_of_one_patient_lie_side_by_side(hospital: Hospital) -> None:
     several_images(hospital)
     hospital.label([("A", "yes"), ("B", "no")])
@@ -251,6 +260,7 @@ def test_the_images_of_one_patient_lie_side_by_side(hospital: Hospital) -> None:
         assert seen[SECRET.pseudonym("patient", patient)] == (role, greys)
 
 
+@pytest.mark.slow
 def test_a_patient_outside_the_set_is_refused(hospital: Hospital) -> None:
     hospital.label(hospital.add_patients(range(3)))
     patients = ingest(hospital.site(), make_study(), SECRET).patients[Role.TRAIN]
@@ -258,6 +268,7 @@ def test_a_patient_outside_the_set_is_refused(hospital: Hospital) -> None:
         patients.images_of(len(patients))
 
 
+@pytest.mark.slow
 def test_contradictory_labels_leave_out_all_images_of_the_key(hospital: Hospital) -> None:
     several_images(hospital)
     hospital.label([("A", "yes"), ("A", "no"), ("B", "no")])
@@ -267,6 +278,7 @@ def test_contradictory_labels_leave_out_all_images_of_the_key(hospital: Hospital
     assert index.num_patients() == 1
 
 
+@pytest.mark.slow
 def test_a_patient_has_one_role_only(hospital: Hospital) -> None:
     several_images(hospital)
     hospital.label(
@@ -288,6 +300,7 @@ def test_a_patient_has_one_role_only(hospital: Hospital) -> None:
     assert len(found.patients[Role.TEST].images) == 4
 
 
+@pytest.mark.slow
 def test_a_patient_without_a_role_is_left_out(hospital: Hospital) -> None:
     several_images(hospital)
     hospital.label([("A", "yes", ""), ("B", "no", "validation")], header=("PatientID", "finding", "role"))
@@ -297,6 +310,7 @@ def test_a_patient_without_a_role_is_left_out(hospital: Hospital) -> None:
     assert index.num_patients(Role.VALIDATION, 0) == 1
 
 
+@pytest.mark.slow
 def test_a_patient_with_any_positive_image_counts_as_positive(hospital: Hospital) -> None:
     several_images(hospital)
     rows = [("ACC-A-1", "yes"), ("ACC-A-2", "no"), ("ACC-B-1", "no")]
@@ -305,6 +319,7 @@ def test_a_patient_with_any_positive_image_counts_as_positive(hospital: Hospital
     assert (index.num_patients(label=0), index.num_patients(label=1)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_of_two_files_with_one_identifier_the_first_usable_one_is_used(hospital: Hospital) -> None:
     made = dataset(gradient())
     write_truncated(hospital.images / "a.dcm", made)
@@ -318,6 +333,7 @@ def test_of_two_files_with_one_identifier_the_first_usable_one_is_used(hospital:
     assert reasons(index) == {"a.dcm": "truncated", "c.dcm": "duplicate-file", "d.dcm": "duplicate"}
 
 
+@pytest.mark.slow
 def test_a_file_whose_pixels_cannot_be_decoded_is_in_the_index(hospital: Hospital) -> None:
     rows = hospital.add_patients(range(5))
     made = dataset(gradient())
@@ -329,6 +345,7 @@ def test_a_file_whose_pixels_cannot_be_decoded_is_in_the_index(hospital: Hospita
     assert reasons(index)["bad.dcm"] == "undecodable"
 
 
+@pytest.mark.slow
 def test_missing_identifiers_are_a_reason(hospital: Hospital) -> None:
     hospital.add("none.dcm", dataset(gradient(), patient=""))
     hospital.add("accession.dcm", dataset(gradient(), AccessionNumber=""))
@@ -338,6 +355,7 @@ def test_missing_identifiers_are_a_reason(hospital: Hospital) -> None:
     assert index.label_problems == {LabelProblem.NO_FILE: 1}
 
 
+@pytest.mark.slow
 def test_images_without_a_window_are_counted_where_windows_are_wanted(hospital: Hospital) -> None:
     hospital.label(hospital.add_patients(range(3)))
     hospital.add(
@@ -351,6 +369,7 @@ def test_images_without_a_window_are_counted_where_windows_are_wanted(hospital: 
     assert "no window" not in printed(index)
 
 
+@pytest.mark.slow
 def test_a_labels_file_inside_the_images_folder_is_not_counted(hospital: Hospital) -> None:
     rows = hospital.add_patients(range(3))
     hospital.labels = hospital.images / "labels.csv"
@@ -360,12 +379,14 @@ def test_a_labels_file_inside_the_images_folder_is_not_counted(hospital: Hospita
     assert index.unusable_share == 0.0
 
 
+@pytest.mark.slow
 def test_linked_folders_are_reported_and_not_entered(hospital: Hospital) -> None:
     hospital.label(hospital.add_patients(range(3)))
     (hospital.images / "loop").symlink_to(hospital.images)
     assert reasons(ingest(hospital.site(), make_study(), SECRET).index) == {"loop": "not-a-file"}
 
 
+@pytest.mark.slow
 def test_progress_counts_every_file(hospital: Hospital) -> None:
     with_rubbish(hospital)
     calls: list[tuple[int, int]] = []
@@ -373,6 +394,7 @@ def test_progress_counts_every_file(hospital: Hospital) -> None:
     assert calls == [(number, 24) for number in range(1, 25)]
 
 
+@pytest.mark.slow
 def test_a_labels_file_that_cannot_be_used_leaves_the_old_index_alone(hospital: Hospital) -> None:
     hospital.label(hospital.add_patients(range(3)))
     ingest(hospital.site(), make_study(), SECRET)
@@ -392,6 +414,7 @@ def study_with(table: str) -> Study:
     return make_study().model_copy(update={"task": task})
 
 
+@pytest.mark.slow
 def test_patients_of_each_class_are_counted_by_name_and_the_last_class_counts(hospital: Hospital) -> None:
     several_images(hospital)
     rows = [("ACC-A-1", "opacity"), ("ACC-A-2", "mass"), ("ACC-B-1", "clear")]
@@ -412,6 +435,7 @@ def test_patients_of_each_class_are_counted_by_name_and_the_last_class_counts(ho
     assert sorted(labels.unique().tolist()) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_findings_are_a_row_of_labels_and_patients_are_counted_with_without_and_not_known(
     hospital: Hospital,
 ) -> None:
@@ -441,6 +465,7 @@ def test_findings_are_a_row_of_labels_and_patients_are_counted_with_without_and_
     assert sum(sum(of_role.values()) for of_role in written["summary"]["patients"].values()) == 2
 
 
+@pytest.mark.slow
 def test_an_image_of_which_no_finding_is_known_is_left_out(hospital: Hospital) -> None:
     several_images(hospital)
     hospital.label([("A", "", ""), ("B", "clear", "")], header=("PatientID", "finding", "effusion"))
@@ -449,6 +474,7 @@ def test_an_image_of_which_no_finding_is_known_is_left_out(hospital: Hospital) -
     assert index.num_patients() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [studies.ONE_QUESTION, studies.THREE_CLASSES, studies.TWO_FINDINGS])
 def test_a_role_without_patients_is_evaluated_as_nothing(hospital: Hospital, table: str) -> None:
     hospital.label([("PAT-0001", "clear", "1", "train")], header=("PatientID", "finding", "effusion", "role"))

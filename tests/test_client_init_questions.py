@@ -85,6 +85,7 @@ def test_what_was_given_is_not_asked_for(
     assert "The hospital's name" not in done.output
 
 
+@pytest.mark.slow
 def test_at_a_real_terminal_the_question_is_shown_and_the_answer_taken(
     tmp_path: Path, options: list[str]
 ) -> None:

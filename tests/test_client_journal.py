@@ -85,6 +85,7 @@ def reason(reply: Answer | Refusal) -> str:
 # Every request, decision, spending and release
 
 
+@pytest.mark.slow
 def test_a_round_stands_in_the_journal_step_by_step_with_the_hash_of_all_that_left(
     hospital, tmp_path
 ) -> None:
@@ -607,6 +608,7 @@ LEDGER_RUN = {
 }
 
 
+@pytest.mark.slow
 def test_the_ledger_tells_each_run_by_both_ways_to_add_up_and_counts_attempts(site: Path) -> None:
     ledger = Ledger(open_journal(read_site(site), own_key(read_site(site))))
     ledger.open_run(
@@ -703,6 +705,7 @@ def test_patients_are_named_on_the_keyboard_or_in_a_file_and_never_shown(site: P
     assert not any("PAT-" in json.dumps(entry.to_json()) for entry in journal.entries())
 
 
+@pytest.mark.slow
 def test_a_list_that_windows_saved_and_ids_that_no_patient_has_are_dealt_with(
     site: Path, tmp_path: Path
 ) -> None:
@@ -724,6 +727,7 @@ def test_a_journal_that_is_whole_is_not_replaced_and_an_export_is_private(site: 
     assert (tmp_path / "j.json").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_index_counts_withdrawn_patients_and_takes_the_approved_study(site: Path) -> None:
     run("withdraw", config=site, words="PAT-0001\n")
     summary = json.loads(
@@ -733,6 +737,7 @@ def test_index_counts_withdrawn_patients_and_takes_the_approved_study(site: Path
     assert summary["unusable_share"] == 0.0
 
 
+@pytest.mark.slow
 def test_another_sites_receipts_file_is_checked_by_command(site: Path, tmp_path: Path) -> None:
     file = read_site(site)
     key = own_key(file)

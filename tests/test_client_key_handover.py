@@ -215,7 +215,7 @@ def status(config: Path) -> dict[str, str]:
     return agent
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.deployed
 def test_a_site_with_encrypted_keys_starts_and_connects(tmp_path: Path) -> None:
     """The command and the agent that hospitals run; the passphrase is in a file, and in no child's environment."""

@@ -79,6 +79,7 @@ def test_a_png_of_the_same_name_goes_with_its_image(hospital: MaskedHospital) ->
         assert image[mask > 0].min() > image[mask == 0].max(), "the image lies under its mask"
 
 
+@pytest.mark.slow
 def test_the_process_that_decodes_reads_masks_as_this_one_does(hospital: MaskedHospital) -> None:
     here, there = (
         pairs(found)
@@ -298,6 +299,7 @@ VOLUME = volume_image(depth=12, rows=14, columns=13, spacing=1.0, slice_spacing=
 VOLUMES = mask_study(image=VOLUME)
 
 
+@pytest.mark.slow
 def test_a_seg_goes_with_the_series_that_it_was_drawn_on(tmp_path: Path) -> None:
     hospital = seg_hospital(tmp_path)
     found = ingest(hospital.site(), VOLUMES, SECRET)
@@ -315,6 +317,7 @@ def test_a_seg_goes_with_the_series_that_it_was_drawn_on(tmp_path: Path) -> None
         assert image.shape == mask.shape == (1, 12, 14, 13)
 
 
+@pytest.mark.slow
 def test_nothing_of_volumes_is_read_again_until_a_mask_changes(tmp_path: Path) -> None:
     hospital = seg_hospital(tmp_path)
     run(hospital, VOLUMES)
@@ -346,6 +349,7 @@ def test_a_nifti_goes_with_the_folder_of_its_name_or_the_series_that_it_is_named
     assert all(mask.sum() > 20 for _, mask in pairs(found).values())
 
 
+@pytest.mark.slow
 def test_a_seg_that_does_not_lie_on_its_series_leaves_the_series_out_by_name(tmp_path: Path) -> None:
     hospital = seg_hospital(tmp_path)
     seg_changed(hospital.masks / "9.dcm", lies_beside)
@@ -355,6 +359,7 @@ def test_a_seg_that_does_not_lie_on_its_series_leaves_the_series_out_by_name(tmp
     assert by_patient == {"PAT-0000": "mask-elsewhere", "PAT-0001": "mask-unreadable", "PAT-0004": "no-mask"}
 
 
+@pytest.mark.slow
 def test_segs_may_lie_among_the_slices(tmp_path: Path) -> None:
     hospital = seg_hospital(tmp_path)
     for path in hospital.masks.iterdir():
@@ -364,6 +369,7 @@ def test_segs_may_lie_among_the_slices(tmp_path: Path) -> None:
     assert len(pairs(found)) == 4
 
 
+@pytest.mark.slow
 def test_segments_are_structures_by_their_number(tmp_path: Path) -> None:
     of_two = mask_study(
         {
@@ -427,6 +433,7 @@ def test_the_page_and_the_terminal_tell_what_is_wrong_in_the_masks_folder(hospit
     assert written["mask_problems"] == {"mask-without-image": 1, "not-a-mask": 1}
 
 
+@pytest.mark.slow
 def test_a_picture_shows_the_edge_of_the_mask_in_red_and_nothing_else(hospital: MaskedHospital) -> None:
     found = ingest(hospital.site(), STUDY, SECRET)
     (picture,) = thumbnails(found.index, found.patients, SECRET, per_class=1)

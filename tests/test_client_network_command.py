@@ -182,6 +182,7 @@ def test_connect_refuses_a_key_that_others_can_read(two: Two) -> None:
     assert "chmod 600" in str(done.exception)
 
 
+@pytest.mark.slow
 def test_an_agent_that_dies_is_started_again_and_the_trouble_is_kept(two: Two) -> None:
     two.make()
     site = read_site(two.site / "site.toml")
@@ -239,6 +240,7 @@ def test_status_of_the_data_user_asks_the_agent_and_leaves_the_server_to_the_oth
     assert values["server"] == "the network user's: collegium-client status --config network.toml"
 
 
+@pytest.mark.slow
 def test_what_runs_is_known_as_long_as_its_launcher_lives(two: Two) -> None:
     two.make()
     site = read_site(two.site / "site.toml")

@@ -81,6 +81,7 @@ def scores(model: TrainedModel, images: dict[str, torch.Tensor]) -> dict[str, np
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS])
 def test_predictions_are_those_of_the_tensors_that_training_saw(tmp_path: Path, table: str) -> None:
     hospital = Hospital(tmp_path / "hospital")
@@ -104,6 +105,7 @@ def test_predictions_are_those_of_the_tensors_that_training_saw(tmp_path: Path, 
     assert len({round(one.probabilities[model.card.outputs[0]], 6) for one in found.values()}) > 5
 
 
+@pytest.mark.slow
 def test_volumes_are_those_of_training_and_broken_series_are_left_out_as_there(tmp_path: Path) -> None:
     hospital, study = volume_hospital(tmp_path / "hospital"), volume_study()
     model = trained(tmp_path, study)
@@ -241,6 +243,7 @@ def test_operating_points_and_statements_are_those_of_the_card(tmp_path: Path) -
         assert reading.statements["positive"]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_file_costs_that_file_only(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path / "hospital")
     hospital.add_patients(range(70))
@@ -253,6 +256,7 @@ def test_what_is_wrong_with_a_file_costs_that_file_only(tmp_path: Path) -> None:
     assert left_out == {"0013.dcm": "not-dicom", "0040.dcm": "truncated"}
 
 
+@pytest.mark.slow
 def test_files_are_read_as_they_are_asked_for_and_no_more_than_a_few_batches_ahead(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path / "hospital")
     hospital.add_patients(range(400))
@@ -267,6 +271,7 @@ def test_files_are_read_as_they_are_asked_for_and_no_more_than_a_few_batches_ahe
     assert len(reader.pixels) == 400
 
 
+@pytest.mark.slow
 def test_progress_ends_with_all_files(tmp_path: Path) -> None:
     for folder, study in (("planes", make_study()), ("volumes", volume_study())):
         seen = list[tuple[int, int]]()
@@ -346,6 +351,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_tables_say_of_each_image_what_the_model_says_to_the_last_digit(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, said = invoke(
@@ -378,6 +384,7 @@ def trained_of(place: Path) -> TrainedModel:
     return read_model(place / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_patients_row_is_the_mean_of_the_images(place: Path, tmp_path: Path) -> None:
     invoke(
         place / "model.safetensors", place / "hospital" / "images", "--out", tmp_path / "out", "--workers", 1
@@ -400,6 +407,7 @@ def test_a_patients_row_is_the_mean_of_the_images(place: Path, tmp_path: Path) -
     assert [one["num_images"] for one in by_patient] == [1, 1, 1, 1, 2]
 
 
+@pytest.mark.slow
 def test_what_is_written_is_for_its_owner_only_and_names_no_patient(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     _, said = invoke(place / "model.safetensors", place / "hospital" / "images", "--out", out, "--workers", 1)
@@ -421,6 +429,7 @@ def test_what_is_written_is_for_its_owner_only_and_names_no_patient(place: Path,
         assert secret not in text
 
 
+@pytest.mark.slow
 def test_identifiers_are_written_where_they_are_asked_for(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     images = place / "hospital" / "images" / "a"
@@ -431,6 +440,7 @@ def test_identifiers_are_written_where_they_are_asked_for(place: Path, tmp_path:
     assert NAME not in (out / "predictions.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_name_is_no_formula_for_a_spreadsheet(place: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     write(images / "=1+1.dcm", dataset(gradient(), patient="@SUM(A1)"))
@@ -440,6 +450,7 @@ def test_a_name_is_no_formula_for_a_spreadsheet(place: Path, tmp_path: Path) -> 
     assert row["PatientID"] == "'@SUM(A1)"
 
 
+@pytest.mark.slow
 def test_earlier_predictions_stay_unless_they_are_to_be_replaced(place: Path, tmp_path: Path) -> None:
     out, images = tmp_path / "out", place / "hospital" / "images"
     first = images / "0000.dcm"
@@ -454,6 +465,7 @@ def test_earlier_predictions_stay_unless_they_are_to_be_replaced(place: Path, tm
     assert len(rows(out / "predictions.csv")) == 6
 
 
+@pytest.mark.slow
 def test_masks_are_written_as_pictures_of_the_models_grid(tmp_path: Path) -> None:
     hospital = MaskedHospital(tmp_path / "hospital")
     hospital.add_lesions(range(3))
@@ -502,6 +514,7 @@ def test_the_card_is_shown_and_written_as_a_page(place: Path, tmp_path: Path) ->
     assert told["card"] == json.loads(model.card.to_json())
 
 
+@pytest.mark.slow
 def test_a_card_of_every_kind_of_study_can_be_shown(tmp_path: Path) -> None:
     studies = [
         study_of({ONE_QUESTION: THREE_CLASSES}, private=True),
@@ -516,6 +529,7 @@ def test_a_card_of_every_kind_of_study_can_be_shown(tmp_path: Path) -> None:
         assert study.name in done.output
 
 
+@pytest.mark.slow
 def test_several_models_are_asked_by_with(place: Path, tmp_path: Path) -> None:
     other = model_file(tmp_path / "other.safetensors", make_study(), seed=1)
     images = place / "hospital" / "images"

@@ -39,6 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_one_call_writes_everything_that_is_wanted(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     wanted = (
@@ -79,6 +80,7 @@ def test_one_call_writes_everything_that_is_wanted(place: Path, tmp_path: Path) 
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
+@pytest.mark.slow
 def test_a_second_call_leaves_nothing_of_the_first(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = (place / "model.safetensors", "--out", out, "--workers", 1)
@@ -90,6 +92,7 @@ def test_a_second_call_leaves_nothing_of_the_first(place: Path, tmp_path: Path) 
     assert len(list((out / "images").glob("*.js"))) == 1
 
 
+@pytest.mark.slow
 def test_contours_and_masks_of_segmentation_need_no_map(tmp_path: Path) -> None:
     hospital = MaskedHospital(tmp_path / "hospital")
     hospital.add_lesions(range(2))

@@ -262,6 +262,7 @@ def invoke(model: Path, out: Path, *words: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.slow
 def test_all_read_is_0_some_left_out_3_none_read_1(model: Path, tmp_path: Path) -> None:
     good = write(tmp_path / "good.dcm", dataset(gradient()))
     other = write(tmp_path / "other.dcm", dataset(gradient(), modality="MR"))
@@ -279,6 +280,7 @@ def test_all_read_is_0_some_left_out_3_none_read_1(model: Path, tmp_path: Path) 
     assert as_json["num_left_out"] == {"other-modality": 1}
 
 
+@pytest.mark.slow
 def test_an_override_stands_in_every_output(model: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other.dcm", dataset(gradient(), modality="MR"))
     _, said = invoke(model, tmp_path / "out", other, "--override", "other-modality")
@@ -312,6 +314,7 @@ def test_a_model_that_cannot_be_used_is_1_and_nothing_is_written(model: Path, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_wrong_usage_is_2(model: Path, tmp_path: Path) -> None:
     good = write(tmp_path / "good.dcm", dataset(gradient()))
     for words, sentence in (
@@ -335,6 +338,7 @@ def test_wrong_usage_is_2(model: Path, tmp_path: Path) -> None:
     assert done.stderr.startswith("what is to be read?")
 
 
+@pytest.mark.slow
 def test_the_study_in_a_pacs_needs_a_site_that_has_one(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         invoke(model, tmp_path / "out", "--accession", "A1", "--config", tmp_path / "site.toml")

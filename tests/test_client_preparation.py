@@ -141,6 +141,7 @@ def test_overlay_bits_above_bits_stored_are_not_part_of_the_image(tmp_path: Path
     np.testing.assert_array_equal(overlaid, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attributes",
     [

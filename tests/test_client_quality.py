@@ -183,6 +183,7 @@ def test_the_copy_is_used_once_the_first_is_gone(hospital: Hospital) -> None:
     assert third.index == second.index
 
 
+@pytest.mark.slow
 def test_equal_pixels_with_contradictory_labels_are_all_left_out(hospital: Hospital) -> None:
     for image in ("1", "2", "3"):
         hospital.add(f"{image}.dcm", dataset(picture(int(image) // 3), image=image))
@@ -345,6 +346,7 @@ CAREFUL = st.sampled_from((SiteQuality(), SiteQuality(patient_conflicts="refuse"
 SHARED = st.sampled_from((Quality(), Quality(shared_pixels="use")))
 
 
+@pytest.mark.slow
 @given(CANDIDATES, st.randoms(), CAREFUL, SHARED)
 def test_the_order_in_which_files_come_decides_nothing(candidates, random, site, study) -> None:
     identities = Identities()
@@ -381,6 +383,7 @@ def test_of_the_images_that_are_used_no_two_of_a_patient_and_none_of_two_patient
 # Whatever is remembered
 
 
+@pytest.mark.slow
 def test_with_every_rule_at_work_a_second_run_and_another_number_of_readers_find_the_same(
     hospital: Hospital,
 ) -> None:
@@ -410,7 +413,7 @@ def test_with_every_rule_at_work_a_second_run_and_another_number_of_readers_find
     assert len(set(reasons(found[0].index).values())) >= 4, reasons(found[0].index)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_at_any_moment_with_every_rule_at_work_the_next_run_ends_with_the_same_bytes(
     tmp_path: Path,
 ) -> None:
@@ -540,6 +543,7 @@ def test_the_index_counts_what_headers_still_hold(hospital: Hospital) -> None:
     assert tally.burned_in == {"": 1, "NO": 1}
 
 
+@pytest.mark.slow
 def test_who_withdrew_is_in_no_count_of_headers(hospital: Hospital) -> None:
     for number, patient in enumerate("AB"):
         hospital.add(f"{patient}.dcm", dataset(picture(number), patient=patient, PatientAddress="1 Road"))
@@ -551,6 +555,7 @@ def test_who_withdrew_is_in_no_count_of_headers(hospital: Hospital) -> None:
     assert first.tally.num_headers == 1
 
 
+@pytest.mark.slow
 def test_by_scanner_used_and_left_out_add_up_to_all_files_with_a_header(hospital: Hospital) -> None:
     for number in range(12):
         scanner = {"Manufacturer": "Maker", "ManufacturerModelName": ("One", "Two", NAME)[number % 3]}

@@ -197,6 +197,7 @@ def test_the_journal_of_a_hospital_that_lost_its_key_says_so(world: World) -> No
     assert entries[-1].body["endorsed"] is False
 
 
+@pytest.mark.slow
 def test_new_keys_are_not_put_in_place_below_a_site_that_runs(world: World) -> None:
     world.ok(world.hospital("north", "renew-keys"))
     world.ok(world.coordinator("admit", str(world.renewal("north")), "--replace"))
@@ -379,6 +380,7 @@ def test_revoked_keys_are_refused_at_once_and_new_ones_are_admitted(world: World
     assert world.sites().version == 4
 
 
+@pytest.mark.slow
 def test_the_list_of_revoked_keys_is_signed(world: World) -> None:
     world.ok(world.coordinator("revoke", "north", "--yes"))
     signed = world.roster_file.read_text()

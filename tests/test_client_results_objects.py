@@ -78,6 +78,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Path]
 Made = dict[str, tuple[list[Path], dict[str, Path]]]
 
 
+@pytest.mark.slow
 @needs_dciodvfy
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("name", SOURCES)
@@ -230,6 +231,7 @@ def test_a_report_says_which_model_says_so_and_what_it_is_not(made: Made) -> Non
     assert "reaches the threshold 0.25 of the operating point screening" in texts["Comment"][0]
 
 
+@pytest.mark.slow
 @needs_dciodvfy
 @pytest.mark.parametrize("name", ["computed-radiography", "series", "enhanced-series"])
 def test_what_the_predictor_says_is_what_the_results_hold(tmp_path: Path, name: str) -> None:
@@ -459,6 +461,7 @@ def test_a_slice_that_is_there_twice_is_marked_once(tmp_path: Path) -> None:
     assert highdicom.seg.segread(path).NumberOfFrames == len(files)
 
 
+@pytest.mark.slow
 def test_one_series_of_each_kind_for_a_study_and_other_uids_with_each_call(tmp_path: Path) -> None:
     image = plane_image()
     files = [

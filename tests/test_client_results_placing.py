@@ -168,6 +168,7 @@ def slices_with(
     ]
 
 
+@pytest.mark.slow
 @given(
     shape=st.tuples(st.integers(30, 43), st.integers(30, 43), st.integers(30, 43)),
     spacing=st.tuples(st.floats(0.9, 1.4), st.floats(0.8, 1.2), st.floats(0.8, 1.2)),
@@ -209,6 +210,7 @@ def test_beyond_the_grid_nothing_is_marked_and_half_a_voxel_around_it_belongs_to
     assert [int(back.any(axis=axes).sum()) for axes in ((1, 2), (0, 2), (0, 1))] == [8, 8, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["series", "oblique-series", "enhanced-series"])
 def test_where_slices_lie_is_read_from_headers_alone(name: str, tmp_path: Path) -> None:
     files = SOURCES[name].make(tmp_path)
@@ -228,6 +230,7 @@ def test_slices_without_a_place_are_told(tmp_path: Path) -> None:
         slices_of([source])
 
 
+@pytest.mark.slow
 def test_the_study_must_be_of_volumes() -> None:
     image = Image.model_validate(make_image().model_dump())
     with pytest.raises(ValueError, match="no volumes"):

@@ -293,6 +293,7 @@ def test_each_status_has_its_outcome(written: Written, status: int, code: str) -
     says_nothing_of_patients(found)
 
 
+@pytest.mark.slow
 def test_what_is_out_of_resources_is_tried_again(written: Written) -> None:
     with archive(sorted(CLASSES), lambda number: 0xA700 if number == 0 else 0) as (port, taken):
         found = store(written[1], dimse(port))
@@ -308,6 +309,7 @@ def test_who_may_not_store_is_told_once(written: Written) -> None:
     assert (set(codes(found)), len(taken)) == ({"refused"}, 1)
 
 
+@pytest.mark.slow
 def test_a_pacs_that_falls_silent_is_left_after_its_time(written: Written) -> None:
     let_go = threading.Event()
 
@@ -433,5 +435,6 @@ def test_certificates_that_are_none_are_told_before_anything_is_sent(
         store(written[1], dimse(1, tls=True, ca_certificate=ca))
 
 
+@pytest.mark.slow
 def test_every_outcome_has_a_code_of_its_own() -> None:
     assert len({one.code for one in Storing}) == len(Storing)

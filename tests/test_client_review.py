@@ -256,6 +256,7 @@ def test_floors_of_the_study_that_the_counted_images_do_not_reach_are_warned_of(
     assert "7.1% of the files cannot be used, and the study allows 5.0%" in found[1]
 
 
+@pytest.mark.slow
 def test_a_delta_above_one_over_the_number_of_patients_is_warned_of(file, ledger) -> None:
     loose = make_study({"delta = 1e-4": "delta = 1e-3"}, private=True)
     assert "1/4,120^1.1 = 0.00011" in loud(reviewed(loose, file, ledger, counts=COUNTS)["images"])[0]
@@ -311,6 +312,7 @@ def pld_epsilon(study: Study, multiplier: float) -> float:
     return float(accountant.get_epsilon(study.privacy.delta))
 
 
+@pytest.mark.slow
 def test_epsilon_is_told_as_the_probability_of_a_right_guess(file, ledger) -> None:
     section = reviewed(make_study({"epsilon = 5.0": "epsilon = 2.0"}, private=True), file, ledger)["epsilon"]
     for epsilon in (2.0, 4.0):
@@ -322,6 +324,7 @@ def test_epsilon_is_told_as_the_probability_of_a_right_guess(file, ledger) -> No
     assert not loud(section)
 
 
+@pytest.mark.slow
 def test_an_epsilon_that_rules_out_little_is_said_to(file, ledger) -> None:
     found = loud(
         reviewed(make_study({"epsilon = 5.0": "epsilon = 8.0"}, private=True), file, ledger)["epsilon"]
@@ -361,6 +364,7 @@ TEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, DISTRIBUTED], ids=["local", "distributed"])
 @pytest.mark.parametrize("statement", STATEMENTS)
 def test_each_part_of_the_promise_is_one_sentence(file, ledger, changes, statement: str) -> None:
@@ -378,6 +382,7 @@ def test_under_the_local_mode_this_hospital_relies_on_nobody(file, ledger) -> No
     assert "with 2 to 3 hospitals of equal size in a sum there is 1.41 to 1.73 times" in text(section)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("colluding", "overshoots", "own", "against"),
     [
@@ -457,6 +462,7 @@ def training_event(rate: float, multiplier: float, steps: int) -> dp.DpEvent:
     return dp.ComposedDpEvent([dp.SelfComposedDpEvent(step, steps), dp.GaussianDpEvent(30.0)])
 
 
+@pytest.mark.slow
 def test_spent_this_run_all_runs_and_cap_are_those_of_the_ledger(file, ledger) -> None:
     from client.budget import evaluation_cost, training_cost
 
@@ -630,6 +636,7 @@ def test_what_follows_from_an_approval_is_told(file, ledger) -> None:
 # Changes, and one run
 
 
+@pytest.mark.slow
 def test_changes_since_the_last_approved_version_are_told_and_weaker_ones_are_loud(file, ledger) -> None:
     old = make_study(private=True)
     new = make_study({"epsilon = 5.0": "epsilon = 6.0", "num_rounds = 3": "num_rounds = 4"}, private=True)
@@ -722,6 +729,7 @@ def test_one_column_in_the_site_file_is_a_warning_where_a_study_has_several_find
     assert any("remove labels.column" in one for one in loud(sections["images"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("private", [True, False])
 def test_each_subgroup_is_named_with_where_it_is_read_and_is_a_warning_without_noise(
     file: SiteFile, ledger: Ledger, private: bool

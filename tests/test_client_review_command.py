@@ -211,6 +211,7 @@ def test_another_consortiums_study_and_an_unsigned_one_are_refused(hospital) -> 
     assert not hospital.decisions()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
     [
@@ -298,6 +299,7 @@ def test_scripts_get_sections_objections_and_the_decision(hospital) -> None:
 # Taking back, and lists
 
 
+@pytest.mark.slow
 def test_an_approval_is_taken_back_by_a_later_refusal(hospital) -> None:
     hospital.approve()
     short = hospital.study.hash[:12]
@@ -338,6 +340,7 @@ def test_exactly_one_thing_is_asked_of_a_review(hospital) -> None:
 # Runs of their own
 
 
+@pytest.mark.slow
 def test_a_run_waits_until_somebody_decides_on_it(hospital) -> None:
     hospital.policy(ask_each_run="true")
     assert "Each of its runs waits" in " ".join(hospital.approve().output.split())

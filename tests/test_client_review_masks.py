@@ -38,6 +38,7 @@ def test_the_review_warns_where_nobody_has_said_where_masks_are(hospital: Masked
     assert [warned for text, warned in found.items() if "[masks]" in text] == [True]
 
 
+@pytest.mark.slow
 def test_the_review_says_what_is_marked_and_by_which_values() -> None:
     text = " ".join(one.text for one in what_is_trained(mask_study(ORGANS), Path("weights")).sentences)
     assert "“liver” (value 1, 6 of the mask)" in text

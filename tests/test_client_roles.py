@@ -14,6 +14,7 @@ PATIENTS = make_study().patients
 patients = st.text(min_size=1, max_size=16)
 
 
+@pytest.mark.slow
 @given(patients, st.sets(patients), st.sets(patients))
 def test_the_role_of_a_patient_does_not_change_when_others_come_and_go(
     patient: str, before: set[str], after: set[str]
@@ -45,6 +46,7 @@ def test_no_patient_is_tested_or_validated_where_the_fraction_is_zero() -> None:
     assert {role_of(str(number), SECRET, none) for number in range(1000)} == {Role.TRAIN}
 
 
+@pytest.mark.slow
 def test_a_stated_role_is_the_only_one_stated() -> None:
     assert stated_role({Role.TEST}) is Role.TEST
     with pytest.raises(Unusable) as missing:

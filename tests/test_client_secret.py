@@ -53,6 +53,7 @@ def test_a_pseudonym_is_a_known_answer() -> None:
     assert SECRET.pseudonym("patient", "PAT-0001") == "be8b2c2ccf3a4fe4ad14754628406a4a"
 
 
+@pytest.mark.slow
 @given(identifiers)
 def test_pseudonyms_differ_with_another_secret(identifier: str) -> None:
     ours = SECRET.pseudonym("patient", identifier)
@@ -62,6 +63,7 @@ def test_pseudonyms_differ_with_another_secret(identifier: str) -> None:
     assert ours != SECRET.pseudonym("study", identifier)
 
 
+@pytest.mark.slow
 @given(identifiers, identifiers)
 def test_kind_and_identifier_do_not_run_into_each_other(kind: str, identifier: str) -> None:
     joined = kind + identifier
@@ -75,6 +77,7 @@ def test_a_uniform_draw_lies_in_the_unit_interval(identifier: str) -> None:
     assert 0.0 <= SECRET.uniform("role", identifier) < 1.0
 
 
+@pytest.mark.slow
 def test_uniform_draws_are_uniform() -> None:
     draws = sorted(SECRET.uniform("role", str(number)) for number in range(4000))
     distance = max(abs(draw - (rank + 0.5) / 4000) for rank, draw in enumerate(draws))

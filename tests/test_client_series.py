@@ -105,6 +105,7 @@ def test_a_file_that_claims_a_million_frames_is_refused_before_one_is_decoded(
     assert refusal([path]).reason is Reason.TOO_LARGE
 
 
+@pytest.mark.slow
 def test_the_groups_of_all_frames_are_parsed_once_and_not_for_each_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

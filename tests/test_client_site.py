@@ -105,6 +105,7 @@ def all_erased(states: Iterable[object]) -> bool:
     return all(value is None for state in states for _, value in secrets_in(state))
 
 
+@pytest.mark.slow
 def test_a_site_trains_evaluates_and_writes_its_own_result(hospital, tmp_path) -> None:
     talk = ready(hospital, tmp_path, make_study())
     for number in (1, 2, 3):
@@ -134,6 +135,7 @@ def patients(talk: Conversation, role: str) -> int:
     return int(own_result(talk)["patients_by_role"][role])
 
 
+@pytest.mark.slow
 def test_the_same_training_leaves_under_other_masks_each_time_and_opens_to_the_same_sum(
     hospital, tmp_path
 ) -> None:
@@ -323,6 +325,7 @@ def test_a_refusal_is_not_stored_as_the_reply_for_ever(hospital, tmp_path) -> No
 # What a restart keeps, and what it does not.
 
 
+@pytest.mark.slow
 def test_the_accountant_survives_a_restart_of_the_agent(hospital, tmp_path) -> None:
     talk = ready(hospital, tmp_path, make_study(private=True))
     talk.train(1)
@@ -385,6 +388,7 @@ def test_opening_a_run_again_keeps_the_sites_own_result(hospital, tmp_path) -> N
 # What is refused costs nothing.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "round_set", "change", "told"),
     [
@@ -420,6 +424,7 @@ def test_a_bad_request_to_train_costs_nothing_and_the_good_one_still_works(
     talk.opened()
 
 
+@pytest.mark.slow
 def test_a_round_of_another_batch_costs_nothing(hospital, tmp_path) -> None:
     talk = start(hospital, tmp_path, make_study(private=True))
     talk.open()
@@ -437,6 +442,7 @@ def test_rounds_beyond_the_study_are_refused(hospital, tmp_path) -> None:
     assert not talk.ledger.rounds(RUN)
 
 
+@pytest.mark.slow
 def test_more_reductions_of_the_learning_rate_than_validations_allow_are_refused(hospital, tmp_path) -> None:
     """The model of round 1 is validated, which is known from round 3 on; other studies know of no reductions."""
     rate = "learning_rate = 0.1"
@@ -449,6 +455,7 @@ def test_more_reductions_of_the_learning_rate_than_validations_allow_are_refused
     assert reason(ready(hospital, tmp_path / "other", make_study()).train(3, reductions=1)[0]) == "policy"
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_costs_what_was_spent(hospital, tmp_path) -> None:
     """One round of three, then the final test: epsilon is that of its steps, below the study's."""
     rate = "learning_rate = 0.1"
@@ -475,6 +482,7 @@ def test_bytes_that_are_no_request_are_refused_and_the_site_goes_on(hospital, tm
     assert isinstance(talk.open(), Answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Share, Escrow, Train, Evaluate, Confirm, Unmask])
 def test_without_a_batch_every_step_but_the_first_is_refused_as_no_batch(hospital, tmp_path, kind) -> None:
     talk = start(hospital, tmp_path, make_study())
@@ -489,6 +497,7 @@ def test_without_a_batch_every_step_but_the_first_is_refused_as_no_batch(hospita
     assert isinstance(talk.train(1)[0], Answer)
 
 
+@pytest.mark.slow
 def test_protocol_messages_that_are_none_are_refused_and_the_setup_goes_on(hospital, tmp_path) -> None:
     talk = start(hospital, tmp_path, make_study())
     talk.open()
@@ -506,6 +515,7 @@ def test_protocol_messages_that_are_none_are_refused_and_the_setup_goes_on(hospi
     talk.peers.unmask(total, confirmations)
 
 
+@pytest.mark.slow
 def test_another_version_of_the_roster_is_told_apart_and_leaves_the_batch(hospital, tmp_path) -> None:
     talk = ready(hospital, tmp_path, make_study())
     other = AdvertiseRequest(
@@ -516,6 +526,7 @@ def test_another_version_of_the_roster_is_told_apart_and_leaves_the_batch(hospit
     talk.opened()
 
 
+@pytest.mark.slow
 def test_a_cohort_that_is_too_small_is_refused_and_leaves_the_batch(hospital, tmp_path) -> None:
     """The hospital's own least number, and the study's, whatever the server puts into its request."""
     study = make_study({"min_cohort = 2": "min_cohort = 3"})
@@ -532,6 +543,7 @@ def test_a_cohort_that_is_too_small_is_refused_and_leaves_the_batch(hospital, tm
 # What stays in memory, and for how long.
 
 
+@pytest.mark.slow
 def test_the_charge_stays_when_training_fails_and_the_next_round_answers(
     hospital, tmp_path, monkeypatch
 ) -> None:
@@ -689,6 +701,7 @@ def test_a_run_that_would_pass_the_lifetime_cap_is_refused_and_an_earlier_one_co
     assert talk.ledger.run("run-2") is None
 
 
+@pytest.mark.slow
 def test_the_reply_has_the_same_length_whatever_the_data(hospital, tmp_path) -> None:
     other = Hospital(tmp_path / "other")
     fill(other, num=23)
@@ -709,6 +722,7 @@ def test_the_noised_count_and_not_the_true_one_divides_and_weighs(hospital, tmp_
     assert weight == min(run.noised_count, 500)
 
 
+@pytest.mark.slow
 def test_noise_is_never_reused_after_a_restart(hospital, tmp_path) -> None:
     """Two copies of one state train the same round from the same model; only the noise can differ, and does."""
     study = make_study({"sample_rate = 0.5": "sample_rate = 1.0"}, private=True)
@@ -838,7 +852,7 @@ def secret_run(
     return talk, Hoard(talk, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_no_file_below_the_state_folder_ever_holds_a_secret_of_a_round(
     hospital, tmp_path, monkeypatch, caplog
 ) -> None:
@@ -911,7 +925,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", PLANTED)
 def test_the_search_finds_a_planted_secret_in_each_form(hospital, tmp_path, monkeypatch, form: str) -> None:
     talk, hoard = secret_run(hospital, tmp_path, monkeypatch)
@@ -948,6 +962,7 @@ def test_the_search_finds_a_secret_that_only_the_ledgers_write_ahead_log_holds(
         connection.close()
 
 
+@pytest.mark.slow
 def test_site_toml_names_every_problem_and_its_paths_count_from_its_folder(hospital, tmp_path) -> None:
     (tmp_path / "site").mkdir()
     path = tmp_path / "site" / "site.toml"

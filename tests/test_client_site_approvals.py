@@ -47,6 +47,7 @@ def num_released(talk: Conversation) -> int:
     return len(journal_in(talk.file.state, talk.peers.identities[0]).entries(RELEASED))
 
 
+@pytest.mark.slow
 def test_a_study_changed_in_one_digit_is_refused_and_the_journal_says_why(hospital, tmp_path) -> None:
     """Before any image is opened. The approved bytes are those of the proposal; their hash is what is compared."""
     root = Ed25519PrivateKey.generate()
@@ -158,6 +159,7 @@ def test_even_the_stored_reply_is_not_given_again_after_a_withdrawal(hospital, t
     assert reason(talk.train(1)[0]) == "study-not-approved"
 
 
+@pytest.mark.slow
 def test_a_study_that_is_approved_again_goes_on_after_a_new_setup(hospital, tmp_path) -> None:
     talk = ready(hospital, tmp_path, make_study(private=True))
     talk.train(1)
@@ -198,6 +200,7 @@ def test_the_refusal_of_another_study_leaves_the_open_run_alone(hospital, tmp_pa
 # What the review says, and what the agent does
 
 
+@pytest.mark.slow
 def test_the_bytes_that_the_review_names_are_those_that_leave(hospital, tmp_path) -> None:
     talk = ready(hospital, tmp_path, make_study(private=True))
     sent = {}
@@ -209,6 +212,7 @@ def test_the_bytes_that_the_review_names_are_those_that_leave(hospital, tmp_path
     assert sent == vector_bytes(talk.study)
 
 
+@pytest.mark.slow
 def test_the_counts_that_the_review_shows_are_those_of_the_run(hospital, tmp_path) -> None:
     from client.index_report import read_counts
     from client.roles import Role

@@ -87,6 +87,7 @@ def test_dropout_draws_from_the_rounds_generator_and_leaves_torchs_state_alone()
     assert np.abs(trained(study_with()) - first).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_with_dropout_each_step_of_a_private_round_is_within_the_bound() -> None:
     """Eight patients, each clipped to 0.01: their sum is no longer than 0.08, and close to it."""
     study = study_with(**DROPOUT)

@@ -143,6 +143,7 @@ def house() -> Iterator[House]:
         remove(folder)
 
 
+@pytest.mark.slow
 def test_the_network_user_hands_a_request_in_and_gets_the_reply(house: House) -> None:
     assert house.network.run(["-c", HANDLE, str(house.door), "hello"]) == "north: hello\n"
 
@@ -202,6 +203,7 @@ def test_the_data_user_itself_does_not_come_in_by_the_door(house: House) -> None
     assert house.data.tries(door=("connect", str(house.door))) == {"door": "ECONNRESET"}
 
 
+@pytest.mark.slow
 def test_the_agent_works_where_no_internet_socket_can_be_made_and_has_none(house: House) -> None:
     assert house.network.run(["-c", HANDLE, str(house.door), "hello"]) == "north: hello\n"
     assert internet_sockets(house.agent.pid) == []

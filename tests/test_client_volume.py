@@ -211,6 +211,7 @@ def test_positions_rounded_as_scanners_round_them_are_taken() -> None:
     assert np.abs(found.steps - stacked(slices).steps).max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # numpy's of sums beyond all numbers
 @pytest.mark.parametrize(
     "spacing", [(1.0, 1e-6, 1e-6), (1e-9, 1.0, 1.0), (1e-320, 1.0, 1.0), (1e307, 1.0, 1.0)]

@@ -105,6 +105,7 @@ def test_the_frames_of_one_file_are_the_same_volume_as_one_file_each(tmp_path: P
     np.testing.assert_array_equal(volume_of(found), single)
 
 
+@pytest.mark.slow
 def test_names_and_folders_of_the_files_change_nothing(tmp_path: Path) -> None:
     hospital, paths = one_series(tmp_path, kind="oblique")
     before = volume_of(run(hospital, STUDY)[0])
@@ -119,6 +120,7 @@ def test_names_and_folders_of_the_files_change_nothing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume_of(run(hospital, STUDY)[0]), before)
 
 
+@pytest.mark.slow
 def test_percentiles_are_those_of_the_whole_volume(tmp_path: Path) -> None:
     hospital, _ = one_series(tmp_path)
     image = volume_image(intensity="percentiles", window_center=None, window_width=None)
@@ -131,6 +133,7 @@ def test_percentiles_are_those_of_the_whole_volume(tmp_path: Path) -> None:
     np.testing.assert_allclose(inverted[inside], 1.0 - levels[inside], atol=0.06)
 
 
+@pytest.mark.slow
 def test_each_series_of_a_patient_is_an_image_and_each_file_is_in_the_index_once(tmp_path: Path) -> None:
     hospital = volume_hospital(tmp_path / "h")
     write_series(hospital.images / "0" / "second", patient="PAT-0000", series="2", high=50.0)
@@ -231,6 +234,7 @@ def twice(paths: Sequence[Path]) -> None:
     changed(paths[4].with_name("again.dcm"), SOPInstanceUID="1.2.3.4", PixelData=bytes(2 * 24 * 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "code", "own"),
     [
@@ -297,6 +301,7 @@ def _series_of(path: Path) -> object:
     return dcmread(path).SeriesInstanceUID
 
 
+@pytest.mark.slow
 def test_labels_by_slice_are_refused_and_labels_by_series_are_taken(tmp_path: Path) -> None:
     hospital, paths = one_series(tmp_path)
     write_series(hospital.images / "t", series="2", high=20.0)
@@ -308,6 +313,7 @@ def test_labels_by_slice_are_refused_and_labels_by_series_are_taken(tmp_path: Pa
     assert reasons_below(index, "t/") == {"no-label"}
 
 
+@pytest.mark.slow
 def test_of_a_patient_who_withdrew_nothing_is_read_and_nothing_kept(tmp_path: Path) -> None:
     hospital = volume_hospital(tmp_path / "h")
     first, _, _ = run(hospital, STUDY)
@@ -325,7 +331,7 @@ def test_of_a_patient_who_withdrew_nothing_is_read_and_nothing_kept(tmp_path: Pa
 # Processes
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "code"),
     [
@@ -376,6 +382,7 @@ def test_a_series_has_more_time_than_a_file_and_never_without_end() -> None:
 # What is remembered
 
 
+@pytest.mark.slow
 def test_the_second_run_reads_nothing_and_a_changed_slice_its_series_only(tmp_path: Path) -> None:
     hospital = volume_hospital(tmp_path / "h")
     first, reader, _ = run(hospital, STUDY)
@@ -411,6 +418,7 @@ def test_a_slice_that_comes_later_completes_its_series(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume_of(found), whole)
 
 
+@pytest.mark.slow
 def test_a_label_that_comes_later_reads_its_series_only(tmp_path: Path) -> None:
     hospital = volume_hospital(tmp_path / "h")
     run(hospital, STUDY)
@@ -437,6 +445,7 @@ def test_recheck_finds_a_slice_of_the_same_size_and_time(tmp_path: Path) -> None
     np.testing.assert_array_equal(volume_of(again), volume_of(found))
 
 
+@pytest.mark.slow
 def test_a_damaged_volume_is_made_again(tmp_path: Path) -> None:
     hospital = volume_hospital(tmp_path / "h")
     first, _, _ = run(hospital, STUDY)
@@ -454,7 +463,7 @@ def test_a_damaged_volume_is_made_again(tmp_path: Path) -> None:
     assert kept(hospital) == files
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_at_any_moment_the_next_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     whole = volume_hospital(tmp_path / "whole", num_patients=4)
     run(whole, STUDY, checkpoint_seconds=0.0)
@@ -470,7 +479,7 @@ def test_killed_at_any_moment_the_next_run_ends_with_the_same_bytes(tmp_path: Pa
     assert event > 15, "too few moments: the tested calls are not those that are made"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_files", [1, 20, 25, 36])
 def test_kill_9_of_an_indexer_with_its_processes(tmp_path: Path, num_files: int) -> None:
     hospital = volume_hospital(tmp_path / "h")
@@ -542,6 +551,7 @@ def test_each_real_odd_or_hostile_file_is_in_the_index_once_and_a_real_enhanced_
 # What is trained
 
 
+@pytest.mark.slow
 def test_volumes_are_sampled_mirrored_and_scored(tmp_path: Path) -> None:
     hospital = volume_hospital(tmp_path / "h", num_patients=9)
     study = volume_study()

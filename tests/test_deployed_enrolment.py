@@ -38,6 +38,7 @@ def test_a_revoked_node_key_is_unregistered_at_the_superlink_for_good(tmp_path: 
         superlink.child.stop()
 
 
+@pytest.mark.thorough
 @needs_ipv6
 def test_sites_connect_by_ipv6_and_by_ipv4_to_a_server_that_listens_on_all_interfaces(tmp_path: Path) -> None:
     consortium = Consortium(tmp_path / "c", ("north", "south"), host="::", reached={"north": "[::1]"})

@@ -351,6 +351,7 @@ def stands_in(piece: bytes, content: bytes, lower: bytes) -> bool:
     return any(part in content for part in aligned)
 
 
+@pytest.mark.thorough
 def test_the_search_finds_a_stored_reply_and_a_file_of_an_unknown_kind(consortium: Consortium) -> None:
     payload = os.urandom(500)
     reply = encode(Answer(to="unmask", run_id="planted", round=1), payload)
@@ -384,6 +385,7 @@ def test_an_agent_that_crashes_leaves_no_image_of_its_memory(consortium: Consort
 # One agent
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "moment"),
     [
@@ -406,6 +408,7 @@ def test_an_agent_killed_in_a_setup_misses_that_batch_and_joins_the_next(
     assert_nothing_of_a_round_on_disk(consortium)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("moment", ["asked", "working", pytest.param("answered", marks=LONG)])
 def test_an_agent_killed_in_training_is_not_in_the_sum_and_keeps_its_charge(
     consortium: Consortium, tmp_path: Path, moment: str
@@ -442,6 +445,7 @@ def test_an_agent_killed_after_its_vector_arrived_is_in_the_sum_all_the_same(
     assert_nothing_of_a_round_on_disk(consortium)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("moment", [pytest.param("asked", marks=LONG), "answered"])
 def test_an_agent_killed_in_the_final_test_is_not_in_it_and_the_run_has_its_result(
     consortium: Consortium, tmp_path: Path, moment: str
@@ -455,6 +459,7 @@ def test_an_agent_killed_in_the_final_test_is_not_in_it_and_the_run_has_its_resu
     assert_nothing_of_a_round_on_disk(consortium)
 
 
+@pytest.mark.thorough
 def test_an_agent_killed_while_it_opens_the_run_opens_it_again(
     consortium: Consortium, tmp_path: Path
 ) -> None:
@@ -467,6 +472,7 @@ def test_an_agent_killed_while_it_opens_the_run_opens_it_again(
 # Two agents of three: no sum can be opened
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kind", [pytest.param("train", marks=LONG), "confirm", pytest.param("unmask", marks=LONG)]
 )

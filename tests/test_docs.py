@@ -148,6 +148,7 @@ def test_the_plan_page_names_every_field_and_no_other(model: type[BaseModel]) ->
     assert described == {field.alias or name for name, field in model.model_fields.items()}
 
 
+@pytest.mark.slow
 def test_the_plan_page_shows_what_the_command_prints() -> None:
     shown = re.search(r"^```text plan demo\n(.*?)^```$", page("plan.md"), flags=re.MULTILINE | re.DOTALL)
     assert shown
@@ -393,6 +394,7 @@ def test_links_to_files_lead_to_files(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_of_the_code_that_are_named_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -50,6 +50,7 @@ def wrong_arrows(room: str, source: str) -> set[str]:
     return {name.split(".")[0] for name in imports(source)} & (set(ALLOWED) | {"tests"}) - ALLOWED[room]
 
 
+@pytest.mark.slow
 def test_arrows_point_one_way() -> None:
     wrong = {
         str(path.relative_to(ROOT)): found
@@ -73,6 +74,7 @@ def test_a_planted_arrow_is_found(room: str, planted: str) -> None:
     assert wrong_arrows(room, planted)
 
 
+@pytest.mark.slow
 def test_flower_is_named_only_in_its_launchers_the_forwarder_and_its_exchange() -> None:
     naming = {
         str(path.relative_to(ROOT))
@@ -82,6 +84,7 @@ def test_flower_is_named_only_in_its_launchers_the_forwarder_and_its_exchange() 
     assert naming <= FLOWER
 
 
+@pytest.mark.slow
 def test_sites_and_round_loop_run_without_flower() -> None:
     """No import chain from the agent or the round loop reaches Flower."""
     seen: set[str] = set()
@@ -134,6 +137,7 @@ def test_the_readme_names_the_five_files_that_explain_the_system() -> None:
     assert all((ROOT / name).is_file() for name in named), named
 
 
+@pytest.mark.slow
 def test_public_modules_and_functions_have_docstrings() -> None:
     """Every module of the product says what it is; the linter checks its public names."""
     missing = [
@@ -142,6 +146,7 @@ def test_public_modules_and_functions_have_docstrings() -> None:
     assert not missing
 
 
+@pytest.mark.slow
 def test_the_command_lines_begin_without_what_takes_seconds_to_import() -> None:
     program = (
         "import sys, client.command, server.command, simulations.command\n"

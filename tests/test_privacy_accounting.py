@@ -28,6 +28,7 @@ def cost(num_steps: int = 100, *, multiplier: float = 1.5, rate: float = 0.1) ->
     return TrainingCost(sample_rate=rate, noise_multiplier=multiplier, num_steps=num_steps)
 
 
+@pytest.mark.slow
 def test_epsilon_equals_an_independent_computation_with_dp_accounting() -> None:
     accountant = pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(dp.PoissonSampledDpEvent(0.1, dp.GaussianDpEvent(1.5)), 100)
@@ -53,11 +54,12 @@ def test_gaussian_releases_equal_the_analytic_formula_and_the_accountant() -> No
     assert three == pytest.approx(accountant.get_delta(epsilon), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_rounds_cost_more_than_one() -> None:
     assert cost(10).epsilon(1e-5) < cost(20).epsilon(1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 200), st.floats(0.8, 4.0))
 def test_epsilon_grows_with_steps_and_falls_with_noise(num_steps: int, multiplier: float) -> None:
@@ -87,6 +89,7 @@ def test_evaluation_noise_stays_within_its_target_and_is_not_wasteful(epsilon: f
     assert gaussian_delta(standard_deviation=0.99 * deviation, num_releases=5, epsilon=epsilon) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_lifetime_sum_is_zero_without_runs_and_grows_with_each() -> None:
     small, large = (
         RunCost(training=cost(), evaluation=EvaluationCost(standard_deviation=deviation, num_releases=3))

@@ -95,6 +95,7 @@ def test_the_noise_of_a_large_model_does_not_depend_on_threads_parts_or_device(t
     assert torch.allclose(here, torch.cat(there), rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_no_block_of_noise_repeats_another_or_what_its_generator_gives_later(threads: int) -> None:
     drawn = generator(11)
     first = noised_sum(

@@ -42,6 +42,7 @@ def middle_bound(model: nn.Module, images: Tensor) -> float:
 # Equal to exact autograd
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("norms", WAYS)
 @pytest.mark.parametrize("name", LAYERS)
@@ -56,6 +57,7 @@ def test_each_layers_clipped_sum_equals_exact_autograd_whichever_way_its_norm_is
         assert error <= ROUNDING * min(bound * len(images), norm_of(want) + bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", WAYS)
 @pytest.mark.parametrize("name", MODELS)
 def test_each_models_clipped_sum_equals_exact_autograd_whichever_way_norms_are_computed(
@@ -81,6 +83,7 @@ def test_the_registered_cnns_clipped_sum_equals_exact_autograd(scale: float, nor
         assert error <= ROUNDING * min(bound * len(images), norm_of_sum(want) + bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", WAYS)
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", MODELS)
@@ -99,6 +102,7 @@ def test_one_broken_image_takes_its_patient_out_and_nobody_else(
 # Several images of a patient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", WAYS)
 @pytest.mark.parametrize("name", [*LAYERS, *MODELS])
 def test_a_patients_images_are_summed_before_they_are_clipped(name: str, norms: Norms) -> None:
@@ -133,6 +137,7 @@ def test_rows_without_a_patient_each_are_refused(patient: Tensor) -> None:
 # The bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", WAYS)
 @pytest.mark.parametrize("name", [*LAYERS, *MODELS])
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

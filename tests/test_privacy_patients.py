@@ -99,6 +99,7 @@ def owners(counts: Sequence[int], seed: int) -> Tensor:
     return owner[torch.randperm(len(owner), generator=torch.Generator().manual_seed(seed))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", list(Norms))
 @EACH
 def test_each_architectures_clipped_sum_equals_exact_autograd_of_each_patients_mean(
@@ -115,6 +116,7 @@ def test_each_architectures_clipped_sum_equals_exact_autograd_of_each_patients_m
         assert error <= ROUNDING * min(5 * bound, norm_of(want) + bound)
 
 
+@pytest.mark.slow
 @EACH
 def test_patients_with_1_and_with_200_images_contribute_alike(name: str) -> None:
     study, patient = make_study(ARCHITECTURES[name]), owners([1, 200, 1], 6)
@@ -147,6 +149,7 @@ def test_one_broken_image_takes_the_whole_patient_out_and_nobody_else(
     assert distance(got, want) <= ROUNDING * 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", list(Norms))
 @EACH
 def test_no_patient_contributes_more_than_the_bound_however_many_images(name: str, norms: Norms) -> None:

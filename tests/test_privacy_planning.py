@@ -72,6 +72,7 @@ def test_noise_that_is_drawn_has_the_deviations_that_are_planned() -> None:
         assert measured.std() == pytest.approx(planned, rel=0.01)
 
 
+@pytest.mark.slow
 def test_equal_sites_in_local_mode_have_the_root_of_their_number_times_the_curators_noise() -> None:
     (planned,) = planned_costs(
         [3.0], delta=1e-4, sample_rate=0.1, num_steps=50, num_weights=10_000, sites=TEN
@@ -99,6 +100,7 @@ def test_no_way_to_weigh_sites_has_less_noise_than_the_curator(sizes, equal_weig
         assert local == pytest.approx(least)
 
 
+@pytest.mark.slow
 def test_both_epsilons_are_dp_accountings_for_the_steps_and_the_count() -> None:
     (planned,) = planned_costs(
         [3.0], delta=9.1e-5, sample_rate=512 / 4708, num_steps=300, num_weights=7, sites=TEN
@@ -118,12 +120,14 @@ def test_both_epsilons_are_dp_accountings_for_the_steps_and_the_count() -> None:
     assert planned.rdp_epsilon == pytest.approx(3.32, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
 def test_the_cross_check_is_never_below_the_claim(epsilon: float) -> None:
     cost = TrainingCost.for_target(epsilon=epsilon, delta=1e-5, sample_rate=0.2, num_steps=100)
     assert cost.epsilon(1e-5) <= cost.rdp_epsilon(1e-5) < 1.35 * cost.epsilon(1e-5)
 
 
+@pytest.mark.slow
 def test_an_epsilon_that_no_noise_reaches_is_a_row_without_figures() -> None:
     rows = planned_costs([0.001, 3.0], delta=1e-4, sample_rate=0.1, num_steps=5, num_weights=7, sites=TEN)
     assert [row.epsilon for row in rows] == [0.001, 3.0]

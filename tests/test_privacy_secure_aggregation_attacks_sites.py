@@ -171,6 +171,7 @@ def test_a_server_with_colluders_gets_one_survivor_set_confirmed_at_most(
         assert two_sums(terms, num_sites, first, second) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_sites", "threshold", "num_colluding"), [(4, 2, 0), (5, 3, 1), (4, 3, 2)])
 def test_with_two_thresholds_no_more_than_sites_and_colluders_it_would_get_two(
     num_sites: int, threshold: int, num_colluding: int

@@ -246,6 +246,7 @@ class Live:
                 assert twin.held() == held
 
 
+@pytest.mark.slow
 def test_a_mutated_request_makes_a_site_refuse_by_name_and_go_on_with_the_honest_one() -> None:
     live = Live()
     consortium = live.consortium
@@ -294,6 +295,7 @@ def test_a_mutated_request_makes_a_site_refuse_by_name_and_go_on_with_the_honest
     assert live.decoded > 100
 
 
+@pytest.mark.slow
 def test_a_colluders_mutated_key_or_bundle_that_it_signs_harms_no_other_site() -> None:
     consortium = Consortium(
         terms=make_terms(4, threshold=3, num_colluding=1, rounds_per_batch=ROUNDS), num_sites=4

@@ -220,7 +220,7 @@ def test_for_up_to_four_sites_every_pattern_of_vanished_sites_gives_the_exact_su
     walk_all(num_sites, most)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_for_five_sites_every_pattern_of_vanished_sites_gives_the_exact_sum_or_a_named_refusal() -> None:
     walk_all(5, 5)
 
@@ -242,6 +242,7 @@ def outcome(consortium: Consortium, vectors: Mapping[int, np.ndarray]) -> None:
         assert refusal.type in (TooFewSites, TooFewConfirmations)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_unmasking_the_sum_of_masked_vectors_gives_the_plain_sum(data: st.DataObject) -> None:

@@ -196,6 +196,7 @@ def typed(value: object) -> object:
     return tuple(map(typed, value)) if isinstance(value, tuple) else (type(value), value)
 
 
+@pytest.mark.slow
 @given(trees, trees)
 def test_two_different_lists_of_fields_have_two_different_statements(one: list, other: list) -> None:
     same = typed(tuple(one)) == typed(tuple(other))

@@ -68,6 +68,7 @@ def exact(study: Study, images: Tensor, masks: Tensor, patient: Tensor, bound: f
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", list(Norms))
 @EACH
 def test_the_clipped_sum_equals_exact_autograd_of_each_patients_mean(study: Study, norms: Norms) -> None:
@@ -114,6 +115,7 @@ def patients_of(study: Study, num: int) -> PatientSet:
     )
 
 
+@pytest.mark.slow
 @EACH
 def test_a_step_of_training_clips_and_adds_noise_to_what_masks_say(study: Study) -> None:
     patients = patients_of(study, 6)
@@ -139,6 +141,7 @@ def test_a_step_of_training_clips_and_adds_noise_to_what_masks_say(study: Study)
     assert norm_of(step(patients)) > 0.5 * cost.noise_multiplier * 1e-3
 
 
+@pytest.mark.slow
 @EACH
 def test_evaluation_sums_have_noise_in_proportion_to_what_one_patient_changes(study: Study) -> None:
     patients, task = patients_of(study, 5), task_of(study)

@@ -48,6 +48,7 @@ def asked(exchange: FakeExchange, site: str, kind: type[Request] = Train) -> lis
     return [request.round for name, request in exchange.seen if name == site and isinstance(request, kind)]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_site_that_stays_silent_is_asked_less_and_less_often(tmp_path) -> None:
     """Each time it costs the others the deadline. From the second in a row on it rests: one round, three, seven."""
     exchange = FakeExchange(
@@ -94,6 +95,7 @@ def test_a_site_that_is_silent_in_setups_does_not_hold_up_every_round(tmp_path) 
     assert setups == 4, "for rounds 1, 2, 4 and 8"
 
 
+@pytest.mark.slow
 def test_a_site_that_fails_in_every_round_opens_the_run_less_and_less_often(tmp_path) -> None:
     exchange = FakeExchange(long_study(9), SHIFTS, behave=refusing("failed", site="west", kind=Train))
     state = run(tmp_path, exchange)
@@ -165,6 +167,7 @@ events = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(events)
 def test_whatever_happened_a_site_that_answers_is_awake_at_once_and_one_that_refused_never(
     happened: list[tuple[str, str]],

@@ -247,6 +247,7 @@ def test_init_takes_names_and_addresses_of_both_kinds_and_listens_for_them(
 # Keys under a passphrase
 
 
+@pytest.mark.slow
 def test_root_key_and_authority_under_a_passphrase_admit_and_issue_with_it_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

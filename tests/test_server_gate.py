@@ -173,6 +173,7 @@ def test_a_body_that_breaks_off_or_stalls_holds_no_place(
     assert ask(gate, b"")[0] == 200
 
 
+@pytest.mark.slow
 def test_one_that_does_not_take_its_answer_is_cut_off(gate: ToyGate, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 16 << 20
     monkeypatch.setattr(gate_doctor, "MAX_SECONDS", 0.7)
@@ -218,6 +219,7 @@ def test_a_request_hidden_behind_the_doctors_is_judged_by_itself(gate: ToyGate) 
     assert gate.passed == []
 
 
+@pytest.mark.slow
 def test_a_large_body_does_not_stay_in_memory(gate: ToyGate) -> None:
     size, before = 64 << 20, peak_kib()
     connection = http.client.HTTPConnection("127.0.0.1")

@@ -61,6 +61,7 @@ def delong_variance(scores: np.ndarray, labels: np.ndarray) -> float:
     return kernel.mean(1).var(ddof=1) / len(positive) + kernel.mean(0).var(ddof=1) / len(negative)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 300), st.integers(12, 200))
 def test_the_interval_of_auroc_is_delongs_of_the_binned_scores(seed: int, num: int) -> None:
@@ -160,6 +161,7 @@ def coverage(*, num: int, deviation: float, repetitions: int, seed: int) -> dict
     return {metric: hits[metric] / repetitions for metric in COVERED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num", "deviation", "repetitions", "least"), [(120, 0.0, 200, 0.90), (600, 3.0, 40, 0.85)]
 )
@@ -170,6 +172,7 @@ def test_intervals_cover_about_as_often_as_they_say(
         assert share >= least, metric
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("num", "deviation", "repetitions"),
     [
@@ -190,6 +193,7 @@ def test_intervals_cover_their_nominal_share(num: int, deviation: float, repetit
         assert least <= share <= 0.985, found
 
 
+@pytest.mark.slow
 def test_intervals_that_leave_the_noise_out_would_not() -> None:
     """The test of coverage can fail: with the noise in the sums and not in the intervals it does."""
     probabilities, random, hits = cells(), np.random.default_rng(4), 0
@@ -202,6 +206,7 @@ def test_intervals_that_leave_the_noise_out_would_not() -> None:
     assert hits / 200 < 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("repetitions", "least"), [(100, 0.90), pytest.param(1000, 0.93, marks=pytest.mark.thorough)]
 )

@@ -21,6 +21,7 @@ def exact(num: int) -> np.ndarray:
     return TASK.statistics(scores, labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_sites", [1, 4])
 def test_it_is_about_the_noise_that_the_metrics_have(num_sites: int) -> None:
     counts, cost = exact(4000), evaluation_cost(STUDY)
@@ -51,6 +52,7 @@ def test_exact_evaluation_has_none() -> None:
     assert metric_noise(study, tuple(exact(100).tolist()), num_sites=2) is None
 
 
+@pytest.mark.slow
 def test_a_metric_that_the_noise_leaves_undefined_has_no_figure() -> None:
     nobody = tuple([0] * TASK.num_statistics)
     told = metric_noise(STUDY, nobody, num_sites=3)

@@ -158,6 +158,7 @@ def ends_alike(state: RunState, reference: RunState) -> None:
         assert found.validation == expected.validation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", [pytest.param(at, marks=pytest.mark.slow if at % 5 else ()) for at in range(MOMENTS)]
 )
@@ -394,6 +395,7 @@ def test_an_attempt_comes_back_as_it_was_written(tmp_path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_what_the_server_keeps_of_a_round_is_no_secret_of_any_site(tmp_path) -> None:
     """Seeds, shares and keys of all sites are looked for in all files of the run, at every exchange."""
     exchange = LastingExchange(LENIENT, SHIFTS)

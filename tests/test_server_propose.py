@@ -35,6 +35,7 @@ def coordinator(tmp_path: Path) -> Proposer:
     return Proposer(tmp_path / "server")
 
 
+@pytest.mark.slow
 def test_a_proposal_is_the_study_with_the_root_keys_signature(coordinator: Proposer) -> None:
     done = coordinator.propose()
     assert done.exit_code == 0, done.output
@@ -45,6 +46,7 @@ def test_a_proposal_is_the_study_with_the_root_keys_signature(coordinator: Propo
     assert study_text(private=True) in coordinator.proposal.read_text(), "with its comments, if it had any"
 
 
+@pytest.mark.slow
 def test_what_changed_against_the_replaced_proposal_is_told(coordinator: Proposer) -> None:
     coordinator.propose()
     assert "The same study was proposed before" in coordinator.propose().output

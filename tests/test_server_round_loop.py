@@ -542,6 +542,7 @@ def test_a_run_that_can_never_have_enough_sites_ends_at_once(tmp_path) -> None:
         run_rounds(patient)
 
 
+@pytest.mark.slow
 def test_a_killed_site_is_back_in_the_round_after_the_one_in_which_the_server_learns_of_it(tmp_path) -> None:
     """Silent in round 2, `not-open` in round 3: it was started again, and is not left alone for that."""
     study = make_study({"num_rounds = 3": "num_rounds = 6"})

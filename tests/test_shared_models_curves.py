@@ -52,6 +52,7 @@ def pair_of(scores: np.ndarray, labels: np.ndarray, num_bins: int) -> Pair:
     return task.pairs(np.sum(parts, axis=0))["positive"]
 
 
+@pytest.mark.slow
 @many
 @given(st.integers(0, 1000), BINS, st.floats(0.0, 1.0))
 def test_what_a_threshold_at_an_edge_does_equals_scikit_learn(seed: int, num_bins: int, share: float) -> None:
@@ -149,6 +150,7 @@ def test_putting_bins_together_loses_nobody_and_keeps_their_edges(seed: int, mos
         assert float(rough.at(edge).true_positive) == float(before.true_positive)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 100), st.sampled_from([0.0, 4.0]))
 def test_the_calibration_error_by_chance_is_about_that_of_a_calibrated_model(
@@ -177,6 +179,7 @@ def test_the_correlation_of_several_classes_equals_scikit_learn(seed: int) -> No
     assert float(correlation(confusion)) == pytest.approx(matthews_corrcoef(labels, taken))
 
 
+@pytest.mark.slow
 @many
 @given(st.integers(0, 1000))
 def test_figures_of_each_class_equal_scikit_learn_on_pooled_patients(seed: int) -> None:

@@ -164,7 +164,7 @@ def test_the_server_brings_the_file_into_the_runs_folder_only_after_a_look_at_it
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_scenario_begins_with_the_file_at_every_hospital_and_frozen_weights_end_as_they_were(
     tmp_path: Path,
 ) -> None:

@@ -188,6 +188,7 @@ def test_a_refused_card_is_not_quoted() -> None:
     assert "Oftering" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_private_studys_card_says_what_was_promised(tmp_path: Path) -> None:
     card = trained(tmp_path, make_study(private=True)).card
     assert card.privacy.mode == "local"

@@ -31,6 +31,7 @@ def patients(seed: int, num: int = 500, *, shares: tuple[float, ...] = (0.6, 0.2
     return exps / exps.sum(axis=1, keepdims=True), labels.astype(np.int64)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed: int) -> None:
@@ -59,6 +60,7 @@ def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed
     assert metrics["num_classes"] == 4
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 100))
 def test_the_mean_auroc_is_off_by_at_most_half_the_mean_share_of_tied_pairs(seed: int) -> None:
@@ -118,6 +120,7 @@ def test_no_patient_at_all_gives_no_metric() -> None:
     assert metrics["num_patients"] == metrics["num_classes"] == 0.0
 
 
+@pytest.mark.slow
 def test_auroc_from_noised_counts_is_not_pulled_towards_one_half() -> None:
     task = MultiClassClassification(num_bins=10, names=NAMES[:3], weights=(1.0,) * 3)
     scores, labels = patients(1, 900, shares=(0.4, 0.3, 0.3))
@@ -173,6 +176,7 @@ def test_scores_of_a_rare_class_keep_apart_in_few_bins() -> None:
     assert abs(in_even_bins - exact) > 0.1
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=2))
 def test_where_scores_lie_among_the_bins_keeps_their_order(scores: list[float]) -> None:

@@ -64,6 +64,7 @@ def test_each_architecture_gives_finite_logits_of_its_shape_for_its_smallest_ima
     assert logits.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", ["7x7", "3x3"])
 @pytest.mark.parametrize("name", [name for name, one in CATALOGUE.items() if "stem" in one.keys])
 def test_a_stem_of_seven_halves_the_image_twice_and_one_of_three_does_not(name: str, stem: str) -> None:
@@ -84,6 +85,7 @@ def test_a_dense_network_takes_any_size_that_is_not_too_small(name: str, levels:
     assert logits.shape[2:] == image.shape[1:]
 
 
+@pytest.mark.slow
 @EACH
 def test_each_architectures_clipped_sum_equals_exact_autograd_of_each_patient(name: str) -> None:
     model = small(name)
@@ -170,6 +172,7 @@ def test_with_dropout_a_patient_contributes_the_same_whoever_the_others_are() ->
 # docs/architectures.md
 
 
+@pytest.mark.slow
 @EACH
 def test_the_page_of_architectures_says_how_many_weights_each_has_and_which_images_it_takes(
     name: str,

@@ -230,6 +230,7 @@ def test_a_request_is_read_again_and_has_one_fingerprint_over_both_keys(tmp_path
     assert len(again.fingerprint) == 24
 
 
+@pytest.mark.slow
 def test_nobody_can_ask_for_a_place_with_somebody_elses_identity_key(tmp_path: Path) -> None:
     identity = Ed25519PrivateKey.generate()
     request = SiteRequest.signed(name="north", node_key=new_node_key()[1], identity=identity)

@@ -79,6 +79,7 @@ def slow_scattering(picture: Picture, *, scales: int, angles: int) -> Picture:
     return np.stack([path[step:-step:step, step:-step:step] for path in paths])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns", "angles"), [(9, 11, 4), (8, 12, 6), (13, 8, 5)])
 def test_coefficients_equal_those_by_explicit_convolution_in_space(
     rows: int, columns: int, angles: int
@@ -156,6 +157,7 @@ def norm(parts: list[Picture]) -> float:
     return math.sqrt(sum(float((part**2).sum()) for part in parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scales", "angles"), [(1, 8), (2, 4), (2, 8), (3, 4), (4, 4)])
 def test_the_difference_of_two_images_never_grows(scales: int, angles: int) -> None:
     """Bruna and Mallat (2013), section 2.2. Noise, and waves at which the filters are largest."""
@@ -208,6 +210,7 @@ def test_mirroring_an_image_mirrors_its_coefficients() -> None:
 # Any size, any device and type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(28, 28), (29, 35), (64, 48), (127, 33), (224, 224)])
 def test_any_size_will_do(rows: int, columns: int) -> None:
     transform = Scattering(rows=rows, columns=columns, scales=2, angles=8)

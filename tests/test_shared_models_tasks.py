@@ -24,6 +24,7 @@ def patients(seed: int, num: int = 500) -> tuple[np.ndarray, np.ndarray]:
     return scores, labels
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000))
 def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed: int) -> None:
     scores, labels = patients(seed)
@@ -61,6 +62,7 @@ def test_a_study_has_even_bins_only_where_noise_fills_them() -> None:
     assert task_of(make_study(private=True)).even_bins
 
 
+@pytest.mark.slow
 @given(st.integers(0, 200))
 def test_the_histogram_is_off_by_at_most_half_the_share_of_tied_pairs(seed: int) -> None:
     scores, labels = patients(seed)

@@ -69,6 +69,7 @@ def test_the_order_of_patients_does_not_matter(study: Study) -> None:
     assert (task.statistics(scores, labels) == task.statistics(scores[::-1], labels[::-1])).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.sampled_from(sorted(STUDIES)), st.integers(0, 1000))
 def test_whatever_noise_the_metrics_stay_in_their_ranges_and_have_the_names_of_all_tasks(

@@ -88,7 +88,7 @@ def result_of(folder: Path, hospitals: Hospitals) -> dict[str, Any]:
     return json.loads((checkpoint.parent / "result.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("before", "with_it"),
     [(("open", 0), 0), (("advertise", 0), 0), (("train", 2), 1), (("confirm", 2), 2), (("unmask", 2), 2)],

@@ -147,6 +147,7 @@ def each(names: Sequence[str], *, quick: tuple[str, ...]) -> pytest.MarkDecorato
     )
 
 
+@pytest.mark.slow
 @each([*CLASSIFIERS, *OUTLINERS], quick=QUICK)
 def test_two_masked_rounds_without_noise_move_the_weights_as_far_as_ever(name: str, tmp_path: Path) -> None:
     """Golden numbers: they change where the network, its first weights, clipping or the loop does."""
@@ -158,6 +159,7 @@ def test_two_masked_rounds_without_noise_move_the_weights_as_far_as_ever(name: s
     assert float(np.linalg.norm(moved.astype(np.float64))) == pytest.approx(MOVED[name], rel=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [THREE_CLASSES, TWO_FINDINGS], ids=["classes", "findings"])
 @each(CLASSIFIERS, quick=("small-cnn",))
 def test_each_architecture_trains_two_masked_rounds_with_noise_for_several_outputs(
@@ -166,6 +168,7 @@ def test_each_architecture_trains_two_masked_rounds_with_noise_for_several_outpu
     trains_two_rounds_with_noise(name, task, tmp_path)
 
 
+@pytest.mark.slow
 @each(OUTLINERS, quick=("unet",))
 def test_each_architecture_trains_two_masked_rounds_with_noise_for_several_structures(
     name: str, tmp_path: Path

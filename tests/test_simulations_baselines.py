@@ -32,7 +32,7 @@ def site_files(out: Path) -> list[Path]:
     return sorted((out / "work" / "sites").glob("*/site.toml"))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_jobs_are_what_was_asked_for_and_each_has_randomness_of_its_own(done: tuple[Result, Path]) -> None:
     files = site_files(done[1])
     names = [read_site(path).name for path in files]
@@ -69,7 +69,7 @@ def test_each_hospital_is_tested_under_the_model_of_the_others(done: tuple[Resul
     assert "model of the others" in page
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_what_the_hospital_that_is_left_out_trains_on_changes_nothing(
     done: tuple[Result, Path], tmp_path: Path
 ) -> None:

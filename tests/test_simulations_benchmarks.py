@@ -151,7 +151,7 @@ def test_a_benchmark_run_by_name_prints_its_table_and_writes_its_file(tmp_path: 
     assert plain["ratio"] == 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["dp-step", "ingest", "predict", "secure-aggregation"])
 def test_every_variant_of_a_case_has_a_row_beside_exactly_one_baseline(name: str) -> None:
     rows = run(load(name), quick=True).rows

@@ -10,7 +10,7 @@ from simulations.runner import Options, run_scenario
 from simulations.scenario import read_scenario
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_federation_and_baselines_end_early_and_cost_what_was_spent(tmp_path: Path) -> None:
     """Steps so small that no validation is better than the first: with patience 1, three rounds of eight."""
     text = scenario_text(

@@ -112,6 +112,7 @@ def test_the_check_with_dciodvfy_can_fail(tmp_path: Path) -> None:
     assert errors_of(tmp_path / "image.dcm") != []
 
 
+@pytest.mark.slow
 @given(
     bits=st.sampled_from([8, 10, 12, 16]),
     rows=st.integers(1, 9),

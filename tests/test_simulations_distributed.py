@@ -79,6 +79,7 @@ def plain_sum(vectors: list[IntVector]) -> IntVector:
     return total.astype(np.int32).view(np.uint32)
 
 
+@pytest.mark.slow
 def test_with_as_many_honest_sites_as_noise_shares_the_sum_is_the_curators_bit_for_bit() -> None:
     """Injected noise: a curator with all patients adds at once what the sites add in shares."""
     hospitals = [patients(20, 1), patients(13, 2)]

@@ -133,7 +133,7 @@ def test_a_hospital_that_vanishes_at_any_exchange_is_back_at_the_next_round(
     assert not sites.restarted
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.thorough), "after"])
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_a_hospital_that_was_killed_at_any_exchange_is_back_with_a_later_batch(
@@ -156,6 +156,7 @@ def test_a_hospital_that_was_killed_at_any_exchange_is_back_with_a_later_batch(
     assert asked[TWO] == (2 if exchange in ("advertise", "share", "escrow") else 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     "exchange",
@@ -170,7 +171,7 @@ def test_a_hospital_that_vanishes_in_the_final_test_leaves_it_to_the_others(
     assert who_was_tested(tmp_path) == (EVERYBODY if exchange in ("confirm", "unmask") else (ONE, THREE))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("exchange", "told"),
     [
@@ -404,7 +405,7 @@ def test_the_deployed_engine_refuses_faults_before_anything_starts(tmp_path, hos
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_scenario_with_faults_runs_in_worker_processes_to_its_end(tmp_path, hospitals) -> None:
     path = tmp_path / "faults.toml"
     killed = fault_text(exchange="train", when="after", round=1, restart=True)

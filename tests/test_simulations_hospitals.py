@@ -54,6 +54,7 @@ def interrupted(out: Path, source: Source = SMALL) -> None:
         prepare(source, out, 0, Interrupt(after=10))
 
 
+@pytest.mark.slow
 def test_preparing_twice_is_byte_identical(tmp_path: Path) -> None:
     prepare(SMALL, tmp_path / "a", 3)
     prepare(SMALL, tmp_path / "b", 3)
@@ -79,6 +80,7 @@ def test_a_hospital_holds_its_images_and_one_label_per_patient(tmp_path: Path) -
         assert len({dataset.SOPInstanceUID for dataset in datasets}) == len(datasets)
 
 
+@pytest.mark.slow
 def test_pixels_on_disk_are_the_pixels_that_were_drawn(tmp_path: Path) -> None:
     hospitals = prepare(SMALL, tmp_path, 0)
     inverted = set()
@@ -96,6 +98,7 @@ def test_pixels_on_disk_are_the_pixels_that_were_drawn(tmp_path: Path) -> None:
     assert inverted == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("dciodvfy") is None, reason="dciodvfy is not installed (Debian: dicom3tools)"
 )
@@ -117,6 +120,7 @@ def test_dciodvfy_finds_no_error_in_any_hospital_of_any_kind(tmp_path: Path) -> 
             assert "Error" not in found.stdout + found.stderr, (source.kind, hospital.name)
 
 
+@pytest.mark.slow
 def test_a_complete_preparation_is_used_as_it_is(tmp_path: Path) -> None:
     first = prepare(SMALL, tmp_path, 0)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -133,6 +137,7 @@ def test_prepared_hospitals_can_be_moved(tmp_path: Path) -> None:
     assert hospital.images.is_dir()
 
 
+@pytest.mark.slow
 def test_an_interrupted_preparation_is_recognised_and_taken_up_again(tmp_path: Path) -> None:
     interrupted(tmp_path / "a")
     with pytest.raises(PreparationError, match="was interrupted and is not complete"):
@@ -150,6 +155,7 @@ def test_an_interrupted_preparation_of_something_else_is_left_alone(tmp_path: Pa
     assert bytes_of(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_another_preparation_is_replaced_only_when_asked(tmp_path: Path) -> None:
     prepare(SMALL, tmp_path / "a", 0)
     before = bytes_of(tmp_path / "a")
@@ -178,6 +184,7 @@ def test_a_file_that_we_did_not_write_stops_overwriting_before_anything_is_remov
     assert bytes_of(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_link_is_not_followed_when_overwriting(tmp_path: Path) -> None:
     prepare(SMALL, tmp_path / "other", 0)
     prepare(SMALL, tmp_path / "out", 0)
@@ -195,6 +202,7 @@ def test_a_folder_of_somebody_else_is_never_touched(overwrite: bool, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_missing_files_and_a_damaged_record_are_told(tmp_path: Path) -> None:
     hospitals = prepare(SMALL, tmp_path, 0)
     next(hospitals[2].images.glob("*/1.dcm")).unlink()
@@ -285,6 +293,7 @@ def test_the_command_tells_wrong_input_with_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_told_with_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, output = run("phantom", "--out", str(tmp_path / "file" / "out"))

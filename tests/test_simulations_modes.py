@@ -79,7 +79,7 @@ def blank_hospitals(num: int, patients: int) -> dict[str, dict[Role, PatientSet]
     return {f"hospital-{number}": {Role.TRAIN: made} for number in range(num)}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_each_mode_has_the_noise_that_its_name_says(scenario: Path) -> None:
     """One step of noise alone: the deviation of the weights' move, against the curator's."""
     machine = Machine(device=torch.device("cpu"), physical_batch=64, mixed_precision=False)

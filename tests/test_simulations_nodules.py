@@ -101,6 +101,7 @@ def test_a_nodule_is_one_bright_ball_in_a_lung_and_nothing_else_differs() -> Non
     assert draw_thorax(np.random.default_rng(0), positive=False, size=1.0).nodule is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", TOMOGRAPHS, ids=lambda machine: machine.name)
 def test_each_scanners_files_lie_where_their_headers_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: Tomograph
@@ -132,6 +133,7 @@ def test_each_scanners_files_lie_where_their_headers_say(
     assert np.quantile(mirrored, 0.95) > 300.0
 
 
+@pytest.mark.slow
 def test_scanners_differ_in_the_distance_the_order_and_the_names_of_their_slices(tmp_path: Path) -> None:
     caseloads = nodule_caseloads(replace_patients(TINY, 8), 1)
     for caseload, machine in zip(caseloads, TOMOGRAPHS, strict=True):
@@ -215,7 +217,7 @@ def ran(scenario: Scenario, out: Path, *, compare: bool = False) -> Result:
     return run_scenario(scenario, Options(engine="local", compare=compare, out=out), display)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_series_become_volumes_that_three_hospitals_train_on_masked_and_private(tmp_path: Path) -> None:
     """From DICOM files to a model: no file is left out, and what is spent is what was promised."""
     scenario = parse_toml(RUN, Scenario, origin="test")

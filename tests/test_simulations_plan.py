@@ -63,6 +63,7 @@ def test_the_studys_own_row_has_the_noise_that_its_sites_will_add(file: str) -> 
     assert [entry.epsilon for entry in planned(file, "--epsilon", "2").costs] == [2.0, 5.0]
 
 
+@pytest.mark.slow
 def test_a_scenario_says_how_many_sites_and_patients_there_are() -> None:
     plan = planned("demo")
     assert plan.patients_from == "scenario"
@@ -71,7 +72,7 @@ def test_a_scenario_says_how_many_sites_and_patients_there_are() -> None:
     assert plan.evaluation.num_tested == round(4 * 600 * 0.25)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_study_alone_is_planned_with_the_fewest_patients_that_it_allows(file: str) -> None:
     plan = planned(file)
     assert (plan.patients, plan.patients_from) == ((1,) * 10, "least")
@@ -123,6 +124,7 @@ def test_vectors_go_up_with_the_bytes_that_the_review_tells(file: str) -> None:
     assert 0 < up["evaluate"].up - sizes[4] < headers + 20
 
 
+@pytest.mark.slow
 def test_as_many_steps_one_by_one_take_as_many_rounds(file: str) -> None:
     plan = planned(file)
     assert plan.steps == 6
@@ -133,7 +135,7 @@ def test_as_many_steps_one_by_one_take_as_many_rounds(file: str) -> None:
     assert train["confirm"] == train["unmask"] == 7
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_study_with_shared_noise_is_told_by_its_own_column_and_has_no_other_way_to_compare(
     tmp_path: Path,
 ) -> None:
@@ -163,6 +165,7 @@ def test_a_grid_that_is_too_coarse_for_the_model_is_told_before_anybody_trains(t
     assert "CANNOT KEEP ITS PROMISE" in told(*words)
 
 
+@pytest.mark.slow
 def test_a_delta_that_is_too_large_for_so_few_patients_is_said_to_be(file: str) -> None:
     assert "IS TOO LARGE" in told(file, "--patients", "5000")
     few = planned(file, "--patients", "4000")
@@ -172,7 +175,7 @@ def test_a_delta_that_is_too_large_for_so_few_patients_is_said_to_be(file: str) 
     assert not planned(file, "--patients", "5000").delta.within
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_study_without_privacy_is_planned_and_said_to_protect_nobody(tmp_path: Path) -> None:
     write_study_file(tmp_path / "study.toml")
     words = (str(tmp_path / "study.toml"), "--patients", "900")
@@ -187,12 +190,14 @@ def test_a_study_without_privacy_is_planned_and_said_to_protect_nobody(tmp_path:
     assert "EXACT" in text
 
 
+@pytest.mark.slow
 def test_an_epsilon_out_of_reach_is_told_in_its_row(file: str) -> None:
     plan = planned(file, "--epsilon", "0.001")
     assert plan.costs[0].noise_multiplier is None
     assert "cannot be reached" in told(file, "--epsilon", "0.001")
 
 
+@pytest.mark.slow
 def test_a_proposal_is_planned_as_its_study(file: str, tmp_path: Path) -> None:
     text = study_text(TERMS, private=True)
     _, proposal = sign_study(text, Ed25519PrivateKey.generate(), origin="study.toml")
@@ -200,6 +205,7 @@ def test_a_proposal_is_planned_as_its_study(file: str, tmp_path: Path) -> None:
     assert planned(str(tmp_path / "study.proposal.toml")) == planned(file)
 
 
+@pytest.mark.slow
 def test_output_that_is_no_terminal_has_no_frames(file: str) -> None:
     assert not set(told(file)) & set("┃│━─┏┳")
 
@@ -245,6 +251,7 @@ def test_the_made_up_patients_have_the_auroc_that_is_told_and_their_scores_are_c
         assert labels[chosen].mean() == pytest.approx(scores[chosen].mean(), abs=0.03)
 
 
+@pytest.mark.slow
 def test_noise_on_the_bins_moves_auroc_as_its_gradient_says() -> None:
     """Delta method: AUROC is a ratio of polynomials in the counts; its derivative in each count, times the noise."""
     task = BinaryClassification(num_bins=10, positive_weight=1.0)
@@ -263,6 +270,7 @@ def test_noise_on_the_bins_moves_auroc_as_its_gradient_says() -> None:
     assert simulated == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_noise_on_a_bin_is_that_of_all_sites_together(file: str) -> None:
     study = write_study_file(Path(file), TERMS, private=True)
     cost = evaluation_cost(study)
@@ -271,11 +279,13 @@ def test_the_noise_on_a_bin_is_that_of_all_sites_together(file: str) -> None:
     assert planned(file).evaluation.bin_deviation == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_noise_that_drowns_the_patients_leaves_no_auroc_and_is_said_to() -> None:
     task = BinaryClassification(num_bins=2000, positive_weight=1.0)
     assert auroc_deviation(task, bin_deviation=50.0, num_patients=100) is None
 
 
+@pytest.mark.slow
 def test_the_plan_is_the_same_twice(file: str) -> None:
     words = ("plan", file, "--patients", "3000", "--json")
     first, second = (CliRunner().invoke(app, words).stdout for _ in range(2))
@@ -285,6 +295,7 @@ def test_the_plan_is_the_same_twice(file: str) -> None:
 # Several classes and findings
 
 
+@pytest.mark.slow
 def test_the_told_noise_of_the_mean_auroc_is_that_of_the_task_itself() -> None:
     """Four classes of equal size, all of their histograms noised together, as a site does it."""
     task = MultiClassClassification(num_bins=20, names=tuple("abcd"), weights=(1.0,) * 4)
@@ -304,6 +315,7 @@ def test_the_told_noise_of_the_mean_auroc_is_that_of_the_task_itself() -> None:
     assert told == pytest.approx(float(np.std(np.array(means, dtype=float))), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "bins"),
     [(THREE_CLASSES, "3 × 2 × 20 bins"), (TWO_FINDINGS, "2 × 2 × 20 bins")],

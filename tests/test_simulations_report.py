@@ -32,6 +32,7 @@ def report_of(tmp_path: Path, exchange: FakeExchange) -> tuple[Result, str]:
     return result, (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_report_without_test_figures_says_why_there_are_none(tmp_path) -> None:
     def absent(site: str, request: Request) -> bool:
         return site == "south" and isinstance(request, Evaluate)
@@ -42,6 +43,7 @@ def test_a_report_without_test_figures_says_why_there_are_none(tmp_path) -> None
     assert str(result.test_burned) in page
 
 
+@pytest.mark.slow
 def test_a_report_lists_burned_rounds_with_their_reasons(tmp_path) -> None:
     def absent(site: str, request: Request) -> bool:
         return site == "south" and isinstance(request, Train) and request.round == 2
@@ -52,6 +54,7 @@ def test_a_report_lists_burned_rounds_with_their_reasons(tmp_path) -> None:
     assert "In this engine all sites ran on one machine" not in page
 
 
+@pytest.mark.slow
 def test_a_report_of_a_run_without_trouble_has_neither(tmp_path) -> None:
     _, page = report_of(tmp_path, FakeExchange(STUDY, {"north": 0.1, "south": 0.3}))
     assert "Burned rounds" not in page
@@ -59,6 +62,7 @@ def test_a_report_of_a_run_without_trouble_has_neither(tmp_path) -> None:
     assert "opens sums of at least 2 sites" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "words"),
     [
@@ -86,6 +90,7 @@ def test_a_report_says_whom_the_promise_is_against_and_both_figures_of_epsilon(
     assert "No differential privacy" not in page
 
 
+@pytest.mark.slow
 def test_a_report_without_privacy_claims_no_epsilon(tmp_path: Path) -> None:
     result, page = report_of(tmp_path, FakeExchange(STUDY, {"north": 0.1, "south": 0.3}))
     assert (result.privacy.epsilon, result.privacy.epsilon_rdp) == (None, None)

@@ -147,7 +147,7 @@ def test_a_private_run_with_baselines_writes_what_the_documents_say(tmp_path, ho
     assert not list(out.rglob("*.partial"))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_epsilon_in_the_result_equals_an_independent_computation(tmp_path, hospitals) -> None:
     result, _ = run(tmp_path, hospitals, "epsilon", private=True)
     privacy = result.privacy
@@ -229,7 +229,7 @@ def test_a_folder_with_something_else_in_it_is_not_touched(tmp_path, hospitals) 
     assert (out / "thesis.tex").read_text(encoding="utf-8") == "years of work"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_wrong_scenario_is_told_with_line_and_key(tmp_path) -> None:
     path = tmp_path / "wrong.toml"
     text = scenario_text().replace("num_rounds = 3", "num_rounds = 0")

@@ -71,7 +71,7 @@ def run(scenario: Scenario, out: Path, *, engine: str = "local", compare: bool =
     return run_scenario(scenario, options, quiet())
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @EACH_MODE
 def test_nodules_of_volumes_are_outlined_by_a_federation(mode: str, tmp_path: Path) -> None:
     result = run(small("nodule-phantom-segmentation", NODULES, VOLUMES, mode), tmp_path / "run")
@@ -136,7 +136,7 @@ def test_deployed_hospitals_learn_the_same_from_masks_as_simulated_ones(tmp_path
 # Preparation
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_seg_of_the_preparation_lies_where_the_nodule_is_brighter_than_the_lung(tmp_path: Path) -> None:
     source = NodulePhantomSource(
         num_hospitals=4, patients_per_hospital=(3,), image_size=32, nodule_size=2.0, masks=True
@@ -160,6 +160,7 @@ def test_a_seg_of_the_preparation_lies_where_the_nodule_is_brighter_than_the_lun
         assert np.mean(np.array(inside) > 0.35) > 0.8, "a nodule is of soft tissue, a lung is not"
 
 
+@pytest.mark.slow
 def test_a_patient_without_a_nodule_has_an_empty_seg(tmp_path: Path) -> None:
     source = NodulePhantomSource(num_hospitals=1, patients_per_hospital=(4,), image_size=24, masks=True)
     (hospital,) = prepare(source, tmp_path, 3)
@@ -169,6 +170,7 @@ def test_a_patient_without_a_nodule_has_an_empty_seg(tmp_path: Path) -> None:
         assert bool(made.pixel_array.any()) == (finding == "nodule")
 
 
+@pytest.mark.slow
 def test_the_images_of_a_source_are_the_same_with_and_without_masks(tmp_path: Path) -> None:
     for masks in (False, True):
         source = NodulePhantomSource(num_hospitals=1, patients_per_hospital=(2,), image_size=16, masks=masks)
@@ -188,6 +190,7 @@ def test_masks_are_part_of_a_preparation(tmp_path: Path) -> None:
     assert not list(hospital.masks.rglob("*.dcm"))
 
 
+@pytest.mark.slow
 @needs_data
 def test_published_masks_of_lesions_are_written_beside_their_images(tmp_path: Path) -> None:
     source = HamSource(max_patients=3, masks=True)
@@ -213,6 +216,7 @@ def test_a_folder_without_masks_is_told(tmp_path: Path) -> None:
 # The plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [LESION, ORGANS], ids=["one structure", "two structures"])
 def test_what_noise_does_to_dice_is_about_what_theory_says(table: dict[str, object]) -> None:
     task = task_of(mask_study(table))

@@ -125,6 +125,7 @@ def test_the_figures_of_all_patients_are_those_of_the_sites_own_counts(ran: tupl
     assert result.rounds[-1].metrics["num_patients"] == sum((one or {})["validation"] for one in by_role)
 
 
+@pytest.mark.thorough
 def test_with_noise_groups_have_intervals_that_hold_it(tmp_path: Path, hospitals: Path) -> None:  # noqa: F811
     path = tmp_path / "scenario.toml"
     changes = {"num_bins = 20": f"num_bins = 4\n{GROUPS}", "epsilon = 4.0": "epsilon = 100.0"}

@@ -146,7 +146,7 @@ def test_the_sum_that_is_opened_is_the_sum_of_what_the_sites_counted(
     assert result.test["num_patients"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @EACH
 def test_the_number_of_workers_does_not_change_a_bit_of_the_weights(
     kind: str, tmp_path: Path, hospitals: Path, plain: dict[str, Done]
@@ -156,7 +156,7 @@ def test_the_number_of_workers_does_not_change_a_bit_of_the_weights(
     assert one.result.test == plain[kind].result.test
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [

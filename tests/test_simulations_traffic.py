@@ -81,6 +81,7 @@ def counted(study: Study, sites: Mapping[str, float], tmp_path: Path) -> dict[st
     return dict(exchange.counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "num_sites"),
     [({}, 3), ({}, 2), (FIVE, 5), (FIVE, 4), (SMALL_BATCHES, 5), (AVERAGED, 2), (SHARED_NOISE, 3)],
@@ -106,6 +107,7 @@ def test_planned_bytes_and_exchanges_are_those_of_a_run(
     assert num_batches(study) == len(seen["share"])
 
 
+@pytest.mark.slow
 def test_the_model_goes_down_and_the_masked_vector_up_four_bytes_for_each_weight() -> None:
     study = make_study(FIVE)
     small = {one.kind: one for one in run_traffic(study, names=tuple(SITES), num_weights=1_000)}

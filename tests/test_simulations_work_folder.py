@@ -3,6 +3,7 @@
 import stat
 from pathlib import Path
 
+import pytest
 from dicom_files import make_study
 
 from client.membership import read_membership
@@ -29,6 +30,7 @@ def a_hospital(name: str) -> Hospital:
     )
 
 
+@pytest.mark.slow
 def test_every_site_of_a_simulation_is_a_member_with_keys_of_its_own(tmp_path: Path) -> None:
     study = make_study()
     paths = [write_site(tmp_path / "sites" / name, a_hospital(name), study, seed=1) for name in NAMES]

@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).parents[1] / "docs" / "three-hospitals.sh"
 NAMES = ("hospital-1", "hospital-2", "hospital-3")
 
 
+@pytest.mark.thorough
 def test_the_script_leads_from_nothing_to_a_trained_model_at_three_hospitals_over_tls(tmp_path: Path) -> None:
     environment = {
         **os.environ,

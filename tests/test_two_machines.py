@@ -271,6 +271,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         made.close()
 
 
+@pytest.mark.thorough
 def test_the_page_is_followed_as_it_stands(network: Network) -> None:
     server, hospitals = network.machines["server"], [network.machines[name] for name in HOSPITALS]
     last = hospitals[-1]
