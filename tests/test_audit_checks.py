@@ -66,7 +66,7 @@ def plant_noise(patch: Patch, factor: float) -> None:
 # Noise
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @BOTH
 def test_silent_rounds_pass_all_checks_of_noise(study: Study) -> None:
     silence = Silence.of(study, TestKeys())
@@ -75,7 +75,7 @@ def test_silent_rounds_pass_all_checks_of_noise(study: Study) -> None:
     assert len(findings) >= 3 + 2 * 2 + 2, "every number of vanished sites"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_study_of_volumes_passes_the_same_checks() -> None:
     silence = Silence.of(VOLUMES, TestKeys())
     keys = TestKeys("volumes")
@@ -523,7 +523,7 @@ def test_counts_and_evaluation_pass() -> None:
     assert not failed((*count(LOCAL, TestKeys()), *evaluation(LOCAL, TestKeys())))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("deviation", [0.0, 27.0, 33.0])
 def test_a_count_with_other_noise_fails_the_check_of_the_count(monkeypatch: Patch, deviation: float) -> None:
     monkeypatch.setattr(client.budget, "COUNT_STANDARD_DEVIATION", deviation)

@@ -188,7 +188,7 @@ def test_a_folder_that_others_can_write_never_holds_the_socket(tmp_path: Path, m
         socket_path(tmp_path / ("x" * 100))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_agent_whose_site_has_not_joined_says_what_to_do_and_is_not_started_again(tmp_path: Path) -> None:
     config = tmp_path / "site.toml"
     config.write_text(

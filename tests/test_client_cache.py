@@ -207,7 +207,7 @@ def test_killed_at_any_moment_the_next_run_ends_with_the_same_bytes(tmp_path: Pa
     assert event > 50, "too few moments: the tested calls are not those that are made"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_again_and_again_while_images_are_erased_it_still_ends_with_the_same_bytes(
     tmp_path: Path,
 ) -> None:

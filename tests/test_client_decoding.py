@@ -210,7 +210,7 @@ TOLD = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "lie",
     [

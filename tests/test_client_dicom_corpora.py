@@ -217,7 +217,7 @@ def test_what_dcmtk_compresses_we_decode_as_dcmtk_does(
         assert np.abs(ours.astype(int) - pixels.astype(int)).mean() <= 2**bits / 50
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @NO_DATA
 @pytest.mark.parametrize(
     "name",

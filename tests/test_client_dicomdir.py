@@ -92,7 +92,7 @@ def test_a_file_that_is_there_and_broken_has_its_own_reason(export: Hospital) ->
     assert index.left_out_counts == {"not-dicom": 1, "dicomdir": 1}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("parts", [["..", "secret"], ["a/b"], ["/etc", "passwd"], ["."]])
 def test_a_dicomdir_that_points_elsewhere_is_refused_and_nothing_else_is(
     export: Hospital, parts: list[str]

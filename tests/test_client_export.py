@@ -203,7 +203,7 @@ def test_static_quantisation_wants_images(data: bytes) -> None:
         quantisation.static(data, [np.zeros((1, 32, 32), dtype=np.float32)] * 2)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_calibration_images_are_prepared_as_the_study_says(tmp_path: Path) -> None:
     study = study_of("small-cnn")
     write_model(tmp_path / "model.safetensors", study)

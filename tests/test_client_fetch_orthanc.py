@@ -93,6 +93,7 @@ def test_what_arrives_is_what_was_stored_and_a_second_call_asks_for_nothing(
     assert {path: path.stat().st_mtime_ns for path in site.images.rglob("*.dcm")} == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", WAYS)
 def test_with_every_logger_on_nothing_of_the_question_or_the_answer_is_said(
     archive: Archive, tmp_path: Path, way: str
@@ -167,6 +168,7 @@ def test_one_unknown_accession_number_is_listed_and_stops_nothing(
     assert "NOBODY" not in printed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", WAYS)
 def test_a_study_that_is_an_empty_shell_is_listed_and_stops_nothing(
     own_archive: Archive, tmp_path: Path, way: str
@@ -211,6 +213,7 @@ def test_a_wrong_ae_title_ends_the_call_with_its_own_code_and_lists_every_study(
     assert site.held() == contents(archive.files)
 
 
+@pytest.mark.thorough
 def test_a_wrong_password_is_told_and_the_right_one_works(tmp_path: Path) -> None:
     files = make_study(tmp_path / "files", 1)
     secret = tmp_path / "secret"

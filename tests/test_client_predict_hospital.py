@@ -203,8 +203,8 @@ def test_vienna_dias_that_took_no_part_has_the_figures_of_its_own_evaluation(tmp
 # A study in a PACS
 
 
+@pytest.mark.thorough
 @needs_orthanc
-@pytest.mark.slow
 @pytest.mark.parametrize("way", ["dimse", "dicomweb"])
 def test_a_study_in_a_pacs_is_read_and_nothing_of_it_stays(tmp_path: Path, way: str) -> None:
     from dicom_files import make_study as study_of

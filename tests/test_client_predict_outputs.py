@@ -80,7 +80,7 @@ def test_one_call_writes_everything_that_is_wanted(place: Path, tmp_path: Path) 
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_second_call_leaves_nothing_of_the_first(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = (place / "model.safetensors", "--out", out, "--workers", 1)

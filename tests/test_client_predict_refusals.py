@@ -262,7 +262,7 @@ def invoke(model: Path, out: Path, *words: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_all_read_is_0_some_left_out_3_none_read_1(model: Path, tmp_path: Path) -> None:
     good = write(tmp_path / "good.dcm", dataset(gradient()))
     other = write(tmp_path / "other.dcm", dataset(gradient(), modality="MR"))

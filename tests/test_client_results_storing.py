@@ -104,7 +104,7 @@ def access(orthanc: Orthanc, way: str) -> Pacs:
     return dimse(orthanc.dicom_port)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @needs_orthanc
 @pytest.mark.parametrize("way", ["get", "move", "dicomweb"])
 def test_orthanc_takes_them_and_they_are_in_the_study_of_their_images(

@@ -256,7 +256,7 @@ def test_floors_of_the_study_that_the_counted_images_do_not_reach_are_warned_of(
     assert "7.1% of the files cannot be used, and the study allows 5.0%" in found[1]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_delta_above_one_over_the_number_of_patients_is_warned_of(file, ledger) -> None:
     loose = make_study({"delta = 1e-4": "delta = 1e-3"}, private=True)
     assert "1/4,120^1.1 = 0.00011" in loud(reviewed(loose, file, ledger, counts=COUNTS)["images"])[0]
@@ -324,7 +324,7 @@ def test_epsilon_is_told_as_the_probability_of_a_right_guess(file, ledger) -> No
     assert not loud(section)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_epsilon_that_rules_out_little_is_said_to(file, ledger) -> None:
     found = loud(
         reviewed(make_study({"epsilon = 5.0": "epsilon = 8.0"}, private=True), file, ledger)["epsilon"]

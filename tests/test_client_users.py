@@ -213,7 +213,7 @@ def test_the_agent_works_where_no_internet_socket_can_be_made_and_has_none(house
     assert house.data.tries(it=("internet",)) == {"it": "done"}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_large_messages_pass_the_door_between_users_in_both_directions(house: House) -> None:
     assert house.network.run(["-c", MIRROR, str(house.door)]) == "True\n"
 

@@ -69,10 +69,12 @@ def asked(consortium: Consortium, body: bytes, timeout: float = 30.0) -> dict[st
 # What it does
 
 
+@pytest.mark.thorough
 def test_every_site_answers_under_the_name_that_its_key_has_in_the_roster(consortium: Consortium) -> None:
     assert asked(consortium, b"hello") == {name: name.encode() + b": hello" for name in NAMES}
 
 
+@pytest.mark.thorough
 def test_large_messages_come_through_whole_in_both_directions(consortium: Consortium) -> None:
     body = b"mirror " + os.urandom(12_000_000)
     replies = asked(consortium, body, 60.0)
@@ -81,6 +83,7 @@ def test_large_messages_come_through_whole_in_both_directions(consortium: Consor
     )
 
 
+@pytest.mark.thorough
 def test_a_slow_site_is_dropped_at_the_deadline_and_its_late_reply_is_thrown_away(
     consortium: Consortium,
 ) -> None:

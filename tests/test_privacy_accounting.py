@@ -68,7 +68,7 @@ def test_epsilon_grows_with_steps_and_falls_with_noise(num_steps: int, multiplie
     assert cost(num_steps, multiplier=1.5 * multiplier).epsilon(1e-4) < base
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
 def test_the_noise_found_for_a_target_stays_within_it_and_is_not_wasteful(epsilon: float) -> None:
     found = TrainingCost.for_target(epsilon=epsilon, delta=1e-4, sample_rate=0.1, num_steps=200)

@@ -71,7 +71,10 @@ def test_the_interval_of_auroc_is_delongs_of_the_binned_scores(seed: int, num: i
     found = intervals.of_auroc(TASK.pairs(TASK.statistics(scores, labels))["positive"], noise=0.0)
     assert found is not None
     if 0 < value < 1:
-        half = 1.959964 * np.sqrt(variance) / (value * (1 - value))
+        most = (
+            value * (1 - value) / min(labels.sum(), (1 - labels).sum())
+        )  # few patients can pass it by chance
+        half = 1.959964 * np.sqrt(min(variance, most)) / (value * (1 - value))
         middle = np.log(value / (1 - value))
         known = [1 / (1 + np.exp(-(middle + sign * half))) for sign in (-1, 1)]
         assert (found.low, found.high) == pytest.approx(known, abs=1e-4)
@@ -161,7 +164,7 @@ def coverage(*, num: int, deviation: float, repetitions: int, seed: int) -> dict
     return {metric: hits[metric] / repetitions for metric in COVERED}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("num", "deviation", "repetitions", "least"), [(120, 0.0, 200, 0.90), (600, 3.0, 40, 0.85)]
 )

@@ -24,7 +24,7 @@ def patients(seed: int, num: int = 500, *, missing: float = 0.3) -> tuple[np.nda
     return scores, labels
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed: int) -> None:

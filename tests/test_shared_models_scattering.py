@@ -157,7 +157,7 @@ def norm(parts: list[Picture]) -> float:
     return math.sqrt(sum(float((part**2).sum()) for part in parts))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("scales", "angles"), [(1, 8), (2, 4), (2, 8), (3, 4), (4, 4)])
 def test_the_difference_of_two_images_never_grows(scales: int, angles: int) -> None:
     """Bruna and Mallat (2013), section 2.2. Noise, and waves at which the filters are largest."""

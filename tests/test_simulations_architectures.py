@@ -147,7 +147,7 @@ def each(names: Sequence[str], *, quick: tuple[str, ...]) -> pytest.MarkDecorato
     )
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @each([*CLASSIFIERS, *OUTLINERS], quick=QUICK)
 def test_two_masked_rounds_without_noise_move_the_weights_as_far_as_ever(name: str, tmp_path: Path) -> None:
     """Golden numbers: they change where the network, its first weights, clipping or the loop does."""

@@ -86,7 +86,7 @@ def one_hundred_mebibytes() -> object:
     return lambda: np.ones(100 * 2**17).sum()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not can_measure_resident(), reason="the system does not tell peak resident memory")
 def test_resident_memory_counts_what_the_work_allocates_in_its_own_process() -> None:
     assert 99.0 <= resident_peak_mib(one_hundred_mebibytes, module="numpy") < 110.0

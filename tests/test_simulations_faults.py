@@ -114,7 +114,7 @@ def who_was_tested(tmp_path: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_a_hospital_that_vanishes_at_any_exchange_is_back_at_the_next_round(
     tmp_path, hospitals, exchange: str, when: str
@@ -156,7 +156,7 @@ def test_a_hospital_that_was_killed_at_any_exchange_is_back_with_a_later_batch(
     assert asked[TWO] == (2 if exchange in ("advertise", "share", "escrow") else 3)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     "exchange",
@@ -189,7 +189,7 @@ def test_two_of_three_that_vanish_in_a_round_burn_it_and_the_next_has_all(
     assert survivors(result)[2:] == [EVERYBODY] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_hospitals_that_vanish_at_different_exchanges_burn_the_round_once_too_few_are_left(
     tmp_path, hospitals
 ) -> None:
@@ -197,7 +197,7 @@ def test_hospitals_that_vanish_at_different_exchanges_burn_the_round_once_too_fe
     assert burned(result) == [None, "1 of 2 survivors confirmed; the threshold is 2", None, None]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_hospital_stays_away_for_as_many_rounds_as_the_fault_says(tmp_path, hospitals) -> None:
     result, sites = run(tmp_path, hospitals, fault("train", rounds=3, number=1))
     assert survivors(result) == [(ONE, THREE)] * 3 + [EVERYBODY]
@@ -205,7 +205,7 @@ def test_a_hospital_stays_away_for_as_many_rounds_as_the_fault_says(tmp_path, ho
     assert rounds == [4]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_final_test_that_loses_too_many_has_no_figures_and_the_run_ends(tmp_path, hospitals) -> None:
     faults = fault("evaluate", number=5), fault("evaluate", "after", number=5, site=THREE)
     result, _ = run(tmp_path, hospitals, *faults)

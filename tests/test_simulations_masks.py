@@ -235,7 +235,14 @@ def plain_sum(vectors: list[IntVector]) -> IntVector:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", [None, 2, 4], ids=["all there", "one missing in round 2", "one untested"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        pytest.param(None, id="all there"),
+        pytest.param(2, id="one missing in round 2"),
+        pytest.param(4, id="one untested", marks=pytest.mark.thorough),
+    ],
+)
 def test_a_masked_run_ends_with_the_very_weights_and_figures_of_plain_integer_sums(
     tmp_path, consortium, missing: int | None
 ) -> None:
@@ -394,7 +401,7 @@ def test_the_same_look_finds_everything_where_the_masks_are_left_off(tmp_path, c
     np.testing.assert_array_equal(model.weights, flatten(build_model(STUDY)))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_one_site_without_masks_is_found_among_the_others(tmp_path, consortium) -> None:
     sites = consortium.start("half") | {"hospital-2": consortium.start("half-open", OpenSite)["hospital-2"]}
     seen = Seen(sites, tmp_path)

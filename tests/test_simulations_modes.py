@@ -170,7 +170,7 @@ def run(scenario: Path, folder: Path, *options: str) -> Result:
     return CliRunner().invoke(app, arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_all_modes_are_trained_once_and_kept(scenario: Path, tmp_path: Path) -> None:
     done = run(scenario, tmp_path / "out", "--seeds", "1", "--json")
     assert done.exit_code == 0, done.output

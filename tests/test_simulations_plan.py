@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> str:
     return str(tmp_path / "study.toml")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_studys_own_row_has_the_noise_that_its_sites_will_add(file: str) -> None:
     study = read_scenario("demo").study
     cost = training_cost(study)

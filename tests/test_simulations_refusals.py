@@ -110,15 +110,26 @@ CASES: list[Any] = [
         another_study_is_approved(learning_rate=0.2), "study-not-approved", "was refused", id="one digit"
     ),
     pytest.param(
-        never_reviewed, "study-not-approved", "nobody at this site has approved", id="another server's"
+        never_reviewed,
+        "study-not-approved",
+        "nobody at this site has approved",
+        id="another server's",
+        marks=pytest.mark.thorough,
     ),
     pytest.param(policy("min_threshold", "3"), "policy", "policy.min_threshold = 3", id="lower threshold"),
-    pytest.param(policy("min_cohort", "3"), "policy", "policy.min_cohort = 3", id="smaller cohort"),
+    pytest.param(
+        policy("min_cohort", "3"),
+        "policy",
+        "policy.min_cohort = 3",
+        id="smaller cohort",
+        marks=pytest.mark.thorough,
+    ),
     pytest.param(
         policy("allowed_architectures", '["resnet-18"]'),
         "policy",
         "policy.allowed_architectures",
         id="architecture",
+        marks=pytest.mark.thorough,
     ),
     pytest.param(the_budget_is_spent, "budget", "above policy.lifetime_epsilon = 8", id="exhausted budget"),
     pytest.param(a_peer_was_revoked, "roster-differs", "another roster", id="revoked peer"),

@@ -164,7 +164,7 @@ def test_the_epsilon_in_the_result_equals_an_independent_computation(tmp_path, h
     assert expected <= 5.0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_number_of_workers_does_not_change_a_bit_of_the_weights(tmp_path, hospitals) -> None:
     _, one = run(tmp_path, hospitals, "one", workers=1)
     _, three = run(tmp_path, hospitals, "three", workers=3)

@@ -104,7 +104,7 @@ def test_without_noise_the_server_knows_what_the_sites_know(tmp_path: Path) -> N
     assert sum(test["num_patients"] for test in by_site if test) == result.test["num_patients"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @needs_data
 @pytest.mark.parametrize("mode", ["none", pytest.param("local", marks=pytest.mark.thorough)])
 def test_lesions_of_four_real_hospitals_are_outlined_by_a_federation(mode: str, tmp_path: Path) -> None:

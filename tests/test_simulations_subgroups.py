@@ -62,6 +62,7 @@ def truth(out: Path) -> dict[str, Counter[str]]:
     return found
 
 
+@pytest.mark.thorough
 def test_the_groups_that_are_shown_have_the_patients_whom_the_files_name(
     ran: tuple[Result, Path, str],
 ) -> None:

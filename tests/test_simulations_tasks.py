@@ -4,7 +4,9 @@ import csv
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -30,7 +32,7 @@ needs_data = pytest.mark.skipif(
     reason="set COLLEGIUM_DATA to a folder that holds the public data sets",
 )
 TABLES = {"classes": THREE_CLASSES, "findings": TWO_FINDINGS}
-EACH = pytest.mark.parametrize("kind", TABLES)
+EACH = pytest.mark.parametrize("kind", ["classes", pytest.param("findings", marks=pytest.mark.thorough)])
 NAMES = {"classes": ("clear lungs", "opacity", "mass"), "findings": ("opacity", "effusion")}
 LESS_NOISE = {"epsilon = 4.0": "epsilon = 100.0"}
 """On so few patients more would leave no figure."""
@@ -97,17 +99,17 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory, hospitals: Path) -> dict[str, Done]:
+def plain(tmp_path_factory: pytest.TempPathFactory, hospitals: Path) -> Callable[[str], Done]:
     """A run without privacy of each kind."""
-    return {kind: run(tmp_path_factory.mktemp("plain"), hospitals, kind, compare=True) for kind in TABLES}
+    return cache(lambda kind: run(tmp_path_factory.mktemp("plain"), hospitals, kind, compare=True))
 
 
 @pytest.mark.slow
 @EACH
 def test_a_run_without_noise_tells_each_class_or_finding_in_all_its_files(
-    kind: str, plain: dict[str, Done]
+    kind: str, plain: Callable[[str], Done]
 ) -> None:
-    done = plain[kind]
+    done = plain(kind)
     result, names = done.result, NAMES[kind]
     assert Result.model_validate_json((done.out / "result.json").read_bytes(), strict=False) == result
     for metrics in (result.test, result.exact_test, result.rounds[0].metrics, result.rounds[2].metrics):
@@ -133,10 +135,10 @@ def test_a_run_without_noise_tells_each_class_or_finding_in_all_its_files(
 @pytest.mark.slow
 @EACH
 def test_the_sum_that_is_opened_is_the_sum_of_what_the_sites_counted(
-    kind: str, plain: dict[str, Done]
+    kind: str, plain: Callable[[str], Done]
 ) -> None:
     """Every figure that does not depend on the width of bins is the same in the sum of masked vectors, to a digit."""
-    result = plain[kind].result
+    result = plain(kind).result
     assert result.exact_test is not None
     by_bins = ("auroc", "average_precision", "brier", "calibration_error")
     same = {name for name in result.test if not name.startswith(by_bins)}
@@ -149,11 +151,11 @@ def test_the_sum_that_is_opened_is_the_sum_of_what_the_sites_counted(
 @pytest.mark.thorough
 @EACH
 def test_the_number_of_workers_does_not_change_a_bit_of_the_weights(
-    kind: str, tmp_path: Path, hospitals: Path, plain: dict[str, Done]
+    kind: str, tmp_path: Path, hospitals: Path, plain: Callable[[str], Done]
 ) -> None:
     one = run(tmp_path, hospitals, kind, workers=1)
-    np.testing.assert_array_equal(one.weights, plain[kind].weights)
-    assert one.result.test == plain[kind].result.test
+    np.testing.assert_array_equal(one.weights, plain(kind).weights)
+    assert one.result.test == plain(kind).result.test
 
 
 @pytest.mark.thorough
@@ -183,9 +185,9 @@ def test_a_private_run_noises_every_figure_and_says_by_how_much(
 
 @pytest.mark.slow
 def test_a_hospital_without_patients_of_a_class_trains_and_is_tested_on_the_classes_it_has(
-    plain: dict[str, Done],
+    plain: Callable[[str], Done],
 ) -> None:
-    result = plain["classes"].result
+    result = plain("classes").result
     first = result.sites[0].test
     assert first is not None
     assert first["num_patients/mass"] == 0
@@ -195,11 +197,11 @@ def test_a_hospital_without_patients_of_a_class_trains_and_is_tested_on_the_clas
     assert result.test["num_classes"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_hospital_that_knows_nothing_of_a_finding_helps_with_the_others(
-    plain: dict[str, Done],
+    plain: Callable[[str], Done],
 ) -> None:
-    done = plain["findings"]
+    done = plain("findings")
     first = done.result.sites[0].test
     assert first is not None
     assert first["num_positive/effusion"] == first["num_negative/effusion"] == 0
@@ -217,12 +219,12 @@ def test_a_hospital_that_knows_nothing_of_a_finding_helps_with_the_others(
 
 @pytest.mark.slow
 @EACH
-def test_the_terminal_shows_each_class_or_finding(kind: str, plain: dict[str, Done]) -> None:
-    study = read_study(plain[kind].out / "study.toml")
+def test_the_terminal_shows_each_class_or_finding(kind: str, plain: Callable[[str], Done]) -> None:
+    study = read_study(plain(kind).out / "study.toml")
     parts = task_of(study).parts
     assert parts is not None
     console = Console(record=True, width=120, file=StringIO())
-    console.print(_table_of_parts(plain[kind].result, parts))
+    console.print(_table_of_parts(plain(kind).result, parts))
     shown = console.export_text()
     assert "exact, simulation only" in shown
     assert all(f"│ {name}" in shown for name in NAMES[kind])

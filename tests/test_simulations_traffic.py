@@ -81,7 +81,7 @@ def counted(study: Study, sites: Mapping[str, float], tmp_path: Path) -> dict[st
     return dict(exchange.counted)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "num_sites"),
     [({}, 3), ({}, 2), (FIVE, 5), (FIVE, 4), (SMALL_BATCHES, 5), (AVERAGED, 2), (SHARED_NOISE, 3)],
