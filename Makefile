@@ -22,10 +22,10 @@ $(READY): pyproject.toml
 demo: $(READY) ## Train four synthetic hospitals together, with privacy, and compare with each alone
 	$(BIN)/collegium-simulate run demo --compare --out build/demo --overwrite
 
-test: $(READY) ## Run the tests (about thirty minutes)
+test: $(READY) ## Run the tests (about fifteen minutes)
 	$(PYTEST) -m "not thorough"
 
-check: $(READY) ## Format, lint, types, fast tests (over six minutes)
+check: $(READY) ## Format, lint, types, fast tests (about five minutes)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dicom_files import Hospital
 
+from simulations.local_exchange import shared_out
 from simulations.workers import in_processes
 
 PARENT = """
@@ -42,6 +44,28 @@ def sleeping(mark: Path) -> None:
 @pytest.mark.slow
 def test_each_job_comes_back_with_what_came_of_it() -> None:
     assert dict(in_processes(doubled, [1, 2, 3], num_workers=2)) == {1: 2, 2: 4, 3: 6}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_workers", "shares"),
+    [
+        ([9, 5, 4, 1], 2, [{"site-0", "site-3"}, {"site-1", "site-2"}]),
+        ([1, 1, 1, 7], 2, [{"site-3"}, {"site-0", "site-1", "site-2"}]),
+        ([0, 0, 0, 0], 2, [{"site-0", "site-2"}, {"site-1", "site-3"}]),
+        ([2, 3], 2, [{"site-1"}, {"site-0"}]),
+    ],
+)
+def test_workers_have_about_as_many_files_each(
+    tmp_path: Path, sizes: list[int], num_workers: int, shares: list[set[str]]
+) -> None:
+    sites = []
+    for number, size in enumerate(sizes):
+        hospital = Hospital(tmp_path / f"site-{number}")
+        (hospital.images / "deep").mkdir()
+        for file in range(size):
+            (hospital.images / "deep" / f"{file}.dcm").touch()
+        sites.append(hospital.site().model_copy(update={"name": f"site-{number}"}))
+    assert [{site.name for site in share} for share in shared_out(sites, num_workers=num_workers)] == shares
 
 
 @pytest.mark.slow
