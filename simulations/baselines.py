@@ -62,7 +62,7 @@ class BaselineJob:
 
 
 def baseline_jobs(
-    site_files: Sequence[Path], *, seed: int, compare: bool, leave_one_out: bool
+    site_files: Sequence[Path], *, seed: int, compare: bool, leave_one_out: bool, pooled: bool = False
 ) -> tuple[BaselineJob, ...]:
     """What is to be trained.
 
@@ -71,11 +71,14 @@ def baseline_jobs(
         seed: of the scenario.
         compare: each site alone, and all of them pooled.
         leave_one_out: all but one pooled, for each.
+        pooled: all of them pooled.
     """
     names = tuple(read_site(path).name for path in site_files)
     chosen: list[tuple[str, bool, tuple[str, ...]]] = []
+    if compare or pooled:
+        chosen.append((POOLED, False, names))
     if compare:
-        chosen += [(POOLED, False, names), *((name, False, (name,)) for name in names)]
+        chosen += [(name, False, (name,)) for name in names]
     if leave_one_out:
         chosen += [(name, True, tuple(other for other in names if other != name)) for name in names]
     return tuple(

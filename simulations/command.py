@@ -53,6 +53,9 @@ def run(  # noqa: PLR0917 - the options of a command line
     compare: Annotated[
         bool, typer.Option(help="Also train each hospital alone, and one pooled model.")
     ] = False,
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="Also train one pooled model; --compare does that too.")
+    ] = False,
     leave_one_out: Annotated[
         bool, typer.Option(help="Also train, for each hospital, a model on all others, and test it there.")
     ] = False,
@@ -83,6 +86,7 @@ def run(  # noqa: PLR0917 - the options of a command line
     options = Options(
         engine="local" if engine == "local" else "deployed",
         compare=compare,
+        pooled=pooled,
         leave_one_out=leave_one_out,
         out=out or default_out(scenario),
         hospitals=hospitals,

@@ -64,6 +64,7 @@ class Options:
         out: the run's folder; new, empty, or (with *overwrite*) an earlier run's.
         hospitals: a folder that ``prepare`` filled; None to prepare below *out*.
         compare: also train each hospital alone, and one pooled model.
+        pooled: also train one pooled model.
         leave_one_out: also train, for each hospital, one model on all others, and test it there.
         num_workers: processes for sites and baselines.
     """
@@ -72,6 +73,7 @@ class Options:
     compare: bool
     out: Path
     leave_one_out: bool = False
+    pooled: bool = False
     hospitals: Path | None = None
     overwrite: bool = False
     num_workers: int = 2
@@ -117,8 +119,9 @@ def _run(scenario: Scenario, options: Options, display: Display) -> Result:
     result = Result.model_validate_json((folder / "result.json").read_bytes(), strict=False)
     result = _with_site_results(result, study, site_files)
 
-    if options.compare or options.leave_one_out:
-        what = ["each hospital alone, and pooled"] * options.compare + ["all but one"] * options.leave_one_out
+    if options.compare or options.pooled or options.leave_one_out:
+        what = ["each hospital alone, and pooled"] if options.compare else ["pooled"] * options.pooled
+        what += ["all but one"] * options.leave_one_out
         display.say(f"training the baselines: {'; '.join(what)}")
         baselines = _compare(scenario, site_files, options, display)
         result = result.model_copy(update={"baselines": baselines})
@@ -190,7 +193,11 @@ def _compare(
     scenario: Scenario, site_files: tuple[Path, ...], options: Options, display: Display
 ) -> Baselines:
     jobs = baseline_jobs(
-        site_files, seed=scenario.seed, compare=options.compare, leave_one_out=options.leave_one_out
+        site_files,
+        seed=scenario.seed,
+        compare=options.compare,
+        pooled=options.pooled,
+        leave_one_out=options.leave_one_out,
     )
     done: dict[tuple[str, bool], BaselineMetrics] = {}
     display.baselines(0, len(jobs))

@@ -42,6 +42,8 @@ def test_jobs_are_what_was_asked_for_and_each_has_randomness_of_its_own(done: tu
 
     assert not jobs(compare=False, leave_one_out=False)
     assert [job.name for job in jobs(compare=True, leave_one_out=False)] == [POOLED, *names]
+    assert [job.name for job in jobs(compare=False, leave_one_out=False, pooled=True)] == [POOLED]
+    assert jobs(compare=True, leave_one_out=False, pooled=True) == jobs(compare=True, leave_one_out=False)
     others = jobs(compare=False, leave_one_out=True)
     assert {(job.name, *job.train_on) for job in others} == {
         (name, *(other for other in names if other != name)) for name in names
