@@ -3,12 +3,16 @@
 import os
 import re
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Prepare = TypeVar("Prepare")
+Found = TypeVar("Found")
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): sets the peak resident set size to the current one
@@ -38,10 +42,18 @@ def resident_peak_mib(prepare: Callable[[], Callable[[], object]], *, module: st
 
     Source: proc(5), VmHWM and clear_refs.
     """
-    context = get_context("forkserver")
-    context.set_forkserver_preload([module])
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(_rise, prepare).result()
+    return _in_new_process(_rise, prepare, module)
+
+
+def resident_peaks_mib(prepare: Callable[[], Iterable[object]], *, module: str) -> list[float]:
+    """MiB by which the resident memory of a new process rose at most, in each stretch of the work.
+
+    Args:
+        prepare: called in the new process; what it returns does the work while it is gone through, and gives something
+            at the end of each stretch. Must be picklable.
+        module: as of `resident_peak_mib`.
+    """
+    return _in_new_process(_rises, prepare, module)
 
 
 def cuda_peak_mib(work: Callable[[], object], device: torch.device) -> float:
@@ -55,6 +67,23 @@ def cuda_peak_mib(work: Callable[[], object], device: torch.device) -> float:
     work()
     torch.cuda.synchronize(device)
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def _in_new_process(measure: Callable[[Prepare], Found], prepare: Prepare, module: str) -> Found:
+    context = get_context("forkserver")
+    context.set_forkserver_preload([module])
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(measure, prepare).result()
+
+
+def _rises(prepare: Callable[[], Iterable[object]]) -> list[float]:
+    work, found = prepare(), list[float]()
+    _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
+    before = _status_kib("VmRSS")
+    for _ in work:
+        found.append((_status_kib("VmHWM") - before) / 1024)
+        _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
+    return found
 
 
 def _rise(prepare: Callable[[], Callable[[], object]]) -> float:

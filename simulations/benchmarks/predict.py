@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from shared_models.manifest import flatten
 from shared_models.model_file import TrainedModel, read_model
 from shared_models.study import Model, Study
 from simulations.benchmarks.ingest import clock_and_processor, one_hospital_of_all
-from simulations.benchmarks.memory import can_measure_resident, resident_peak_mib
+from simulations.benchmarks.memory import can_measure_resident, resident_peaks_mib
 from simulations.benchmarks.table import Benchmark, Row, rows_of
 from simulations.preparation.sources import PhantomSource
 from simulations.scenario import read_scenario
@@ -41,7 +41,7 @@ Planes = Sequence[npt.NDArray[np.float32]]
 
 
 def measure(quick: bool) -> tuple[Row, ...]:
-    """Images per second end to end and of the bare model, by network; peak memory by number of images."""
+    """Images per second end to end and of the bare model, by network; peak memory by stretch of images."""
     size, num_files, repetitions = (64, 40, 1) if quick else (512, 1000, 2)
     few, many = (40, 80) if quick else (1000, 10_000)
     names = ("small-cnn",) if quick else tuple(NETWORKS)
@@ -89,26 +89,24 @@ def _rates(network: str, images: Path, folder: Path, *, size: int, repetitions: 
 
 
 def _memory(images: Path, folder: Path, few: int, many: int) -> tuple[Row, ...]:
-    path = folder / "memory.safetensors"
+    path, linked = folder / "memory.safetensors", folder / "links"
     _model("small-cnn", path, side=MEMORY_SIDE)
-    samples = {}
-    for number in (few, many):
-        linked = folder / f"links-{number}"
-        linked.mkdir()
-        sources = sorted(images.rglob("*.dcm"))
-        for place in range(number):
-            (linked / f"{place:06d}.dcm").hardlink_to(sources[place % len(sources)])
-        prepare = partial(_prepared, path, linked, folder / f"out-{number}")
-        samples[f"{number:,} images"] = [resident_peak_mib(prepare, module=__name__)]
+    linked.mkdir()
+    sources = sorted(images.rglob("*.dcm"))
+    for place in range(many):
+        (linked / f"{place:06d}.dcm").hardlink_to(sources[place % len(sources)])
+    peaks = resident_peaks_mib(partial(_prepared, path, linked, folder / "out-memory", few), module=__name__)
+    first = f"the first {few:,} images"
+    samples = {first: peaks[:1], f"each further {few:,} of {many:,}": peaks[1:]}
     case = f"peak memory beside the decoding processes, small-cnn of {MEMORY_SIDE}×{MEMORY_SIDE}"
-    return rows_of(case, "MiB", samples, baseline=f"{few:,} images")
+    return rows_of(case, "MiB", samples, baseline=first)
 
 
-def _prepared(path: Path, images: Path, out: Path) -> Callable[[], object]:
+def _prepared(path: Path, images: Path, out: Path, stretch: int) -> Iterator[int]:
     """In a process of its own: a model that was asked once already."""
     model = read_model(path)
     list(_predictor(model).readings(inputs_of([images])[:MOST_AT_A_TIME]))
-    return partial(_predict, model, images, out)
+    return (number for number in _predicted(model, images, out) if number % stretch == 0)
 
 
 def _predictor(model: TrainedModel) -> Predictor:
@@ -118,12 +116,18 @@ def _predictor(model: TrainedModel) -> Predictor:
 
 
 def _predict(model: TrainedModel, images: Path, out: Path) -> None:
-    """As the command does it, tables included."""
+    for _ in _predicted(model, images, out):
+        pass
+
+
+def _predicted(model: TrainedModel, images: Path, out: Path) -> Iterator[int]:
+    """As the command does it, tables included; yields the number of files so far."""
     predictor = _predictor(model)
     with Tables(out, predictor.ensemble, identifiers=False, overrides=(), now=datetime.now(UTC)) as tables:
-        for found in predictor.readings(inputs_of([images])):
+        for number, found in enumerate(predictor.readings(inputs_of([images])), start=1):
             if isinstance(found, Reading):
                 tables.write(found)
+            yield number
         tables.finish()
 
 
