@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from dicom_files import Hospital
 
+from privacy.randomness import CryptographicGenerator
 from simulations.local_exchange import shared_out
 from simulations.workers import in_processes
 
@@ -34,6 +35,11 @@ def failing(number: int) -> int:
         raise ValueError("three")
     time.sleep(60.0 if number > 3 else 0.0)
     return number
+
+
+def first_noise(number: int) -> tuple[int, tuple[float, ...]]:
+    time.sleep(0.3)  # so that each worker has some
+    return os.getpid(), tuple(CryptographicGenerator.from_operating_system().normal(4))
 
 
 def sleeping(mark: Path) -> None:
@@ -66,6 +72,13 @@ def test_workers_have_about_as_many_files_each(
             (hospital.images / "deep" / f"{file}.dcm").touch()
         sites.append(hospital.site().model_copy(update={"name": f"site-{number}"}))
     assert [{site.name for site in share} for share in shared_out(sites, num_workers=num_workers)] == shares
+
+
+@pytest.mark.slow
+def test_workers_that_are_copies_of_one_process_share_no_noise() -> None:
+    drawn = dict(in_processes(first_noise, range(6), num_workers=3)).values()
+    assert len({worker for worker, _ in drawn}) > 1
+    assert len({noise for _, noise in drawn}) == 6
 
 
 @pytest.mark.slow
