@@ -85,8 +85,8 @@ def model_bytes(card: ModelCard, arrays: Arrays) -> tuple[bytes, str]:
 def _sorted_header(content: bytes) -> bytes:
     """The same with its header's keys sorted: safetensors leaves their order to chance.
 
-    Source: the description safetensors: eight bytes with the header's length, the
-    header as JSON, padded with spaces, and the tensors.
+    Source: safetensors' own description of its format: eight bytes with the header's length, the header as JSON,
+    padded with spaces, and the tensors.
     """
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()

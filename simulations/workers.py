@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import torch
 
-_IMPORTED_ONCE = ["client.site", "simulations.baselines"]
+_IMPORTED_ONCE = ["client.site"]
+"""Of what workers do, nearly all hangs on it."""
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
