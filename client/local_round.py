@@ -205,7 +205,7 @@ def training_vector(
     if run.study.privacy.mode == "distributed":
         contribution = _gradient(run, layout, generator)
     else:
-        rate = run.study.training.learning_rate_in(number, reductions=reductions)
+        rate = run.study.learning_rate_at_sites(number, reductions=reductions)
         contribution = _update(run, rate, layout, weights, generator)
 
     trained = time.perf_counter()

@@ -1,4 +1,7 @@
-"""The next global model from what the server learns of a round: FedAvg and FedAvgM, or one step of an optimizer."""
+"""The next global model from what the server learns of a round.
+
+FedAvg, FedAvgM or FedAdam of the mean update, or one step of an optimizer along a gradient.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,11 +14,13 @@ from numpy.typing import NDArray
 
 from shared_models.manifest import FloatVector
 from shared_models.optimizers import optimizer_of
-from shared_models.study import Training
+from shared_models.study import Study, Training
 
 VELOCITY, FIRST, SECOND = "velocity", "first-moment", "second-moment"
 _ADAM = {FIRST: "exp_avg", SECOND: "exp_avg_sq"}
 _TORCH_NAMES = {"sgd": {VELOCITY: "momentum_buffer"}, "adam": _ADAM, "adamw": _ADAM}
+_SERVER_BETAS = (0.9, 0.99)
+"""Of FedAdam. The memory of squares is shorter than Adam's usual one: rounds are fewer than steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +51,34 @@ class GlobalModel:
         """The model before the first round."""
         return cls(weights=weights, average=weights)
 
-    def moved(self, mean_update: NDArray[np.float64], *, momentum: float, ema_decay: float) -> "GlobalModel":
-        """Return the next global model: v ← momentum · v + mean update, w ← w + v.
+    def after_update(
+        self, mean_update: NDArray[np.float64], *, study: Study, number: int, reductions: int = 0
+    ) -> "GlobalModel":
+        """Return the next global model after round *number* of *study*, whose mean update this is.
+
+        Args:
+            mean_update: weighted mean over sites of how far their weights moved, float64, shape (num_weights,).
+            study: says which optimizer the server has.
+            number: of the round, from 1.
+            reductions: of the learning rate so far.
+        """
+        aggregation, training = study.aggregation, study.training
+        rate = aggregation.server_learning_rate
+        if aggregation.server_optimizer == "adam":
+            rate = training.scheduled(rate, number, reductions=reductions)
+            return self.adapted(mean_update, learning_rate=rate, ema_decay=training.ema_decay)
+        momentum = aggregation.server_momentum
+        return self.moved(mean_update, momentum=momentum, ema_decay=training.ema_decay, learning_rate=rate)
+
+    def moved(
+        self,
+        mean_update: NDArray[np.float64],
+        *,
+        momentum: float,
+        ema_decay: float,
+        learning_rate: float = 1.0,
+    ) -> "GlobalModel":
+        """Return the next global model: v ← momentum · v + mean update, w ← w + learning_rate · v.
 
         Source: McMahan et al. (2017), algorithm 1, for momentum 0 (FedAvg); Hsu, Qi and Brown (2019), section 4.2,
         else (FedAvgM).
@@ -55,8 +86,21 @@ class GlobalModel:
         velocity = mean_update
         if VELOCITY in self.moments:
             velocity = momentum * self.moments[VELOCITY].astype(np.float64) + mean_update
-        weights = self.weights.astype(np.float64) + velocity
+        weights = self.weights.astype(np.float64) + learning_rate * velocity
         return self._next(weights, {VELOCITY: velocity}, ema_decay)
+
+    def adapted(
+        self, mean_update: NDArray[np.float64], *, learning_rate: float, ema_decay: float
+    ) -> "GlobalModel":
+        """Return the next global model: one step of Adam, with the mean update for the negative gradient.
+
+        Source: Reddi et al. (2021), "Adaptive federated optimization", algorithm 2 (FedAdam), with its β₁ = 0.9 and
+        β₂ = 0.99, and with the correction of both moments for their beginning at zero that Kingma and Ba (2015) have.
+        """
+        weights = torch.from_numpy(self.weights.astype(np.float64))
+        weights.grad = torch.from_numpy(-mean_update)
+        optimizer = torch.optim.Adam([weights], lr=learning_rate, betas=_SERVER_BETAS)
+        return self._next(weights.numpy(), self._step(optimizer, weights, _ADAM), ema_decay)
 
     def stepped(
         self, gradient: NDArray[np.float64], *, training: Training, number: int, reductions: int = 0
@@ -75,7 +119,13 @@ class GlobalModel:
         weights.grad = torch.from_numpy(gradient)
         rate = training.learning_rate_in(number, reductions=reductions)
         optimizer = optimizer_of([weights], training, learning_rate=rate)
-        names = _TORCH_NAMES[training.optimizer]
+        moments = self._step(optimizer, weights, _TORCH_NAMES[training.optimizer])
+        return self._next(weights.numpy(), moments, training.ema_decay)
+
+    def _step(
+        self, optimizer: torch.optim.Optimizer, weights: torch.Tensor, names: Mapping[str, str]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Have a new *optimizer* of *weights* go on with our moments; return those after its step."""
         if self.moments:
             state = {
                 torch_name: torch.from_numpy(self.moments[name].astype(np.float64))
@@ -84,12 +134,11 @@ class GlobalModel:
             optimizer.state[weights] = {"step": torch.tensor(float(self.num_steps)), **state}
         optimizer.step()
         state = optimizer.state[weights]
-        moments = {
+        return {
             name: state[torch_name].numpy()
             for name, torch_name in names.items()
             if state.get(torch_name) is not None
         }
-        return self._next(weights.numpy(), moments, training.ema_decay)
 
     def _next(
         self, weights: NDArray[np.float64], moments: Mapping[str, NDArray[np.float64]], ema_decay: float

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -63,18 +64,7 @@ class Progress(Frozen):
 
 def write_checkpoint(path: Path, progress: Progress, model: GlobalModel) -> None:
     """Replace the checkpoint at *path*, whole or not at all: written beside it, synced, renamed."""
-    write_atomically(
-        path,
-        save(
-            {
-                "weights": model.weights,
-                "average": model.average,
-                **({} if model.best is None else {"best": model.best}),
-                **model.moments,
-            },
-            metadata={"progress": progress.model_dump_json(), "num_steps": str(model.num_steps)},
-        ),
-    )
+    write_model_state(path, model, {"progress": progress.model_dump_json()})
 
 
 def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, GlobalModel]:
@@ -83,18 +73,10 @@ def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, GlobalMod
     Raises:
         CheckpointError: the file is missing, damaged or of another study.
     """
+    model, metadata = read_model_state(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            vectors = {name: np.asarray(file.get_tensor(name), dtype=np.float32) for name in file.keys()}  # noqa: SIM118
-            model = GlobalModel(
-                weights=vectors.pop("weights"),
-                average=vectors.pop("average"),
-                best=vectors.pop("best", None),
-                moments=vectors,
-                num_steps=int(file.metadata()["num_steps"]),
-            )
-            progress = Progress.model_validate(json.loads(file.metadata()["progress"]), strict=False)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        progress = Progress.model_validate(json.loads(metadata["progress"]), strict=False)
+    except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: is not a usable checkpoint ({type(error).__name__})") from error
     if progress.study_hash != study_hash:
         raise CheckpointError(
@@ -102,6 +84,39 @@ def read_checkpoint(path: Path, *, study_hash: str) -> tuple[Progress, GlobalMod
             "a changed study is a new study: start a new run"
         )
     return progress, model
+
+
+def write_model_state(path: Path, model: GlobalModel, metadata: Mapping[str, str]) -> None:
+    """Replace the file at *path*, whole or not at all, by all vectors of *model* and this text."""
+    vectors = {
+        "weights": model.weights,
+        "average": model.average,
+        **({} if model.best is None else {"best": model.best}),
+        **model.moments,
+    }
+    write_atomically(path, save(vectors, metadata={**metadata, "num_steps": str(model.num_steps)}))
+
+
+def read_model_state(path: Path) -> tuple[GlobalModel, dict[str, str]]:
+    """Return what `write_model_state` wrote.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            vectors = {name: np.asarray(file.get_tensor(name), dtype=np.float32) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata())
+            model = GlobalModel(
+                weights=vectors.pop("weights"),
+                average=vectors.pop("average"),
+                best=vectors.pop("best", None),
+                moments=vectors,
+                num_steps=int(metadata.pop("num_steps")),
+            )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not a usable checkpoint ({type(error).__name__})") from error
+    return model, metadata
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -188,8 +188,7 @@ def next_model(
         model = model.stepped(gradient, training=training, number=number, reductions=reductions)
         return model, statistics
     mean, _, statistics = layout.decode_sum(total)
-    momentum = study.aggregation.server_momentum
-    return model.moved(mean, momentum=momentum, ema_decay=training.ema_decay), statistics
+    return model.after_update(mean, study=study, number=number, reductions=reductions), statistics
 
 
 def _final_test(context: RunContext, state: RunState) -> RunState:

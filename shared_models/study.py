@@ -227,11 +227,12 @@ class Training(Frozen):
 
     Steps are made with ``optimizer``, ``momentum`` and ``weight_decay``: by each site, whose optimizer begins anew in
     each round, or, under ``privacy.mode = "distributed"``, where a round is one step over all sites, by the server.
-    The learning rate rises in a straight line over ``warmup_rounds`` and then follows ``schedule``: down to zero behind
-    the last round, or times ``plateau_factor`` after ``plateau_patience`` validations in a row that were no better than
-    the best. With ``ema_decay`` above 0 the model that is evaluated and kept is the exponential moving average of the
-    global weights after each round. With ``early_stopping`` the run ends after so many validations in a row that were
-    no better, and the model that validated best is tested and kept.
+    The learning rate, that of the server where it has one of its own, rises in a straight line over ``warmup_rounds``
+    and then follows ``schedule``: down to zero behind the last round, or times ``plateau_factor`` after
+    ``plateau_patience`` validations in a row that were no better than the best. With ``ema_decay`` above 0 the model
+    that is evaluated and kept is the exponential moving average of the global weights after each round. With
+    ``early_stopping`` the run ends after so many validations in a row that were no better, and the model that validated
+    best is tested and kept.
 
     A sampled patient contributes the mean gradient over up to ``images_per_patient`` images, drawn at random, each in
     ``augmentations`` copies that are altered at random independently of each other, as ``augmentation`` says.
@@ -291,14 +292,18 @@ class Training(Frozen):
 
     def learning_rate_in(self, number: int, *, reductions: int = 0) -> float:
         """The learning rate of round *number*, from 1, after so many *reductions* on a plateau."""
+        return self.scheduled(self.learning_rate, number, reductions=reductions)
+
+    def scheduled(self, rate: float, number: int, *, reductions: int = 0) -> float:
+        """What the schedule makes of *rate* in round *number*, from 1, after so many *reductions* on a plateau."""
         if self.schedule == "plateau":
             rising = min(1.0, number / self.warmup_rounds) if self.warmup_rounds else 1.0
-            return self.learning_rate * rising * float(self.plateau_factor**reductions)
+            return rate * rising * float(self.plateau_factor**reductions)
         if number <= self.warmup_rounds:
-            return self.learning_rate * number / self.warmup_rounds
+            return rate * number / self.warmup_rounds
         share = (number - 1 - self.warmup_rounds) / max(1, self.num_rounds - self.warmup_rounds)
         left = {"constant": 1.0, "linear": 1.0 - share, "cosine": (1.0 + math.cos(math.pi * share)) / 2.0}
-        return self.learning_rate * left[self.schedule]
+        return rate * left[self.schedule]
 
 
 class Privacy(Frozen):
@@ -404,7 +409,9 @@ class Evaluation(Frozen):
 class Aggregation(Frozen):
     """How updates become the next global model.
 
-    ``server_momentum`` carries part of each round's mean update into the next (FedAvgM; 0 is FedAvg).
+    With ``server_optimizer = "sgd"`` the mean update is added to the model, times ``server_learning_rate``;
+    ``server_momentum`` carries part of it into the next round (FedAvgM; 0 is FedAvg). With ``"adam"`` the server makes
+    a step of Adam along the mean update, with ``server_learning_rate`` (FedAdam).
     ``weights``: every site the same, or by its number of training patients (noised under differential
     privacy, and cut at ``max_patients``). ``update_bound`` cuts every entry of an update; both fix the grid on
     which updates travel (`shared_models.vector`).
@@ -417,6 +424,8 @@ class Aggregation(Frozen):
     """
 
     weights: Literal["equal", "patients"]
+    server_optimizer: Literal["sgd", "adam"] = "sgd"
+    server_learning_rate: float = Field(default=1.0, gt=0.0, le=1000.0)
     server_momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
     num_sites_max: int = Field(ge=2, le=1000)
     min_cohort: int = Field(ge=2, le=1000)
@@ -446,6 +455,17 @@ class Aggregation(Frozen):
             )
         if (self.weights == "patients") != (self.max_patients is not None):
             raise ValueError('max_patients belongs to weights = "patients": set it there, and only there')
+        return self
+
+    @model_validator(mode="after")
+    def _server_optimizer_fits(self) -> Self:
+        if self.server_optimizer == "adam" and self.server_momentum:
+            raise ValueError('server_optimizer = "adam" has its own momentum; leave server_momentum out')
+        if self.server_optimizer == "adam" and "server_learning_rate" not in self.model_fields_set:
+            raise ValueError(
+                'server_optimizer = "adam" needs server_learning_rate: about how far a weight moves in a round, such '
+                "as 0.001"
+            )
         return self
 
     @property
@@ -586,6 +606,10 @@ class Study(Frozen):
                 "aggregation.server_momentum = 0 (training.momentum is the server's)",
                 not aggregation.server_momentum,
             ),
+            (
+                "aggregation.server_optimizer and server_learning_rate left out (those of [training] are the server's)",
+                (aggregation.server_optimizer, aggregation.server_learning_rate) == ("sgd", 1.0),
+            ),
             ("aggregation.update_bound left out", aggregation.update_bound == UPDATE_BOUND),
             ("aggregation.num_colluding of 1 at least", aggregation.num_colluding >= 1),
         ]
@@ -624,6 +648,16 @@ class Study(Frozen):
         if self.privacy.mode != "distributed":
             return 1
         return self.aggregation.min_sites_in_sum - self.aggregation.num_colluding
+
+    def learning_rate_at_sites(self, number: int, *, reductions: int = 0) -> float:
+        """The learning rate of a site's steps in round *number*, from 1; see `Training.learning_rate_in`.
+
+        It stays as it is where the server has an Adam: that heeds the direction of updates and not their size, and
+        the schedule is that of its own rate.
+        """
+        if self.aggregation.server_optimizer == "adam":
+            return self.training.learning_rate
+        return self.training.learning_rate_in(number, reductions=reductions)
 
     @property
     def num_steps(self) -> int:

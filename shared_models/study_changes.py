@@ -105,6 +105,8 @@ WORDS: Mapping[str, str] = {
     "evaluation.operating_points.sensitivity": "sensitivity that is wanted of the operating point",
     "evaluation.operating_points.specificity": "specificity that is wanted of the operating point",
     "aggregation.weights": "weight of a hospital in the mean",
+    "aggregation.server_optimizer": "optimizer of the server",
+    "aggregation.server_learning_rate": "learning rate of the server",
     "aggregation.server_momentum": "momentum of the server",
     "aggregation.num_sites_max": "most hospitals in a sum",
     "aggregation.min_cohort": "fewest hospitals in a sum",

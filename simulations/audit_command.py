@@ -70,7 +70,7 @@ def audit_command(
 
 def _place(out: Path) -> Path:
     """A folder that is new, empty, an earlier run's, or an earlier audit's."""
-    from simulations.runner import MARKER, OutputFolderError
+    from simulations.run_folder import MARKER, OutputFolderError
 
     known = (out / MARKER).exists() or (out / "audit.json").exists()
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not known)):

@@ -3,9 +3,9 @@
 And what everybody asks who was not in it: how good is the model at a hospital that had no part in its training? One
 model on the pooled data of all hospitals but one, tested on that one, for each of them.
 
-Same model, same number of steps, same sample rate, same privacy setting, same server momentum: each is a federation
-of one, which heeds its own validation patients where the study heeds the federation's. The only code that trains
-outside the federation. It sees all hospitals' patients at once and therefore exists in simulations only.
+Same model, same number of steps, same sample rate, same privacy setting, same optimizer at the server: each is a
+federation of one, which heeds its own validation patients where the study heeds the federation's. The only code that
+trains outside the federation. It sees all hospitals' patients at once and therefore exists in simulations only.
 """
 
 import hashlib
@@ -33,10 +33,11 @@ from server.result import BaselineMetrics
 from shared_models.architectures import build_model
 from shared_models.layouts import training_layout
 from shared_models.manifest import flatten, unflatten
-from shared_models.study import Study
+from shared_models.study import Study, read_study
 from shared_models.tasks.registry import task_of
 from shared_models.tasks.task import Task
 from simulations.hospital_data import exact_metrics, load_hospitals, pooled
+from simulations.kept_baselines import Keeper, Kept
 from simulations.workers import in_processes
 
 POOLED = "pooled"
@@ -46,7 +47,8 @@ POOLED = "pooled"
 class BaselineJob:
     """One model to train: on the sites named in ``train_on``, tested on the patients of all.
 
-    ``name`` is a site's, `POOLED`, or with ``left_out`` the site's that is not in ``train_on``.
+    ``name`` is a site's, `POOLED`, or with ``left_out`` the site's that is not in ``train_on``. How far it is, and its
+    figures in the end, are kept in the folder ``keep_in``, so that the same job goes on there.
     """
 
     name: str
@@ -54,6 +56,7 @@ class BaselineJob:
     train_on: tuple[str, ...]
     site_files: tuple[Path, ...]
     seed: int
+    keep_in: Path | None = None
 
     @property
     def label(self) -> str:
@@ -62,7 +65,13 @@ class BaselineJob:
 
 
 def baseline_jobs(
-    site_files: Sequence[Path], *, seed: int, compare: bool, leave_one_out: bool, pooled: bool = False
+    site_files: Sequence[Path],
+    *,
+    seed: int,
+    compare: bool,
+    leave_one_out: bool,
+    pooled: bool = False,
+    keep_in: Path | None = None,
 ) -> tuple[BaselineJob, ...]:
     """What is to be trained.
 
@@ -72,6 +81,7 @@ def baseline_jobs(
         compare: each site alone, and all of them pooled.
         leave_one_out: all but one pooled, for each.
         pooled: all of them pooled.
+        keep_in: folder for what is kept of each, see `simulations.kept_baselines`; None to keep nothing.
     """
     names = tuple(read_site(path).name for path in site_files)
     chosen: list[tuple[str, bool, tuple[str, ...]]] = []
@@ -82,7 +92,14 @@ def baseline_jobs(
     if leave_one_out:
         chosen += [(name, True, tuple(other for other in names if other != name)) for name in names]
     return tuple(
-        BaselineJob(name=name, left_out=left_out, train_on=train_on, site_files=tuple(site_files), seed=seed)
+        BaselineJob(
+            name=name,
+            left_out=left_out,
+            train_on=train_on,
+            site_files=tuple(site_files),
+            seed=seed,
+            keep_in=keep_in,
+        )
         for name, left_out, train_on in chosen
     )
 
@@ -95,40 +112,56 @@ def run_baselines(
         yield done
 
 
+def _keeper(job: BaselineJob, study: Study) -> Keeper:
+    kind = "left-out" if job.left_out else "pooled" if job.name == POOLED else "alone"
+    return Keeper(job.keep_in, kind=kind, name=job.name, study_hash=study.hash)
+
+
 def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
+    keeper = _keeper(job, read_study(job.site_files[0].with_name("study.toml")))
+    if (figures := keeper.figures()) is not None:
+        return job, figures
+    begun = time.perf_counter()
     there = load_hospitals(job.site_files)
     study, machine = there.study, there.machine
-    begun = time.perf_counter()
     cost = training_cost(study)
     model = build_model(study, there.weights).to(machine.device)
     own = pooled([there.patients[name][Role.TRAIN] for name in job.train_on])
     training_set = with_features(model, own, training=study.training, machine=machine)
-    state, course, num_rounds = GlobalModel.begin(flatten(model)), Course(), 0
+    so_far = keeper.training() or _begun(job, model, training_set, study)
+    begun -= so_far.seconds
     task, validation = task_of(study), {name: there.patients[name][Role.VALIDATION] for name in job.train_on}
-    for number in range(1, study.training.num_rounds + 1):
+    learner = _Learner(
+        study, task, trained_part(model, training_set), training_set, so_far.num_patients, cost, machine
+    )
+    state, course, num_rounds = so_far.state, so_far.course, so_far.num_rounds
+    for number in range(num_rounds + 1, study.training.num_rounds + 1):
         if course.ends(study.training):
             break
         generator = _generator(study, f"{job.seed}|{job.label}|{number}")
-        if number == 1:
-            num_patients = len(training_set)
-            if cost is not None:
-                num_patients = noised_count(num_patients, study=study, generator=generator)
-        trained = trained_part(model, training_set)
-        learner = _Learner(study, task, trained, training_set, num_patients, cost, machine)
+        unflatten(state.weights, model)
         before, reductions = state, course.reductions(study.training)
         state, num_rounds = learner.round(state, number, generator, reductions), number
-        unflatten(state.weights, model)
         if number - 1 in study.evaluation.validation_rounds and study.training.heeds_validations:
             own_metrics, _ = exact_metrics(study, before.average, validation, machine, initial=there.weights)
             course = course.and_then(number - 1, own_metrics["loss"])
             if study.training.early_stopping is not None and course.best_round == number - 1:
                 state = replace(state, best=before.average)
+        keeper.keep(
+            replace(
+                so_far,
+                state=state,
+                course=course,
+                num_rounds=num_rounds,
+                seconds=time.perf_counter() - begun,
+            )
+        )
     tested = {name: sets[Role.TEST] for name, sets in there.patients.items()}
     overall, by_site = exact_metrics(study, state.kept, tested, machine, initial=there.weights)
     epsilon = None
     if cost is not None and study.privacy.delta is not None:
         epsilon = cost.after(num_rounds * study.training.local_steps).epsilon(study.privacy.delta)
-    return job, BaselineMetrics(
+    figures = BaselineMetrics(
         auroc=overall.get("auroc"),
         accuracy=overall.get("accuracy"),
         metrics=dict(overall),
@@ -136,6 +169,24 @@ def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
         by_site={name: dict(metrics) for name, metrics in by_site.items()},
         epsilon=epsilon,
         seconds=time.perf_counter() - begun,
+    )
+    keeper.finish(figures)
+    return job, figures
+
+
+def _begun(job: BaselineJob, model: nn.Module, training_set: PatientSet, study: Study) -> Kept:
+    """Before the first round. How many patients there are is drawn once, where the study has privacy."""
+    num_patients = len(training_set)
+    if study.privacy.mode != "none":
+        num_patients = noised_count(
+            num_patients, study=study, generator=_generator(study, f"{job.seed}|{job.label}")
+        )
+    return Kept(
+        state=GlobalModel.begin(flatten(model)),
+        course=Course(),
+        num_rounds=0,
+        num_patients=num_patients,
+        seconds=0.0,
     )
 
 
@@ -200,7 +251,7 @@ class _Learner:
             self.patients,
             gradient,
             training=training,
-            learning_rate=training.learning_rate_in(number, reductions=reductions),
+            learning_rate=self.study.learning_rate_at_sites(number, reductions=reductions),
             num_patients=self.num_patients,
             machine=self.machine,
             generator=generator,
@@ -208,8 +259,7 @@ class _Learner:
         )
         gradient.close()
         update = flatten(self.model).astype(np.float64) - state.weights
-        momentum = self.study.aggregation.server_momentum
-        return state.moved(update, momentum=momentum, ema_decay=training.ema_decay)
+        return state.after_update(update, study=self.study, number=number, reductions=reductions)
 
 
 def _generator(study: Study, text: str) -> CryptographicGenerator:

@@ -1,6 +1,7 @@
 """The command ``collegium-simulate``."""
 
 import logging
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,12 @@ def run(  # noqa: PLR0917 - the options of a command line
     hospitals: Annotated[Path | None, typer.Option(help="A folder that `prepare` filled.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the scenario's own seed.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier run in --out.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in --out, which was stopped, or add baselines to it."
+        ),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes.", show_default="as many as processors")
     ] = None,
@@ -91,6 +98,7 @@ def run(  # noqa: PLR0917 - the options of a command line
         out=out or default_out(scenario),
         hospitals=hospitals,
         overwrite=overwrite,
+        resume=resume,
         num_workers=workers or default_workers(),
     )
     _warn(chosen.study)
@@ -98,11 +106,17 @@ def run(  # noqa: PLR0917 - the options of a command line
         with _display(chosen.study.training.num_rounds) as display:
             result = run_scenario(chosen, options, display)
     except KeyboardInterrupt:
-        console.print("stopped; nothing is left running, and the unfinished run's folder was removed")
+        console.print(f"stopped; nothing is left running, and {_left(options.out)}", highlight=False)
         raise typer.Exit(INTERRUPTED) from None
     if json_output:
         sys.stdout.write(result.to_json() + "\n")
     _summary(result, chosen.study, options.out)
+
+
+def _left(out: Path) -> str:
+    if not out.exists():
+        return "the unfinished run's folder was removed"
+    return f"what was trained is kept: the same command with --out {shlex.quote(str(out))} --resume goes on with it"
 
 
 def _warn(study: "Study") -> None:
@@ -239,7 +253,7 @@ def _is_input_error(error: ValueError) -> bool:
     from simulations.preparation.cases import SourceError
     from simulations.preparation.hospitals import PreparationError
     from simulations.preparation.partition import PartitionError
-    from simulations.runner import OutputFolderError
+    from simulations.run_folder import OutputFolderError
 
     known = (
         ConfigurationError,

@@ -24,6 +24,8 @@ from server.run import checkpoint_path, federation_of, run_study
 from server.run_state import RunContext
 from server.weights_file import bring_weights
 from shared_models.configuration import ConfigurationError
+from shared_models.identity_keys import read_public_key
+from shared_models.roster import read_roster
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
 from simulations.baselines import POOLED, baseline_jobs, run_baselines
@@ -33,17 +35,13 @@ from simulations.local_exchange import LocalExchange
 from simulations.preparation.hospitals import Hospital, prepare, read_hospitals
 from simulations.preparation.source_files import open_source
 from simulations.report import write_report
+from simulations.run_folder import BASELINES, WORK, claim, reclaim, worth_keeping
 from simulations.scenario import Scenario
 from simulations.work_folder import enrol, write_site, write_study
 
 Engine: TypeAlias = Literal["local", "deployed"]
 
-MARKER = ".collegium-run"
 EPSILONS_SHOWN = 20
-
-
-class OutputFolderError(ValueError):
-    """The output folder cannot be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +64,7 @@ class Options:
         compare: also train each hospital alone, and one pooled model.
         pooled: also train one pooled model.
         leave_one_out: also train, for each hospital, one model on all others, and test it there.
+        resume: go on with the run in *out*, which was stopped, or add baselines to it. Engine local only.
         num_workers: processes for sites and baselines.
     """
 
@@ -76,18 +75,20 @@ class Options:
     pooled: bool = False
     hospitals: Path | None = None
     overwrite: bool = False
+    resume: bool = False
     num_workers: int = 2
 
 
 def run_scenario(scenario: Scenario, options: Options, display: Display) -> Result:
     """Run *scenario* and write ``result.json``, ``report.html`` and ``model.safetensors`` to ``options.out``.
 
-    Ctrl-C removes the folder again: nothing half-written stays. After an error it stays, without results, so that
-    the sites' own reports below ``work`` can be read.
+    Ctrl-C before the first round is done removes the folder again: nothing half-written stays. Afterwards it stays, so
+    that ``options.resume`` can go on with it. After an error it stays, without results, so that the sites' own reports
+    below ``work`` can be read.
 
     Raises:
-        ConfigurationError: the scenario's faults do not fit its hospitals or the engine.
-        OutputFolderError: the folder holds something that is not an earlier run.
+        ConfigurationError: the scenario's faults do not fit its hospitals, the engine or a resumption.
+        OutputFolderError: the folder holds something that is not an earlier run, or none to go on with.
         PreparationError, SourceError, TooFewSitesError, ExchangeError: as their names say.
     """
     if scenario.faults and options.engine != "local":
@@ -97,25 +98,47 @@ def run_scenario(scenario: Scenario, options: Options, display: Display) -> Resu
         )
     if scenario.faults:
         check_names(scenario.faults, _names(scenario, options))
-    _claim(options.out, overwrite=options.overwrite)
+    checkpoint = None
+    if options.resume:
+        _check_resumable(scenario, options)
+        checkpoint = reclaim(options.out, scenario)
+    else:
+        claim(options.out, scenario, overwrite=options.overwrite)
     try:
-        return _run(scenario, options, display)
+        return _run(scenario, options, display, checkpoint)
     except KeyboardInterrupt:
-        shutil.rmtree(options.out, ignore_errors=True)
+        if options.engine != "local" or not worth_keeping(options.out, scenario):
+            shutil.rmtree(options.out, ignore_errors=True)
         raise
 
 
-def _run(scenario: Scenario, options: Options, display: Display) -> Result:
+def _check_resumable(scenario: Scenario, options: Options) -> None:
+    if options.engine != "local":
+        raise ConfigurationError(
+            "--resume is for the local engine; a run of the deployed engine is begun anew with --overwrite"
+        )
+    if options.overwrite:
+        raise ConfigurationError(
+            "--resume goes on with the run in --out, --overwrite removes it: give one of them"
+        )
+    if scenario.faults:
+        raise ConfigurationError(
+            "a scenario with [[faults]] cannot be gone on with: which of them struck already is not known; begin anew "
+            "with --overwrite"
+        )
+
+
+def _run(scenario: Scenario, options: Options, display: Display, checkpoint: Path | None) -> Result:
+    """Run it, or go on with what stands in *checkpoint*."""
     out, study = options.out, scenario.study
     hospitals = _hospitals(scenario, options, display)
-    run_id = f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     write_study(out / "study.toml", study)
 
     display.say(f"training {study.training.num_rounds} rounds at {len(hospitals)} hospitals")
     if options.engine == "local":
-        site_files, folder = _run_local(scenario, hospitals, options, display, run_id)
+        site_files, folder = _run_local(scenario, hospitals, options, display, checkpoint)
     else:
-        site_files, folder = run_deployed(scenario, hospitals, out / "work", display.rounds)
+        site_files, folder = run_deployed(scenario, hospitals, out / WORK, display.rounds)
     result = Result.model_validate_json((folder / "result.json").read_bytes(), strict=False)
     result = _with_site_results(result, study, site_files)
 
@@ -130,20 +153,6 @@ def _run(scenario: Scenario, options: Options, display: Display) -> Result:
     write_report(out / "report.html", result, study)
     write_atomically(out / "result.json", result.to_json().encode())
     return result
-
-
-def _claim(out: Path, *, overwrite: bool) -> None:
-    """Make *out* a new, empty folder with our marker."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / MARKER).exists():
-            raise OutputFolderError(f"{out}: exists and is no earlier run; choose another --out")
-        if not overwrite:
-            raise OutputFolderError(f"{out}: holds an earlier run; choose another --out, or add --overwrite")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARKER).write_text(
-        "A folder that collegium-simulate run made, and may replace.\n", encoding="utf-8"
-    )
 
 
 def _names(scenario: Scenario, options: Options) -> tuple[str, ...]:
@@ -162,18 +171,30 @@ def _hospitals(scenario: Scenario, options: Options, display: Display) -> tuple[
 
 
 def _run_local(
-    scenario: Scenario, hospitals: tuple[Hospital, ...], options: Options, display: Display, run_id: str
+    scenario: Scenario,
+    hospitals: tuple[Hospital, ...],
+    options: Options,
+    display: Display,
+    begun: Path | None,
 ) -> tuple[tuple[Path, ...], Path]:
-    """Run in worker processes; return the site files and the folder with the server's result."""
-    work, study = options.out / "work", scenario.study
-    paths = tuple(
-        write_site(
-            work / "sites" / hospital.name, hospital, study, seed=scenario.seed, weights=scenario.weights
-        )
-        for hospital in hospitals
-    )
-    roster = enrol(work / "server", paths, study)
+    """Run in worker processes, from the checkpoint *begun*; return the site files and the folder with the result."""
+    work, study = options.out / WORK, scenario.study
+    if begun is None:
+        run_id = f"{study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        for hospital in hospitals:
+            site = work / "sites" / hospital.name
+            write_site(site, hospital, study, seed=scenario.seed, weights=scenario.weights)
+    else:
+        run_id = begun.parent.name
+    paths = tuple(work / "sites" / hospital.name / "site.toml" for hospital in hospitals)
+    if begun is None:
+        roster = enrol(work / "server", paths, study)
+    else:
+        roster = read_roster(work / "server" / "roster.toml", read_public_key(work / "server" / "root.pub"))
     checkpoint = checkpoint_path(work / "server" / "state", run_id)
+    if (checkpoint.parent / "result.json").exists():
+        display.rounds(study.training.num_rounds)
+        return paths, checkpoint.parent
     bring_weights(study, scenario.weights, checkpoint.parent)
     with LocalExchange([read_site(path) for path in paths], num_workers=options.num_workers) as exchange:
         context = RunContext(
@@ -185,7 +206,7 @@ def _run_local(
             receipts=Receipts(work / "server" / "state" / "receipts"),
             tell=lambda progress: display.rounds(len(progress.rounds)),
         )
-        run_study(context, engine="local")
+        run_study(context, engine="local", resume=begun is not None)
     return paths, checkpoint.parent
 
 
@@ -198,6 +219,7 @@ def _compare(
         compare=options.compare,
         pooled=options.pooled,
         leave_one_out=options.leave_one_out,
+        keep_in=options.out / WORK / BASELINES,
     )
     done: dict[tuple[str, bool], BaselineMetrics] = {}
     display.baselines(0, len(jobs))

@@ -27,7 +27,7 @@ from simulations.audit.page import add_to_report, write_audit_page
 from simulations.audit.suite import CHECKS, JOBS, rounds_of_noise, run_audit
 from simulations.command import app
 from simulations.report import write_report
-from simulations.runner import MARKER, OutputFolderError
+from simulations.run_folder import MARKER, OutputFolderError
 from simulations.scenario import Scenario
 from simulations.work_folder import toml_value, write_study
 

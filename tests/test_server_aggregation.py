@@ -121,6 +121,10 @@ def test_without_an_average_what_is_kept_are_the_weights() -> None:
         ),
         ({"round_timeout": "update_bound = 2.0\nround_timeout"}, "update_bound left out"),
         ({"round_timeout": "server_momentum = 0.5\nround_timeout"}, "server_momentum = 0"),
+        (
+            {"round_timeout": 'server_optimizer = "adam"\nserver_learning_rate = 0.01\nround_timeout'},
+            "server_optimizer and server_learning_rate left out",
+        ),
         ({"learning_rate = 0.1": 'learning_rate = 0.1\noptimizer = "adam"\nmomentum = 0.9'}, "has its own"),
         ({"learning_rate = 0.1": "learning_rate = 0.1\nwarmup_rounds = 3"}, "below num_rounds"),
     ],
@@ -136,6 +140,70 @@ def test_a_distributed_study_that_does_not_fit_together_is_refused(changes, word
         text = text.replace(old, new)
     with pytest.raises(ConfigurationError, match=words.replace(".", r"\.")):
         parse_toml(text, Study, origin="study.toml")
+
+
+UPDATES = [0.01 * gradient for gradient in gradients(12)]
+ADAM = {"round_timeout": 'server_optimizer = "adam"\nserver_learning_rate = 0.02\nround_timeout'}
+
+
+def adam_study(**training: object) -> Study:
+    values = make_study(ADAM).model_dump()
+    values["training"] |= {"num_rounds": 12, **training}
+    return Study.model_validate(values)
+
+
+def test_fedadam_is_the_published_formula_also_over_a_resumption(tmp_path) -> None:
+    """Written out anew: Reddi et al. (2021), algorithm 2, and Kingma and Ba's correction of the moments."""
+    chosen = adam_study(schedule="cosine", warmup_rounds=3)
+    weights, first, second = begin().weights.astype(np.float64), np.zeros(SIZE), np.zeros(SIZE)
+    model = begin()
+    for number, update in enumerate(UPDATES, start=1):
+        model = model.after_update(update, study=chosen, number=number)
+        write_checkpoint(tmp_path / "checkpoint", Progress(run_id="run", study_hash="0" * 64), model)
+        _, model = read_checkpoint(tmp_path / "checkpoint", study_hash="0" * 64)
+        first = 0.9 * first + 0.1 * update
+        second = 0.99 * second + 0.01 * update**2
+        rate = 0.02 * (number / 3 if number <= 3 else (1 + math.cos(math.pi * (number - 4) / 9)) / 2)
+        corrected = second / (1 - 0.99**number)
+        weights += rate * first / (1 - 0.9**number) / (np.sqrt(corrected) + 1e-8)
+    np.testing.assert_allclose(model.weights, weights, atol=1e-5)
+    assert np.abs(weights - begin().weights).max() > 0.05
+
+
+def test_fedadam_heeds_the_direction_of_updates_and_not_their_size() -> None:
+    small, large = begin(), begin()
+    for number, update in enumerate(UPDATES, start=1):
+        small = small.after_update(update, study=adam_study(), number=number)
+        large = large.after_update(1000 * update, study=adam_study(), number=number)
+    np.testing.assert_allclose(small.weights, large.weights, atol=1e-4)
+
+
+def test_with_an_adam_at_the_server_sites_keep_their_learning_rate() -> None:
+    scheduled = adam_study(schedule="linear", learning_rate=0.3)
+    assert {scheduled.learning_rate_at_sites(number) for number in range(1, 13)} == {0.3}
+    assert scheduled.training.learning_rate_in(12) < 0.03
+
+
+def test_the_servers_learning_rate_scales_the_step_along_the_mean_update() -> None:
+    values = make_study({"round_timeout": "server_learning_rate = 0.5\nround_timeout"})
+    model = begin().after_update(np.ones(SIZE), study=values, number=1)
+    np.testing.assert_allclose(model.weights, begin().weights + 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('server_optimizer = "adam"', "needs server_learning_rate"),
+        (
+            'server_optimizer = "adam"\nserver_learning_rate = 0.1\nserver_momentum = 0.9',
+            "leave server_momentum out",
+        ),
+        ('server_optimizer = "yogi"\nserver_learning_rate = 0.1', "server_optimizer"),
+    ],
+)
+def test_a_server_optimizer_that_does_not_fit_together_is_refused(line: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_study({"round_timeout": f"{line}\nround_timeout"})
 
 
 def test_a_training_table_of_another_mode_is_as_before() -> None:

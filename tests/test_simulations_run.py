@@ -24,7 +24,8 @@ from shared_models.messages import Open, encode
 from simulations.command import app
 from simulations.local_exchange import LocalExchange
 from simulations.preparation.hospitals import read_hospitals
-from simulations.runner import Display, Options, OutputFolderError, run_scenario
+from simulations.run_folder import OutputFolderError
+from simulations.runner import Display, Options, run_scenario
 from simulations.scenario import built_in_scenarios, read_scenario
 from simulations.work_folder import enrol, write_site
 

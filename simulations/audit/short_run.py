@@ -171,6 +171,8 @@ def short_study(study: Study) -> Study:
     """
     aggregation = study.aggregation.model_copy(
         update={
+            "server_optimizer": "sgd",
+            "server_learning_rate": 1.0,
             "server_momentum": 0.0,
             "rounds_per_batch": 1,
             "max_patients": None if study.aggregation.max_patients is None else 1000,
