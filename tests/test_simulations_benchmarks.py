@@ -151,6 +151,32 @@ def test_a_benchmark_run_by_name_prints_its_table_and_writes_its_file(tmp_path: 
     assert plain["ratio"] == 1.0
 
 
+def test_without_public_images_the_trained_models_are_refused_with_the_way_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLLEGIUM_DATA", raising=False)
+    told = CliRunner().invoke(app, ["trained", "--out", str(tmp_path)])
+    assert told.exit_code == 2
+    assert "set COLLEGIUM_DATA" in told.stderr
+    monkeypatch.setenv("COLLEGIUM_DATA", str(tmp_path))
+    told = CliRunner().invoke(app, ["trained", "--out", str(tmp_path)])
+    assert told.exit_code == 2
+    assert "pneumoniamnist" in told.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_trained_models_are_compared_with_pooled_ones() -> None:
+    rows = run(load("trained"), quick=True).rows
+    assert {row.variant for row in rows} == {
+        "pooled",
+        "federated, exact",
+        "federated, as the server knows it",
+    }
+    assert all(0.0 <= row.low <= row.high <= 1.0 for row in rows)
+    assert len({row.case for row in rows}) == 3
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["dp-step", "ingest", "predict", "secure-aggregation"])
 def test_every_variant_of_a_case_has_a_row_beside_exactly_one_baseline(name: str) -> None:

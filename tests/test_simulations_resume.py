@@ -69,6 +69,20 @@ def test_a_stopped_run_goes_on_with_its_next_round(tmp_path: Path, hospitals: Pa
     assert not np.isclose(np.linalg.norm(kept), np.linalg.norm(after_two.weights), rtol=1e-7)
 
 
+def test_a_run_that_is_stopped_before_its_first_round_is_done_leaves_nothing_half_written(
+    tmp_path: Path,
+    hospitals: Path,  # noqa: F811
+) -> None:
+    def say(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_scenario(
+            scenario_in(tmp_path), options_for(tmp_path / "out", hospitals), replace(quiet(), say=say)
+        )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_baselines_are_added_to_a_run_that_is_done_and_none_is_trained_twice(
     tmp_path: Path,

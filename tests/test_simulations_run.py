@@ -24,7 +24,7 @@ from shared_models.messages import Open, encode
 from simulations.command import app
 from simulations.local_exchange import LocalExchange
 from simulations.preparation.hospitals import read_hospitals
-from simulations.run_folder import OutputFolderError
+from simulations.run_folder import OutputFolderError, worth_keeping
 from simulations.runner import Display, Options, run_scenario
 from simulations.scenario import built_in_scenarios, read_scenario
 from simulations.work_folder import enrol, write_site
@@ -261,7 +261,7 @@ def _listens_to_ctrl_c() -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing_running_and_nothing_half_written(tmp_path, hospitals) -> None:
+def test_ctrl_c_leaves_nothing_running_and_what_was_trained_is_kept(tmp_path, hospitals) -> None:
     path = tmp_path / "long.toml"
     path.write_text(scenario_text(changes={"num_rounds = 3": "num_rounds = 9999"}), encoding="utf-8")
     out = tmp_path / "out"
@@ -274,15 +274,15 @@ def test_ctrl_c_leaves_nothing_running_and_nothing_half_written(tmp_path, hospit
         preexec_fn=_listens_to_ctrl_c,  # noqa: PLW1509 - this process has no other threads
     )
     deadline = time.monotonic() + 60
-    while not list(out.glob("work/server/state/runs/*/checkpoint.safetensors")):
+    while not worth_keeping(out, read_scenario(str(path))):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"nothing is left running" in told
-    assert not out.exists()
+    assert f"--out {out} --resume" in " ".join(told.decode().split())
+    assert worth_keeping(out, read_scenario(str(path)))
     deadline = time.monotonic() + 10
     while subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, check=False).stdout.strip():
         assert time.monotonic() < deadline, "a process of the simulation is left"

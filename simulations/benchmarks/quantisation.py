@@ -18,15 +18,13 @@ from client.prediction.onnx_export.graph import described, onnx_bytes
 from client.roles import Role
 from client.training import Machine
 from shared_models.model_file import TrainedModel, read_model
-from shared_models.study import Study
+from simulations.benchmarks.demo import NAME, demo
 from simulations.benchmarks.rounds import SILENT
 from simulations.benchmarks.table import Benchmark, Row, rows_of
 from simulations.benchmarks.timing import converted, interleaved
 from simulations.hospital_data import load_hospitals, pooled
 from simulations.runner import Options, run_scenario
-from simulations.scenario import read_scenario
 
-SCENARIO = "demo"
 NUM_CALIBRATION, BATCH = 128, 16
 FLOAT = "float32"
 
@@ -59,7 +57,7 @@ def measure(quick: bool) -> tuple[Row, ...]:
         run = _run(Path(name) / "run", quick=quick)
         trained = run.trained
         files = _files(trained, run.images)
-        case = f"{SCENARIO}: {trained.study.model.architecture}, {trained.image.rows}×{trained.image.columns}"
+        case = f"{NAME}: {trained.study.model.architecture}, {trained.image.rows}×{trained.image.columns}"
         sizes = {name: [len(data)] for name, data in files.items()}
         return (
             *rows_of(f"{case}: size", "bytes", sizes, baseline=FLOAT),
@@ -69,13 +67,7 @@ def measure(quick: bool) -> tuple[Row, ...]:
 
 
 def _run(out: Path, *, quick: bool) -> _Run:
-    scenario = read_scenario(SCENARIO)
-    if quick:
-        values = scenario.study.model_dump()
-        values["training"] |= {"num_rounds": 2}
-        values["evaluation"] |= {"validation_rounds": (1, 2)}
-        few = scenario.hospitals.model_copy(update={"patients_per_hospital": 240})
-        scenario = scenario.model_copy(update={"study": Study.model_validate(values), "hospitals": few})
+    scenario = demo(quick=quick)
     run_scenario(scenario, Options(engine="local", compare=False, out=out), SILENT)
     hospitals = load_hospitals(tuple(sorted((out / "work" / "sites").rglob("site.toml"))))
     training = pooled([sets[Role.TRAIN] for sets in hospitals.patients.values()])
