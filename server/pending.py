@@ -120,6 +120,13 @@ class PendingRound:
         except (OSError, SecureAggregationError):
             return None
 
+    def forget_batch(self) -> None:
+        """Remove the batch: all sites were started again, and what they remembered of it is lost.
+
+        A round that was under way is then burned at once instead of by their refusals, and none else is lost.
+        """
+        self._batch.unlink(missing_ok=True)
+
 
 def survivors_of(attempt: Attempt) -> dict[int, Survivor] | None:
     """The survivors that an attempt recorded."""

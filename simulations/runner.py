@@ -206,6 +206,8 @@ def _run_local(
             receipts=Receipts(work / "server" / "state" / "receipts"),
             tell=lambda progress: display.rounds(len(progress.rounds)),
         )
+        if begun is not None:
+            context.pending.forget_batch()
         run_study(context, engine="local", resume=begun is not None)
     return paths, checkpoint.parent
 

@@ -62,7 +62,7 @@ def test_a_stopped_run_goes_on_with_its_next_round(tmp_path: Path, hospitals: Pa
     assert told[0] == 3
     assert result.run_id == progress.run_id
     assert [entry.round for entry in result.rounds] == [1, 2, 3, 4]
-    assert sum(1 for entry in result.rounds if not entry.burned) >= 3
+    assert not any(entry.burned for entry in result.rounds), "it was stopped between two rounds"
     assert result.exact_test is not None
     assert all(len(site.seconds) for site in result.sites)
     kept = np.concatenate([value.ravel() for value in load_file(out / "model.safetensors").values()])
