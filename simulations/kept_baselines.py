@@ -60,10 +60,12 @@ class Keeper:
         """The figures of a model that is trained already."""
         if self._figures is None or not self._figures.exists():
             return None
-        kept = json.loads(self._figures.read_text(encoding="utf-8"))
-        if kept["study_hash"] != self._study_hash:
+        try:
+            kept = json.loads(self._figures.read_text(encoding="utf-8"))
+            figures = BaselineMetrics.model_validate(kept["figures"], strict=False)
+            return figures if kept["study_hash"] == self._study_hash else None
+        except (KeyError, TypeError, ValueError):
             return None
-        return BaselineMetrics.model_validate(kept["figures"], strict=False)
 
     def training(self) -> Kept | None:
         """How far the model is; None where it is to be begun."""

@@ -3,14 +3,16 @@
 ::
 
     OUT/.collegium-run          made by us; only such a folder is ever replaced
-    OUT/scenario.json           what is run here
+    OUT/scenario.json           what is run here, in which engine
     OUT/hospitals, OUT/work     images, and what hospitals and server would have on their disks
     OUT/work/baselines          models outside the federation, as far as they are, see `simulations.kept_baselines`
     OUT/result.json             written last: the run is complete
 """
 
+import json
 import shutil
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from server.checkpoint import CheckpointError, read_checkpoint
 from simulations.scenario import Scenario
@@ -20,11 +22,14 @@ SCENARIO = "scenario.json"
 WORK, BASELINES = "work", "baselines"
 
 
+Engine: TypeAlias = Literal["local", "deployed"]
+
+
 class OutputFolderError(ValueError):
     """The output folder cannot be used."""
 
 
-def claim(out: Path, scenario: Scenario, *, overwrite: bool) -> None:
+def claim(out: Path, scenario: Scenario, engine: Engine, *, overwrite: bool) -> None:
     """Make *out* a new, empty folder with our marker, for this scenario.
 
     Raises:
@@ -43,11 +48,15 @@ def claim(out: Path, scenario: Scenario, *, overwrite: bool) -> None:
     (out / MARKER).write_text(
         "A folder that collegium-simulate run made, and may replace.\n", encoding="utf-8"
     )
-    (out / SCENARIO).write_text(scenario.model_dump_json(), encoding="utf-8")
+    (out / SCENARIO).write_text(_noted(scenario, engine), encoding="utf-8")
+
+
+def _noted(scenario: Scenario, engine: Engine) -> str:
+    return json.dumps({"engine": engine, "scenario": scenario.model_dump(mode="json")})
 
 
 def reclaim(out: Path, scenario: Scenario) -> Path | None:
-    """Take up the run in *out*: return its checkpoint, or None where no round was begun.
+    """Take up the run of the local engine in *out*: return its checkpoint, or None where no round was begun.
 
     Raises:
         OutputFolderError: there is no run of this scenario in it, or none that can be gone on with.
@@ -62,7 +71,12 @@ def reclaim(out: Path, scenario: Scenario) -> Path | None:
         raise OutputFolderError(
             f"{out}: the run was made by an older version, which did not note its scenario; begin anew with --overwrite"
         ) from None
-    if of != scenario.model_dump_json():
+    if of == _noted(scenario, "deployed"):
+        raise OutputFolderError(
+            f"{out}: holds a run of the deployed engine, which cannot be gone on with; choose another --out, or begin "
+            "anew with --overwrite"
+        )
+    if of != _noted(scenario, "local"):
         raise OutputFolderError(
             f"{out}: holds a run of another scenario, or of this one before it was changed; choose another --out, or "
             "begin anew with --overwrite"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -35,11 +35,17 @@ from simulations.local_exchange import LocalExchange
 from simulations.preparation.hospitals import Hospital, prepare, read_hospitals
 from simulations.preparation.source_files import open_source
 from simulations.report import write_report
-from simulations.run_folder import BASELINES, WORK, claim, reclaim, worth_keeping
+from simulations.run_folder import (
+    BASELINES,
+    WORK,
+    Engine,
+    OutputFolderError,
+    claim,
+    reclaim,
+    worth_keeping,
+)
 from simulations.scenario import Scenario
 from simulations.work_folder import enrol, write_site, write_study
-
-Engine: TypeAlias = Literal["local", "deployed"]
 
 EPSILONS_SHOWN = 20
 
@@ -103,7 +109,7 @@ def run_scenario(scenario: Scenario, options: Options, display: Display) -> Resu
         _check_resumable(scenario, options)
         checkpoint = reclaim(options.out, scenario)
     else:
-        claim(options.out, scenario, overwrite=options.overwrite)
+        claim(options.out, scenario, options.engine, overwrite=options.overwrite)
     try:
         return _run(scenario, options, display, checkpoint)
     except KeyboardInterrupt:
@@ -190,6 +196,7 @@ def _run_local(
     if begun is None:
         roster = enrol(work / "server", paths, study)
     else:
+        _check_same_images(paths, hospitals)
         roster = read_roster(work / "server" / "roster.toml", read_public_key(work / "server" / "root.pub"))
     checkpoint = checkpoint_path(work / "server" / "state", run_id)
     if (checkpoint.parent / "result.json").exists():
@@ -210,6 +217,16 @@ def _run_local(
             context.pending.forget_batch()
         run_study(context, engine="local", resume=begun is not None)
     return paths, checkpoint.parent
+
+
+def _check_same_images(site_files: Sequence[Path], hospitals: Sequence[Hospital]) -> None:
+    """Raises OutputFolderError where sites that are there already read other images than these hospitals'."""
+    for path, hospital in zip(site_files, hospitals, strict=True):
+        if not path.exists() or read_site(path).images.folder.resolve() != hospital.images.resolve():
+            raise OutputFolderError(
+                f"{path.parent}: was begun with other images than {hospital.images}; give the same --hospitals as "
+                "before, or begin anew with --overwrite"
+            )
 
 
 def _compare(

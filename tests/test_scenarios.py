@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from server.result import Result
+from simulations.run_folder import Engine
 from simulations.run_plots import alone_mean
-from simulations.runner import Display, Engine, Options, run_scenario
+from simulations.runner import Display, Options, run_scenario
 from simulations.scenario import read_scenario
 
 DATA = os.environ.get("COLLEGIUM_DATA")

@@ -56,6 +56,10 @@ def test_a_stopped_run_goes_on_with_its_next_round(tmp_path: Path, hospitals: Pa
     progress, after_two = read_checkpoint(checkpoint, study_hash=scenario.study.hash)
     assert [record.burned for record in progress.rounds] == [None, None]
 
+    shutil.copytree(hospitals, tmp_path / "others")
+    with pytest.raises(OutputFolderError, match="begun with other images"):
+        run_scenario(scenario, options_for(out, tmp_path / "others", resume=True), quiet())
+
     display, told = trained_again()
     result = run_scenario(scenario, options_for(out, hospitals, resume=True), display)
 
@@ -98,6 +102,8 @@ def test_baselines_are_added_to_a_run_that_is_done_and_none_is_trained_twice(
     assert pooled.model_digest == first.model_digest
     assert pooled.baselines is not None
 
+    figures = out / "work" / "baselines" / "pooled" / "pooled.json"
+    assert json.loads(figures.read_text())["study_hash"] == scenario.study.hash
     both = run_scenario(
         scenario, options_for(out, hospitals, resume=True, compare=True, leave_one_out=True), quiet()
     )
@@ -202,11 +208,12 @@ def test_a_state_that_is_damaged_or_of_another_study_is_begun_anew(
         baselines._train_baseline(job)
 
 
-def marked(out: Path, scenario: Scenario | None = None) -> Path:
+def marked(out: Path, scenario: Scenario | None = None, engine: str = "local") -> Path:
     out.mkdir()
     (out / ".collegium-run").write_text("ours", encoding="utf-8")
     if scenario is not None:
-        (out / "scenario.json").write_text(scenario.model_dump_json(), encoding="utf-8")
+        noted = {"engine": engine, "scenario": scenario.model_dump(mode="json")}
+        (out / "scenario.json").write_text(json.dumps(noted), encoding="utf-8")
     return out
 
 
@@ -220,6 +227,7 @@ def test_what_cannot_be_gone_on_with_is_refused_and_left_as_it_is(tmp_path: Path
         (nothing, "holds no run to go on with"),
         (marked(tmp_path / "old"), "an older version"),
         (marked(tmp_path / "other", other), "another scenario"),
+        (marked(tmp_path / "deployed", scenario, "deployed"), "deployed engine"),
     ]
     for out, words in cases:
         before = sorted(out.rglob("*")) if out.exists() else None

@@ -7,7 +7,8 @@ from server.result import RoundEntry
 from shared_models.configuration import parse_toml
 from simulations.benchmarks.table import Benchmark, Row, rows_of
 from simulations.preparation.hospitals import prepare
-from simulations.runner import Display, Engine, Options, run_scenario
+from simulations.run_folder import Engine
+from simulations.runner import Display, Options, run_scenario
 from simulations.scenario import Scenario
 
 BASELINE: Engine = "local"
