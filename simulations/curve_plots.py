@@ -121,7 +121,7 @@ def overlap_plot(assessments: Assessments) -> Markup | None:
         places = [place * width + number * across for place in range(len(own.num_patients))]
         axes.bar(places, own.num_patients, across, align="edge", color=colour, label=own.name)
         axes.bar([-width + number * across], [own.num_missed], across, align="edge", color=colour, alpha=0.45)
-    axes.set_xticks([-width / 2, 0, 0.25, 0.5, 0.75, 1], ["missed", "0", "0.25", "0.5", "0.75", "1"])
+    axes.set_xticks([-width / 2, 0, 0.25, 0.5, 0.75, 1], ["\nmissed", "0", "0.25", "0.5", "0.75", "1"])
     axes.set(xlabel="Dice", ylabel="patients", xlim=(-1.2 * width, 1.02))
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return drawn_as_svg(figure, "How many patients have which Dice; pale, left of 0: nothing was found")
