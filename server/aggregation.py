@@ -95,7 +95,8 @@ class GlobalModel:
         """Return the next global model: one step of Adam, with the mean update for the negative gradient.
 
         Source: Reddi et al. (2021), "Adaptive federated optimization", algorithm 2 (FedAdam), with its β₁ = 0.9 and
-        β₂ = 0.99, and with the correction of both moments for their beginning at zero that Kingma and Ba (2015) have.
+        β₂ = 0.99, torch's 10⁻⁸ in place of its τ, and with the correction of both moments for their beginning at zero
+        that Kingma and Ba (2015) have.
         """
         weights = torch.from_numpy(self.weights.astype(np.float64))
         weights.grad = torch.from_numpy(-mean_update)

@@ -117,13 +117,18 @@ def _keeper(job: BaselineJob, study: Study) -> Keeper:
     return Keeper(job.keep_in, kind=kind, name=job.name, study_hash=study.hash)
 
 
+def kept_figures(job: BaselineJob, study: Study) -> BaselineMetrics | None:
+    """The figures of a model that was trained already, in this run."""
+    return _keeper(job, study).figures()
+
+
 def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
     keeper = _keeper(job, read_study(job.site_files[0].with_name("study.toml")))
     if (figures := keeper.figures()) is not None:
         return job, figures
-    begun = time.perf_counter()
     there = load_hospitals(job.site_files)
     study, machine = there.study, there.machine
+    begun = time.perf_counter()
     cost = training_cost(study)
     model = build_model(study, there.weights).to(machine.device)
     own = pooled([there.patients[name][Role.TRAIN] for name in job.train_on])

@@ -116,7 +116,10 @@ def run(  # noqa: PLR0917 - the options of a command line
 def _left(out: Path) -> str:
     if not out.exists():
         return "the unfinished run's folder was removed"
-    return f"what was trained is kept: the same command with --out {shlex.quote(str(out))} --resume goes on with it"
+    again = f"--out {shlex.quote(str(out))} --resume"
+    return (
+        f"what was trained is kept: the same command with {again}, and without --overwrite, goes on with it"
+    )
 
 
 def _warn(study: "Study") -> None:
@@ -250,12 +253,14 @@ def main() -> None:
 def _is_input_error(error: ValueError) -> bool:
     """Whether the user can mend it. The classes are looked up late: their modules are slow to import."""
     from privacy.accounting import PrivacyTargetError
+    from server.checkpoint import CheckpointError
     from simulations.preparation.cases import SourceError
     from simulations.preparation.hospitals import PreparationError
     from simulations.preparation.partition import PartitionError
     from simulations.run_folder import OutputFolderError
 
     known = (
+        CheckpointError,
         ConfigurationError,
         OutputFolderError,
         PartitionError,

@@ -8,6 +8,7 @@
 """
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from server.aggregation import GlobalModel
 from server.checkpoint import CheckpointError, read_model_state, write_atomically, write_model_state
 from server.course import Course
 from server.result import BaselineMetrics
+
+log = logging.getLogger("collegium.simulation")
 
 SECONDS_BETWEEN = 60.0
 """A stop loses so much work at most, and a round."""
@@ -89,17 +92,17 @@ class Keeper:
         """Write how far the model is, where the last time is long ago."""
         if self._state is None or time.monotonic() - self._written < SECONDS_BETWEEN:
             return
-        write_model_state(
-            self._state,
-            training.state,
-            {
-                "study_hash": self._study_hash,
-                "losses": json.dumps(training.course.losses),
-                "num_rounds": str(training.num_rounds),
-                "num_patients": str(training.num_patients),
-                "seconds": str(training.seconds),
-            },
-        )
+        about = {
+            "study_hash": self._study_hash,
+            "losses": json.dumps(training.course.losses),
+            "num_rounds": str(training.num_rounds),
+            "num_patients": str(training.num_patients),
+            "seconds": str(training.seconds),
+        }
+        try:
+            write_model_state(self._state, training.state, about)
+        except OSError as error:
+            log.warning("%s: was not written (%s); a stop would cost more", self._state, error.strerror)
         self._written = time.monotonic()
 
     def finish(self, figures: BaselineMetrics) -> None:

@@ -28,7 +28,9 @@ from shared_models.identity_keys import read_public_key
 from shared_models.roster import read_roster
 from shared_models.study import Study
 from shared_models.tasks.registry import task_of
-from simulations.baselines import POOLED, baseline_jobs, run_baselines
+from simulations.audit.findings import Audit
+from simulations.audit.page import add_to_report
+from simulations.baselines import POOLED, BaselineJob, baseline_jobs, kept_figures, run_baselines
 from simulations.deployed_engine import run_deployed
 from simulations.faults import FaultyExchange, check_names
 from simulations.local_exchange import LocalExchange
@@ -37,16 +39,21 @@ from simulations.preparation.source_files import open_source
 from simulations.report import write_report
 from simulations.run_folder import (
     BASELINES,
+    RESULT,
     WORK,
     Engine,
+    Noted,
     OutputFolderError,
+    check_resumable,
     claim,
+    held,
     reclaim,
     worth_keeping,
 )
 from simulations.scenario import Scenario
 from simulations.work_folder import enrol, write_site, write_study
 
+AUDIT = "audit.json"
 EPSILONS_SHOWN = 20
 
 
@@ -95,6 +102,7 @@ def run_scenario(scenario: Scenario, options: Options, display: Display) -> Resu
     Raises:
         ConfigurationError: the scenario's faults do not fit its hospitals, the engine or a resumption.
         OutputFolderError: the folder holds something that is not an earlier run, or none to go on with.
+        CheckpointError: what is to be gone on with is damaged.
         PreparationError, SourceError, TooFewSitesError, ExchangeError: as their names say.
     """
     if scenario.faults and options.engine != "local":
@@ -105,20 +113,34 @@ def run_scenario(scenario: Scenario, options: Options, display: Display) -> Resu
     if scenario.faults:
         check_names(scenario.faults, _names(scenario, options))
     checkpoint = None
+    noted = Noted.of(scenario, options.engine, options.hospitals)
     if options.resume:
-        _check_resumable(scenario, options)
-        checkpoint = reclaim(options.out, scenario)
+        _check_options(scenario, options)
+        _tell_of_versions(check_resumable(options.out, noted), noted.versions, display)
     else:
-        claim(options.out, scenario, options.engine, overwrite=options.overwrite)
-    try:
-        return _run(scenario, options, display, checkpoint)
-    except KeyboardInterrupt:
-        if options.engine != "local" or not worth_keeping(options.out, scenario):
-            shutil.rmtree(options.out, ignore_errors=True)
-        raise
+        claim(options.out, noted, overwrite=options.overwrite)
+    with held(options.out):
+        if options.resume:
+            checkpoint = reclaim(options.out)
+        try:
+            return _run(scenario, options, display, checkpoint)
+        except KeyboardInterrupt:
+            keep = options.resume or (options.engine == "local" and worth_keeping(options.out, scenario))
+            if not keep:
+                shutil.rmtree(options.out, ignore_errors=True)
+            raise
 
 
-def _check_resumable(scenario: Scenario, options: Options) -> None:
+def _tell_of_versions(before: Mapping[str, str], now: Mapping[str, str], display: Display) -> None:
+    changed = [f"{name} {before.get(name, '–')} → {of}" for name, of in now.items() if before.get(name) != of]
+    if changed:
+        display.say(
+            f"the run was begun with other versions ({', '.join(changed)}): what is trained from here on is not bit by "
+            "bit what it would have been"
+        )
+
+
+def _check_options(scenario: Scenario, options: Options) -> None:
     if options.engine != "local":
         raise ConfigurationError(
             "--resume is for the local engine; a run of the deployed engine is begun anew with --overwrite"
@@ -152,12 +174,15 @@ def _run(scenario: Scenario, options: Options, display: Display, checkpoint: Pat
         what = ["each hospital alone, and pooled"] if options.compare else ["pooled"] * options.pooled
         what += ["all but one"] * options.leave_one_out
         display.say(f"training the baselines: {'; '.join(what)}")
-        baselines = _compare(scenario, site_files, options, display)
-        result = result.model_copy(update={"baselines": baselines})
+    if options.compare or options.pooled or options.leave_one_out or options.resume:
+        result = result.model_copy(update={"baselines": _compare(scenario, site_files, options, display)})
 
     shutil.copyfile(folder / "model.safetensors", out / "model.safetensors")
     write_report(out / "report.html", result, study)
-    write_atomically(out / "result.json", result.to_json().encode())
+    if (out / AUDIT).exists():
+        audit = Audit.model_validate_json((out / AUDIT).read_bytes(), strict=False)
+        add_to_report(out / "report.html", audit)
+    write_atomically(out / RESULT, result.to_json().encode())
     return result
 
 
@@ -231,20 +256,32 @@ def _check_same_images(site_files: Sequence[Path], hospitals: Sequence[Hospital]
 
 def _compare(
     scenario: Scenario, site_files: tuple[Path, ...], options: Options, display: Display
-) -> Baselines:
-    jobs = baseline_jobs(
-        site_files,
-        seed=scenario.seed,
-        compare=options.compare,
-        pooled=options.pooled,
-        leave_one_out=options.leave_one_out,
-        keep_in=options.out / WORK / BASELINES,
-    )
+) -> Baselines | None:
+    """Train what is asked for and was not trained before; return it with all that was. None where that is nothing."""
+
+    def jobs(*, compare: bool, pooled: bool, leave_one_out: bool) -> tuple[BaselineJob, ...]:
+        return baseline_jobs(
+            site_files,
+            seed=scenario.seed,
+            compare=compare,
+            pooled=pooled,
+            leave_one_out=leave_one_out,
+            keep_in=options.out / WORK / BASELINES,
+        )
+
+    asked = jobs(compare=options.compare, pooled=options.pooled, leave_one_out=options.leave_one_out)
     done: dict[tuple[str, bool], BaselineMetrics] = {}
-    display.baselines(0, len(jobs))
-    for job, metrics in run_baselines(jobs, num_workers=options.num_workers):
+    for job in jobs(compare=True, pooled=True, leave_one_out=True):
+        if (figures := kept_figures(job, scenario.study)) is not None:
+            done[job.name, job.left_out] = figures
+    missing = [job for job in asked if (job.name, job.left_out) not in done]
+    if asked:
+        display.baselines(len(asked) - len(missing), len(asked))
+    for number, (job, metrics) in enumerate(run_baselines(missing, num_workers=options.num_workers), start=1):
         done[job.name, job.left_out] = metrics
-        display.baselines(len(done), len(jobs))
+        display.baselines(len(asked) - len(missing) + number, len(asked))
+    if not done:
+        return None
     pooled = done.pop((POOLED, False), None)
     of_sites = {
         kind: {name: one for (name, left_out), one in sorted(done.items()) if left_out == kind}
@@ -272,6 +309,8 @@ def _with_site_results(result: Result, study: Study, site_files: tuple[Path, ...
                     key = (done["round"], f"{phase}_slowest_site")
                     slowest[key] = max(slowest.get(key, 0.0), done["seconds"][phase])
         entries.append(entry)
+    if result.test_burned and len(exact) < len(site_files):
+        exact = []  # figures of those hospitals that were done when it was stopped would pass for those of all
     rounds = tuple(_with_seconds(entry, slowest) for entry in result.rounds)
     added: dict[str, object] = {"sites": tuple(entries), "rounds": rounds}
     if exact:
@@ -292,8 +331,9 @@ def _with_own_figures(study: Study, entry: SiteEntry, own: dict[str, object]) ->
         seconds[phase] = sum(done["seconds"][phase] for done in rounds)
     values = {
         **entry.model_dump(),
-        **{key: own[key] for key in ("epsilon", "patients_used", "patients_found", "patients_by_role")},
+        **{key: own[key] for key in ("patients_used", "patients_found", "patients_by_role")},
         **{key: own[key] for key in ("files_found", "left_out", "test")},
+        "epsilon": entry.epsilon if own["epsilon"] is None else own["epsilon"],
         "epsilon_by_round": _epsilon_by_round(study, rounds),
         "seconds": seconds,
     }

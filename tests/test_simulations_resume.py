@@ -14,9 +14,12 @@ from test_simulations_run import hospitals, quiet, scenario_text  # noqa: F401 -
 from server.checkpoint import read_checkpoint
 from server.result import Result
 from shared_models.configuration import ConfigurationError
+from shared_models.messages import Evaluate, decode_request
 from simulations import baselines, kept_baselines
 from simulations.baselines import POOLED, baseline_jobs
-from simulations.run_folder import OutputFolderError, begun, worth_keeping
+from simulations.local_exchange import LocalExchange
+from simulations.preparation.hospitals import PreparationError
+from simulations.run_folder import Engine, Noted, OutputFolderError, begun, held, worth_keeping
 from simulations.runner import Display, Options, run_scenario
 from simulations.scenario import Scenario, read_scenario
 
@@ -57,7 +60,7 @@ def test_a_stopped_run_goes_on_with_its_next_round(tmp_path: Path, hospitals: Pa
     assert [record.burned for record in progress.rounds] == [None, None]
 
     shutil.copytree(hospitals, tmp_path / "others")
-    with pytest.raises(OutputFolderError, match="begun with other images"):
+    with pytest.raises(OutputFolderError, match="begun with other hospitals"):
         run_scenario(scenario, options_for(out, tmp_path / "others", resume=True), quiet())
 
     display, told = trained_again()
@@ -68,9 +71,80 @@ def test_a_stopped_run_goes_on_with_its_next_round(tmp_path: Path, hospitals: Pa
     assert [entry.round for entry in result.rounds] == [1, 2, 3, 4]
     assert not any(entry.burned for entry in result.rounds), "it was stopped between two rounds"
     assert result.exact_test is not None
-    assert all(len(site.seconds) for site in result.sites)
-    kept = np.concatenate([value.ravel() for value in load_file(out / "model.safetensors").values()])
-    assert not np.isclose(np.linalg.norm(kept), np.linalg.norm(after_two.weights), rtol=1e-7)
+    whole = run_scenario(scenario, options_for(tmp_path / "whole", hospitals), quiet())
+    assert result.exact_test == whole.exact_test
+    kept, of_whole = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "whole"))
+    assert all(np.array_equal(kept[name], of_whole[name]) for name in of_whole)
+    assert after_two.num_steps == 2
+
+
+@pytest.mark.slow
+def test_a_stop_in_the_final_test_costs_its_figures_and_nothing_passes_for_them(
+    tmp_path: Path,
+    hospitals: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under privacy: what each hospital has spent is shown all the same."""
+    path = tmp_path / "scenario.toml"
+    path.write_text(scenario_text(private=True), encoding="utf-8")
+    scenario, out = read_scenario(str(path)), tmp_path / "out"
+    original = LocalExchange.exchange
+
+    def stopped(self, requests, **given):  # type: ignore[no-untyped-def]
+        for reply in original(self, requests, **given):
+            yield reply
+            if all(isinstance(decode_request(message)[0], Evaluate) for message in requests.values()):
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(LocalExchange, "exchange", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_scenario(scenario, options_for(out, hospitals), quiet())
+    result = run_scenario(scenario, options_for(out, hospitals, resume=True, pooled=True), quiet())
+    assert result.test_burned is not None
+    assert not result.test
+    with_figures = [site.name for site in result.sites if site.test is not None]
+    assert (result.exact_test is None) == (len(with_figures) < len(result.sites))
+    assert all(site.epsilon == pytest.approx(result.privacy.epsilon) for site in result.sites)
+    assert result.baselines is not None
+    assert result.baselines.pooled is not None
+    assert result.baselines.pooled.epsilon == pytest.approx(result.privacy.epsilon)
+
+
+def test_a_run_that_is_going_on_is_not_entered(tmp_path: Path) -> None:
+    scenario, prepared = scenario_in(tmp_path), tmp_path / "prepared"
+    out = marked(tmp_path / "out", scenario, hospitals=prepared)
+    (out / "work").mkdir()
+    with held(out):
+        for given in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(OutputFolderError, match="a run is going on in it"):
+                run_scenario(scenario, options_for(out, prepared, **given), quiet())
+    assert (out / "work").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_a_resumption_never_removes_what_was_there(tmp_path: Path, hospitals: Path) -> None:  # noqa: F811
+    scenario, out = scenario_in(tmp_path), tmp_path / "out"
+    marked(out, scenario, hospitals=hospitals)
+
+    def say(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_scenario(scenario, options_for(out, hospitals, resume=True), replace(quiet(), say=say))
+    assert (out / "scenario.json").exists()
+
+
+def test_other_versions_are_told_of(tmp_path: Path) -> None:
+    scenario, prepared = scenario_in(tmp_path), tmp_path / "prepared"
+    noted = Noted.of(scenario, "local", prepared)
+    out = marked(tmp_path / "out")
+    older = noted.model_copy(update={"versions": {**noted.versions, "torch": "1.0"}})
+    (out / "scenario.json").write_text(older.model_dump_json(), encoding="utf-8")
+    told: list[str] = []
+    with pytest.raises(PreparationError):
+        run_scenario(scenario, options_for(out, prepared, resume=True), replace(quiet(), say=told.append))
+    assert "torch 1.0 → " in told[0]
 
 
 def test_a_run_that_is_stopped_before_its_first_round_is_done_leaves_nothing_half_written(
@@ -104,13 +178,15 @@ def test_baselines_are_added_to_a_run_that_is_done_and_none_is_trained_twice(
 
     figures = out / "work" / "baselines" / "pooled" / "pooled.json"
     assert json.loads(figures.read_text())["study_hash"] == scenario.study.hash
-    both = run_scenario(
-        scenario, options_for(out, hospitals, resume=True, compare=True, leave_one_out=True), quiet()
-    )
+    both = run_scenario(scenario, options_for(out, hospitals, resume=True, leave_one_out=True), quiet())
+    without = run_scenario(scenario, options_for(out, hospitals, resume=True), quiet())
+    assert without.baselines is not None
     assert both.baselines is not None
+    assert without.baselines == both.baselines, "nothing was asked for, and nothing is lost"
     assert both.baselines.pooled == pooled.baselines.pooled, "seconds among it: trained once"
-    assert set(both.baselines.alone) == set(both.baselines.left_out) == {site.name for site in both.sites}
-    assert Result.model_validate_json((out / "result.json").read_bytes(), strict=False) == both
+    assert set(both.baselines.left_out) == {site.name for site in both.sites}
+    assert not both.baselines.alone
+    assert Result.model_validate_json((out / "result.json").read_bytes(), strict=False) == without
 
 
 class PowerCutError(RuntimeError):
@@ -208,12 +284,18 @@ def test_a_state_that_is_damaged_or_of_another_study_is_begun_anew(
         baselines._train_baseline(job)
 
 
-def marked(out: Path, scenario: Scenario | None = None, engine: str = "local") -> Path:
+def marked(
+    out: Path,
+    scenario: Scenario | None = None,
+    *,
+    engine: Engine = "local",
+    hospitals: Path | None = None,  # noqa: F811
+) -> Path:
     out.mkdir()
     (out / ".collegium-run").write_text("ours", encoding="utf-8")
     if scenario is not None:
-        noted = {"engine": engine, "scenario": scenario.model_dump(mode="json")}
-        (out / "scenario.json").write_text(json.dumps(noted), encoding="utf-8")
+        noted = Noted.of(scenario, engine, hospitals)
+        (out / "scenario.json").write_text(noted.model_dump_json(), encoding="utf-8")
     return out
 
 
@@ -222,17 +304,27 @@ def test_what_cannot_be_gone_on_with_is_refused_and_left_as_it_is(tmp_path: Path
     other = scenario.model_copy(update={"seed": scenario.seed + 1})
     nothing = tmp_path / "nothing"
     nothing.mkdir()
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    (prepared / "hospitals.json").write_text("{}", encoding="utf-8")
+    anew = marked(tmp_path / "anew", scenario, hospitals=prepared)
+    (prepared / "hospitals.json").write_text('{"seed": 2}', encoding="utf-8")
+    complete = marked(tmp_path / "complete", scenario, hospitals=prepared)
+    (complete / "result.json").write_text("{}", encoding="utf-8")
     cases = [
         (tmp_path / "missing", "holds no run to go on with"),
         (nothing, "holds no run to go on with"),
-        (marked(tmp_path / "old"), "an older version"),
-        (marked(tmp_path / "other", other), "another scenario"),
-        (marked(tmp_path / "deployed", scenario, "deployed"), "deployed engine"),
+        (marked(tmp_path / "old"), "another version of Collegium"),
+        (marked(tmp_path / "other", other, hospitals=prepared), "another scenario"),
+        (marked(tmp_path / "deployed", scenario, engine="deployed", hospitals=prepared), "deployed engine"),
+        (marked(tmp_path / "own", scenario), "other hospitals, those of its own"),
+        (anew, "were prepared anew since"),
+        (complete, "its folder work is gone"),
     ]
     for out, words in cases:
         before = sorted(out.rglob("*")) if out.exists() else None
         with pytest.raises(OutputFolderError, match=words):
-            run_scenario(scenario, options_for(out, tmp_path, resume=True), quiet())
+            run_scenario(scenario, options_for(out, prepared, resume=True), quiet())
         assert (sorted(out.rglob("*")) if out.exists() else None) == before
 
 
@@ -262,7 +354,7 @@ def test_a_run_that_was_stopped_before_its_first_round_begins_again(
 ) -> None:
     """The power failed: nobody removed the folder."""
     scenario, out = scenario_in(tmp_path), tmp_path / "out"
-    marked(out, scenario)
+    marked(out, scenario, hospitals=hospitals)
     (out / "work" / "sites" / "half").mkdir(parents=True)
     assert not worth_keeping(out, scenario)
     result = run_scenario(scenario, options_for(out, hospitals, resume=True), quiet())

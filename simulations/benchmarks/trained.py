@@ -51,9 +51,16 @@ def _rows(name: str, scenarios: list[Scenario]) -> tuple[Row, ...]:
     models = [_trained(scenario) for scenario in scenarios]
     rows: list[Row] = []
     for metric, words in METRICS.items():
-        values = {kind: [float(model[kind][metric] or 0.0) for model in models] for kind in models[0]}
+        values = {kind: [_known(model[kind], metric) for model in models] for kind in models[0]}
         rows += rows_of(f"{name}: {words} on test patients", "", values, baseline=POOLED)
     return tuple(rows)
+
+
+def _known(metrics: Mapping[str, float | None], metric: str) -> float:
+    value = metrics[metric]
+    if value is None:
+        raise RuntimeError(f"{metric} of a model is not known: its test has no patients of one kind")
+    return value
 
 
 def _trained(scenario: Scenario) -> dict[str, Mapping[str, float | None]]:
