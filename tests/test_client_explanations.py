@@ -33,7 +33,7 @@ from client.prediction.explanations.overlay import overlay
 from client.prediction.explanations.picture import WIDTH, picture_png
 from client.prediction.explanations.slices import chosen_slice, neighbours
 from client.prediction.reading import Plane, Reading
-from shared_models.architectures import BUILDS
+from shared_models.architectures import BUILDS, build_network
 from shared_models.catalogue import CATALOGUE
 from shared_models.model_file import TrainedModel
 from shared_models.networks.network import Classifier
@@ -46,7 +46,7 @@ def network_of(architecture: str, num_outputs: int = 3) -> tuple[Classifier, tor
     """A network of the catalogue with the weights of its seed, and an image for it."""
     side = 32
     image = Image(modalities=("CR",), channels=1, rows=side, columns=side)
-    network = BUILDS[architecture](Model(architecture=architecture, width=16), image, num_outputs)
+    network = build_network(Model(architecture=architecture, width=16), image, num_outputs=num_outputs)
     assert isinstance(network, Classifier)
     shape = (1, *(side,) * CATALOGUE[architecture].dimensions)
     drawn = torch.Generator().manual_seed(5)
@@ -129,7 +129,7 @@ def model() -> TrainedModel:
 def random_twin(seed: int) -> TrainedModel:
     study = corner_study()
     other = study.model.model_copy(update={"seed": seed})
-    return trained(study, BUILDS["small-cnn"](other, study.image, 1))
+    return trained(study, build_network(other, study.image, num_outputs=1))
 
 
 def coarse_map(model: TrainedModel, image: Plane, method: Method) -> Plane:
@@ -156,9 +156,7 @@ def test_other_weights_give_another_map(model: TrainedModel, method: Method, num
             for image, own in zip(images, maps, strict=True)
         ]
         correlations.append(np.mean(found))
-    # A map that does not depend on the weights has 1 with every twin. The maps are coarse, and the model itself is not
-    # the same on every machine: one twin in a dozen may be rather like it (0.61 has been seen).
-    assert max(correlations) < 0.9, correlations
+    assert max(correlations) < 0.6, correlations
     assert abs(np.mean(correlations)) < 0.3, correlations
 
 
