@@ -1,6 +1,7 @@
 """The benchmarks' bookkeeping: ratios, files, names. No claim about any time."""
 
 import json
+import pickle
 import re
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from server.result import RoundEntry
 from shared_models.vector import VectorLayout
 from simulations.benchmarks.__main__ import MODULES, app, load, run
 from simulations.benchmarks.deployed_round import overhead
+from simulations.benchmarks.dp_step import CUDA_CASES, Case, plain_step
 from simulations.benchmarks.machine import Machine, this_machine
 from simulations.benchmarks.memory import can_measure_resident, resident_peak_mib, traced_peak_mib
 from simulations.benchmarks.secure_aggregation import Consortium, serve
@@ -186,6 +189,14 @@ def test_every_variant_of_a_case_has_a_row_beside_exactly_one_baseline(name: str
         assert len(ratios) >= 2
         assert ratios[0] == 1.0
         assert len({row.unit for row in rows if row.case == case}) == 1
+
+
+@pytest.mark.parametrize("case", CUDA_CASES, ids=lambda case: case.name)
+def test_every_network_takes_its_step_in_another_process(case: Case) -> None:
+    """Peak memory is measured in one, to which the case travels pickled."""
+    there = pickle.loads(pickle.dumps(case))
+    plain_step(there, 2, torch.device("cpu"))()
+    assert there.name == case.name
 
 
 @pytest.mark.deployed

@@ -72,7 +72,7 @@ CASES = (
         shape=(3, 64, 64),
         batch=16,
     ),
-    Case(name="U-Net, 64×64 grey", network=unet(1), shape=(1, 64, 64), batch=16),
+    Case(name="U-Net, 64×64 grey", network=partial(unet, 1), shape=(1, 64, 64), batch=16),
     Case(name="3-D CNN, 24×24×24", network=partial(volume_cnn, 1), shape=(1, 24, 24, 24), batch=16),
 )
 CUDA_CASES = (

@@ -33,15 +33,9 @@ def densenet121(channels: int) -> Callable[[], nn.Module]:
     return partial(DenseNet121, dimensions=2, channels=channels, width=64, stem="7x7", num_outputs=1)
 
 
-def unet(channels: int) -> Callable[[], nn.Module]:
-    """A U-Net of three levels in two dimensions, and the mean of its map as the one output."""
-
-    def build() -> nn.Module:
-        return MeanOfMap(
-            UNet(residual=False, dimensions=2, channels=channels, width=16, levels=3, num_outputs=1)
-        )
-
-    return build
+def unet(channels: int) -> MeanOfMap:
+    """Return a U-Net of three levels in two dimensions, and the mean of its map as the one output."""
+    return MeanOfMap(UNet(residual=False, dimensions=2, channels=channels, width=16, levels=3, num_outputs=1))
 
 
 def volume_cnn(channels: int, width: int = 8) -> nn.Sequential:
