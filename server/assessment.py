@@ -1,6 +1,6 @@
 """What the sums of an evaluation say of a model: intervals of its metrics, curves, calibration, operating points."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,7 +23,8 @@ from shared_models.tasks.overlap import Overlaps
 from shared_models.tasks.task import Counts, Doubles, Task
 
 CURVE_POINTS = 100
-"""Steps of a curve in a result at most: of more bins those edges are taken that part patients evenly."""
+"""Of more bins a curve has half as many that part the positive patients evenly, from below and from above, as many that
+part the negative ones, and the edges of the operating points."""
 
 OVERLAP_GROUPS = 20
 """Of Dice, in which patients are counted in a result."""
@@ -87,8 +88,8 @@ class PartEntry(Frozen):
 class OverlapEntry(Frozen):
     """How well the marks of a structure cover its masks, patient by patient.
 
-    ``num_patients`` counts those who have it by their Dice, in bins from 0 to 1 of the same width; ``num_missed`` those
-    of them of whom nothing was found; ``num_marked`` those who do not have it and were marked all the same.
+    ``num_patients`` counts those who have it by their Dice, between each two of ``edges``, from 0 to 1; ``num_missed``
+    those of them of whom nothing was found; ``num_marked`` those who do not have it and were marked all the same.
     """
 
     name: str
@@ -96,6 +97,7 @@ class OverlapEntry(Frozen):
     num_without: float
     num_missed: float
     num_marked: float
+    edges: tuple[float, ...]
     num_patients: tuple[float, ...]
 
 
@@ -136,7 +138,8 @@ def assess(
     )
 
 
-def _part(name: str, pair: Pair, points: tuple[Chosen, ...], deviation: float) -> PartEntry:
+def _part(name: str, pair: Pair, chosen: tuple[Chosen, ...], deviation: float) -> PartEntry:
+    points = tuple(_point(pair, one, deviation) for one in chosen)
     return PartEntry(
         name=name,
         num_negative=max(float(pair.negative.sum()), 0.0),
@@ -145,15 +148,15 @@ def _part(name: str, pair: Pair, points: tuple[Chosen, ...], deviation: float) -
         auroc_error=_known(auroc_error(pair), lowest=0.0, largest=0.5),
         brier_error=_known(brier_error(pair), lowest=0.0),
         calibration_error_by_chance=_known(calibration_error_by_chance(pair, deviation=deviation)),
-        curve=_curve(pair),
+        curve=_curve(pair, [one.threshold for one in points if one.threshold is not None]),
         calibration=_calibration(pair, deviation),
-        operating_points=tuple(_point(pair, chosen, deviation) for chosen in points),
+        operating_points=points,
     )
 
 
 def _overlap(name: str, own: Overlaps) -> OverlapEntry:
     bins = own.cells[:-3]
-    groups = np.array_split(bins, min(OVERLAP_GROUPS, len(bins)))
+    edges = np.rint(np.linspace(0, len(bins), min(OVERLAP_GROUPS, len(bins)) + 1)).astype(np.int64)
     missed, _, marked = (max(float(cell), 0.0) for cell in own.cells[-3:])
     return OverlapEntry(
         name=name,
@@ -161,12 +164,13 @@ def _overlap(name: str, own: Overlaps) -> OverlapEntry:
         num_without=max(own.num_without, 0.0),
         num_missed=missed,
         num_marked=marked,
-        num_patients=tuple(max(float(group.sum()), 0.0) for group in groups),
+        edges=tuple(float(edge) / len(bins) for edge in edges),
+        num_patients=tuple(max(float(group.sum()), 0.0) for group in np.split(bins, edges[1:-1])),
     )
 
 
-def _curve(pair: Pair) -> CurveEntry:
-    tables, edges = curve(pair), _spread(pair)
+def _curve(pair: Pair, thresholds_too: Sequence[float]) -> CurveEntry:
+    tables, edges = curve(pair), _spread(pair, thresholds_too)
     sensitivity, specificity, ppv = (
         tuple(_known(value) for value in values[edges])
         for values in (tables.sensitivity, tables.specificity, tables.ppv)
@@ -175,13 +179,19 @@ def _curve(pair: Pair) -> CurveEntry:
     return CurveEntry(threshold=thresholds, sensitivity=sensitivity, specificity=specificity, ppv=ppv)
 
 
-def _spread(pair: Pair) -> Counts:
+def _spread(pair: Pair, thresholds_too: Sequence[float]) -> Counts:
     """The edges at which a curve is told."""
     if pair.num_bins <= CURVE_POINTS:
         return np.arange(pair.num_bins + 1)
-    patients = np.cumsum((pair.negative + pair.positive).clip(0.0))
-    places = np.searchsorted(patients, np.linspace(0.0, patients[-1], CURVE_POINTS)[1:-1]) + 1
-    return np.unique([0, *places, pair.num_bins])
+    negative, positive = _evenly(pair.negative), _evenly(pair.positive)
+    points = [pair.nearest_edge(threshold) for threshold in thresholds_too]
+    return np.unique([0, pair.num_bins, *points, *negative, *positive, *(positive + 1)])
+
+
+def _evenly(counts: Doubles) -> Counts:
+    """The bins at which each so many of *counts* have been passed."""
+    num = np.cumsum(counts.clip(0.0))
+    return np.searchsorted(num, np.linspace(0.0, num[-1], CURVE_POINTS // 2 + 1)[1:-1])
 
 
 def _calibration(pair: Pair, deviation: float) -> tuple[CalibrationEntry, ...]:

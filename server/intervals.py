@@ -8,9 +8,9 @@ evaluation, where there is some, is in each interval.
 method          for                                                               source
 ==============  ================================================================  =====================================
 ``wilson``      shares of patients, and F1; with noise by Fieller's theorem       Wilson (1927); Fieller (1954)
-``delong``      AUROC, on the logit scale                                         DeLong et al. (1988)
+``delong``      AUROC: the wider, on each side, of two                            DeLong (1988); Newcombe (2006)
 ``mover``       means of shares of different patients                             Zou and Donner (2008)
-``delta``       Matthews' correlation, on Fisher's z                              Itaya et al. (2024)
+``delta``       Matthews' correlation, on Fisher's z, two patients added          Itaya et al. (2024); Agresti (1998)
 ``bootstrap``   average precision (logit) and Brier score: draws of the cells     Efron and Tibshirani (1993)
 ``logit``       means of a figure of each patient, as Dice, on the logit scale    central limit theorem
 ``order``       medians, by the order statistics around them                      Thompson (1936)
@@ -25,6 +25,7 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
+from scipy import optimize
 
 from shared_models.tasks.curves import Pair, average_precision, brier
 from shared_models.tasks.fourfold import Fourfold, correlation
@@ -148,18 +149,22 @@ def mean_of_limits(intervals: Sequence[Interval | None]) -> Interval | None:
 
 
 def of_auroc(pair: Pair, *, noise: float) -> Interval | None:
-    """DeLong's interval from two histograms, ties counted one half; *noise* is the deviation that noise gives AUROC.
+    """From two histograms, ties counted one half; *noise* is the deviation that noise gives AUROC.
 
-    Where all positives lie above all negatives, or all below, its variance is 0 and says nothing. The variance of
+    On each side the wider of DeLong's interval on the logit scale and Newcombe's: where one kind has few patients,
+    DeLong's variance is often far too small, and the more so the nearer AUROC is to 1.
+
+    Where all positives lie above all negatives, or all below, DeLong's variance is 0 and says nothing. The variance of
     AUROC is then taken for the most that it can be, A (1 − A) over the number of the smaller kind: Wilson's interval.
 
-    Source: DeLong, DeLong and Clarke-Pearson (1988); Birnbaum and Klose (1957) for the bound.
+    Source: DeLong, DeLong and Clarke-Pearson (1988); Newcombe (2006), "Confidence intervals for an effect size measure
+    based on the Mann-Whitney statistic", part 2, method 5; Birnbaum and Klose (1957) for the bound.
     """
     value = auroc(pair.negative, pair.positive, cut=False)
     if value is None:
         return None
-    num_negative, num_positive = pair.negative.sum(), pair.positive.sum()
-    smaller = float(min(num_negative, num_positive))
+    num_negative, num_positive = float(pair.negative.sum()), float(pair.positive.sum())
+    smaller = min(num_negative, num_positive)
     most = max(value * (1 - value), 0.0) / smaller
     below = np.cumsum(pair.negative) - pair.negative / 2
     above = num_positive - np.cumsum(pair.positive) + pair.positive / 2
@@ -177,8 +182,22 @@ def of_auroc(pair: Pair, *, noise: float) -> Interval | None:
             deviation=0.0,
         )
         return None if bound is None else _with_noise(value, (bound.low, bound.high), noise, 0.0, "delong")
-    limits = _on_logit(value, sqrt(min(variance, most)) / (value * (1 - value)))
+    delong = _on_logit(value, sqrt(min(variance, most)) / (value * (1 - value)))
+    newcombe = _newcombe(value, max(num_negative, 1.0), max(num_positive, 1.0))
+    limits = min(delong[0], newcombe[0]), max(delong[1], newcombe[1])
     return _with_noise(value, limits, noise, 0.0, "delong")
+
+
+def _newcombe(value: float, num_negative: float, num_positive: float) -> tuple[float, float]:
+    """All A in (0, 1) from which *value* is no more than `Z` deviations away that A itself would give it."""
+    mean = (num_negative + num_positive) / 2
+
+    def beyond(a: float) -> float:
+        own = (1 - a) / (2 - a) + a / (1 + a)
+        variance = a * (1 - a) * (1 + (mean - 1) * own) / (num_negative * num_positive)
+        return (a - value) ** 2 - Z * Z * variance
+
+    return float(optimize.brentq(beyond, 0.0, value)), float(optimize.brentq(beyond, value, 1.0))
 
 
 def of_mean(values: Doubles, counts: Doubles, *, noise: float) -> Interval | None:
@@ -204,26 +223,41 @@ def of_mean(values: Doubles, counts: Doubles, *, noise: float) -> Interval | Non
 def of_correlation(confusion: Doubles, *, cells: Doubles, deviation: float) -> Interval | None:
     """Of Matthews' correlation, of one decision or several classes.
 
+    Two patients are added, the same part of them to each cell, before the delta method: of a cell with nobody in it it
+    would say that nobody can ever be there. The interval is widened to the figure where that lies outside.
+
     Args:
         confusion: counts, float64, shape (classes, classes); a row for each true class.
         cells: of how many noised statistics each of them is the sum, the same shape.
         deviation: of the noise on each statistic.
+
+    Source: Itaya et al. (2024) for the delta method; Agresti and Coull (1998) for the patients that are added.
     """
     value = float(correlation(confusion))
     if np.isnan(value) or abs(value) >= 1:
         return None
-    step = 1e-3 * max(float(confusion.sum()), 1.0)
+    if not _sampling(confusion):  # all are taken for one: nothing is known of how the two go together
+        return None
+    with_two = confusion.clip(0.0) + 2.0 / confusion.size
+    sampling, middle = _sampling(with_two), float(correlation(with_two))
+    noise = deviation * sqrt(float((cells * _slopes(confusion) ** 2).sum()))
+    half = Z * sqrt(sampling) / (1 - middle**2)
+    low, high = (tanh(atanh(middle) + sign * half) for sign in (-1, 1))
+    return _with_noise(value, (min(low, value), max(high, value)), noise, -1.0, "delta")
+
+
+def _sampling(confusion: Doubles) -> float:
+    """Variance of the correlation by who the patients are; 0 where it has no slope."""
+    slopes = _slopes(confusion)
+    return float((confusion.clip(0.0) * slopes**2).sum()) if np.isfinite(slopes).all() else 0.0
+
+
+def _slopes(confusion: Doubles) -> Doubles:
+    """Of the correlation, for each cell."""
+    step = 1e-6 * max(float(confusion.sum()), 1.0)
     shifts = np.eye(confusion.size).reshape(-1, *confusion.shape) * step
     up, down = correlation(confusion + shifts), correlation(confusion - shifts)
-    slopes = (np.asarray(up - down) / (2 * step)).reshape(confusion.shape)
-    if not np.isfinite(slopes).all():
-        return None
-    sampling = float((confusion.clip(0.0) * slopes**2).sum())
-    noise = deviation * sqrt(float((cells * slopes**2).sum()))
-    if sampling == 0:  # all are taken for one: nothing is known of how the two go together
-        return None
-    middle, half = atanh(value), Z * sqrt(sampling) / (1 - value**2)
-    return _with_noise(value, (tanh(middle - half), tanh(middle + half)), noise, -1.0, "delta")
+    return (np.asarray(up - down) / (2 * step)).reshape(confusion.shape)
 
 
 def of_average_precision(pair: Pair, *, noise: float) -> Interval | None:

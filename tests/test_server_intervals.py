@@ -16,6 +16,8 @@ from server.metric_intervals import Noise, metric_intervals
 from server.metric_noise import noise_on_metrics
 from server.thresholds import choose
 from shared_models.tasks.binary import BinaryClassification
+from shared_models.tasks.curves import Pair
+from shared_models.tasks.fourfold import correlation
 from shared_models.tasks.multi_class import MultiClassClassification
 
 TASK = BinaryClassification(num_bins=20, positive_weight=1.0)
@@ -61,22 +63,35 @@ def delong_variance(scores: np.ndarray, labels: np.ndarray) -> float:
     return kernel.mean(1).var(ddof=1) / len(positive) + kernel.mean(0).var(ddof=1) / len(negative)
 
 
+def newcombe_limits(value: float, num_negative: int, num_positive: int) -> tuple[float, float]:
+    """All that the definition accepts, tried on a grid."""
+    grid = np.linspace(0, 1, 200_001)
+    mean = (num_negative + num_positive) / 2
+    own = (1 - grid) / (2 - grid) + grid / (1 + grid)
+    variance = grid * (1 - grid) * (1 + (mean - 1) * own) / (num_negative * num_positive)
+    accepted = grid[(grid - value) ** 2 <= 1.959964**2 * variance]
+    return accepted.min(), accepted.max()
+
+
 @pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 300), st.integers(12, 200))
-def test_the_interval_of_auroc_is_delongs_of_the_binned_scores(seed: int, num: int) -> None:
+def test_the_interval_of_auroc_is_the_wider_of_delongs_and_newcombes(seed: int, num: int) -> None:
     scores, labels = patients(seed, num)
     binned = np.minimum((scores * 20).astype(int), 19)
     value, variance = roc_auc_score(labels, binned), delong_variance(binned, labels)
     found = intervals.of_auroc(TASK.pairs(TASK.statistics(scores, labels))["positive"], noise=0.0)
     assert found is not None
-    if 0 < value < 1:
+    if 0 < value < 1 and variance > 0:
+        num_positive = labels.sum()
         most = (
-            value * (1 - value) / min(labels.sum(), (1 - labels).sum())
+            value * (1 - value) / min(num_positive, num - num_positive)
         )  # few patients can pass it by chance
         half = 1.959964 * np.sqrt(min(variance, most)) / (value * (1 - value))
         middle = np.log(value / (1 - value))
-        known = [1 / (1 + np.exp(-(middle + sign * half))) for sign in (-1, 1)]
+        low, high = (1 / (1 + np.exp(-(middle + sign * half))) for sign in (-1, 1))
+        other = newcombe_limits(value, num - num_positive, num_positive)
+        known = min(low, other[0]), max(high, other[1])
         assert (found.low, found.high) == pytest.approx(known, abs=1e-4)
 
 
@@ -237,6 +252,67 @@ def test_intervals_of_several_classes_cover_and_those_of_means_are_cautious(
     assert all(rate >= least for rate in rates.values()), rates
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_positive", [5, 11, 23, 49])
+@pytest.mark.parametrize("apart", [1.2, 2.3])
+@pytest.mark.parametrize("spread", [1.0, 1.6])
+def test_the_interval_of_auroc_covers_where_one_kind_is_rare(
+    num_positive: int, apart: float, spread: float
+) -> None:
+    """Against 500 negatives; DeLong's alone covers 0.66 to 0.95 here."""
+    random, edges = np.random.default_rng(7), np.linspace(-6, 12, 201)
+    negative = np.diff(norm.cdf(edges))
+    positive = np.diff(norm.cdf(edges, apart * np.hypot(1, spread) / np.sqrt(2), spread))
+    negative, positive = negative / negative.sum(), positive / positive.sum()
+    true, hits, even = float(positive @ (np.cumsum(negative) - negative / 2)), 0, np.linspace(0, 1, 201)
+    for _ in range(400):
+        drawn = Pair(
+            negative=random.multinomial(500, negative).astype(np.float64),
+            positive=random.multinomial(num_positive, positive).astype(np.float64),
+            edges=even,
+        )
+        found = intervals.of_auroc(drawn, noise=0.0)
+        hits += found is not None and found.low <= true <= found.high
+    assert hits / 400 >= 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_positive", "num_negative", "sensitivity", "false_positives"),
+    [(11, 1500, 0.05, 0.002), (49, 1500, 0.02, 0.002), (11, 1500, 0.5, 0.01), (49, 1500, 0.3, 0.01)],
+)
+def test_the_interval_of_matthews_correlation_covers_where_hardly_any_is_found(
+    num_positive: int, num_negative: int, sensitivity: float, false_positives: float
+) -> None:
+    """The delta method alone covers 0.43 and 0.63 in the first two."""
+    random, hits, known = np.random.default_rng(8), 0, 0
+    everybody = np.array(
+        [
+            [num_negative * (1 - false_positives), num_negative * false_positives],
+            [num_positive * (1 - sensitivity), num_positive * sensitivity],
+        ]
+    )
+    true = float(correlation(everybody))
+    for _ in range(1000):
+        drawn = random.multinomial(num_positive + num_negative, everybody.ravel() / everybody.sum())
+        found = intervals.of_correlation(
+            drawn.reshape(2, 2).astype(np.float64), cells=np.ones((2, 2)), deviation=0.0
+        )
+        known += found is not None
+        hits += found is not None and found.low <= true <= found.high
+    assert known >= 940
+    assert hits / known >= 0.93
+
+
+def test_a_class_that_was_never_found_may_still_be_found_by_chance() -> None:
+    """Of 11 ill patients none is found, and 3 of 1,516 others are called ill."""
+    found = intervals.of_correlation(
+        np.array([[1513.0, 3.0], [11.0, 0.0]]), cells=np.ones((2, 2)), deviation=0.0
+    )
+    assert found is not None
+    assert found.low < -0.0038 < 0 < found.high
+
+
 # The assessment
 
 
@@ -261,7 +337,7 @@ def test_an_assessment_has_intervals_around_its_figures_curves_and_points() -> N
     assert even.figures["sensitivity"] == metrics["sensitivity"]
 
 
-def test_fine_bins_make_a_curve_of_at_most_a_hundred_and_the_same_figures_at_a_threshold() -> None:
+def test_fine_bins_make_a_curve_of_not_so_many_and_the_same_figures_at_a_threshold() -> None:
     fine = TASK.finely_binned()
     scores, labels = patients(9, 300)
     points = {"positive": choose([], None, validated_round=None)}
@@ -269,7 +345,7 @@ def test_fine_bins_make_a_curve_of_at_most_a_hundred_and_the_same_figures_at_a_t
         assess(task, task.statistics(scores, labels), noise=Noise(), points=points).parts[0]
         for task in (TASK, fine)
     )
-    assert len(exact.curve.threshold) <= 101
+    assert len(exact.curve.threshold) <= 160
     pair = fine.pairs(fine.statistics(scores, labels))["positive"]
     at_each = [
         float(pair.at(pair.nearest_edge(threshold)).sensitivity) for threshold in exact.curve.threshold
@@ -281,6 +357,20 @@ def test_fine_bins_make_a_curve_of_at_most_a_hundred_and_the_same_figures_at_a_t
     assert exact.auroc_error is not None
     assert rough.auroc_error is not None
     assert exact.auroc_error < rough.auroc_error
+
+
+def test_the_curve_of_a_rare_class_has_its_area_and_its_operating_points() -> None:
+    random, fine = np.random.default_rng(4), TASK.finely_binned()
+    labels = np.array([0] * 1500 + [1] * 11)
+    scores = 1 / (1 + np.exp(-(random.normal(size=1511) + 3.0 * labels - 4.0)))
+    statistics = fine.statistics(scores, labels)
+    points = {"positive": choose([], None, validated_round=None)}
+    (part,) = assess(fine, statistics, noise=Noise(), points=points).parts
+    recall, ppv = (np.array(values, dtype=float) for values in (part.curve.sensitivity, part.curve.ppv))
+    area = float(np.nansum((recall[:-1] - recall[1:]) * ppv[:-1]))
+    assert area == pytest.approx(fine.metrics(statistics)["average_precision"], abs=0.01)
+    assert len(part.curve.threshold) <= 160
+    assert part.operating_points[0].threshold in part.curve.threshold
 
 
 def test_where_the_noise_leaves_nothing_there_is_no_interval_and_no_error() -> None:

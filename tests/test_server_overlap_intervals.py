@@ -66,6 +66,20 @@ def test_an_assessment_counts_patients_by_dice_and_has_no_curves() -> None:
     assert 0 < own.num_marked < own.num_without
 
 
+@pytest.mark.parametrize("num_bins", [7, 20, 30, 50, 2000])
+def test_patients_are_counted_at_their_dice_whatever_the_number_of_bins(num_bins: int) -> None:
+    task = Segmentation(num_bins=num_bins, names=("lesion",), weights=(1.0,))
+    summed = np.zeros(task.num_statistics, dtype=np.int64)
+    place = int(0.51 * num_bins)
+    summed[place] = 12
+    (own,) = assess(task, summed, noise=Noise(), points={}).overlaps
+    (group,) = np.nonzero(own.num_patients)[0]
+    assert own.edges[group] <= place / num_bins < own.edges[group + 1]
+    assert own.edges[group + 1] - own.edges[group] <= 2 / min(num_bins, 20)
+    assert (own.edges[0], own.edges[-1]) == (0.0, 1.0)
+    assert len(own.edges) == len(own.num_patients) + 1
+
+
 def coverage(num: int, repetitions: int, deviation: float) -> dict[str, float]:
     """How often the intervals hold the figure of very many patients."""
     random = np.random.default_rng(7)
