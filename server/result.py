@@ -99,6 +99,7 @@ class BaselineMetrics(Frozen):
 
     auroc: float | None
     accuracy: float | None
+    auroc_within_sites: float | None = None
     metrics: dict[str, float | None]
     own: dict[str, float | None] | None = None
     by_site: dict[str, dict[str, float | None]] | None = None
@@ -120,7 +121,8 @@ class Result(Frozen):
     ``test`` is what the server knows (noised where the study says so), ``test_noise`` the standard deviation of that
     noise on each metric, ``test_assessment`` its intervals, curves and operating points, ``test_subgroups`` the groups
     that may be told of. ``exact_test`` and ``exact_assessment`` are there in simulations only, summed from the sites'
-    own results; ``exact_auroc_in_bins`` is their AUROC if it were counted in the study's bins, without noise.
+    own results; ``exact_auroc_in_bins`` is their AUROC if it were counted in the study's bins, without noise,
+    ``exact_auroc_within_sites`` that of pairs of patients of the same site.
     ``test_burned`` says why there is no ``test``. ``model_digest`` is that of ``model.safetensors``.
     """
 
@@ -143,6 +145,7 @@ class Result(Frozen):
     exact_test: dict[str, float | None] | None = None
     exact_assessment: Assessment | None = None
     exact_auroc_in_bins: float | None = None
+    exact_auroc_within_sites: float | None = None
     baselines: Baselines | None = None
 
     def to_json(self) -> str:

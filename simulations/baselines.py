@@ -148,8 +148,8 @@ def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
         before, reductions = state, course.reductions(study.training)
         state, num_rounds = learner.round(state, number, generator, reductions), number
         if number - 1 in study.evaluation.validation_rounds and study.training.heeds_validations:
-            own_metrics, _ = exact_metrics(study, before.average, validation, machine, initial=there.weights)
-            course = course.and_then(number - 1, own_metrics["loss"])
+            validated = exact_metrics(study, before.average, validation, machine, initial=there.weights)
+            course = course.and_then(number - 1, validated.overall["loss"])
             if study.training.early_stopping is not None and course.best_round == number - 1:
                 state = replace(state, best=before.average)
         keeper.keep(
@@ -162,16 +162,17 @@ def _train_baseline(job: BaselineJob) -> tuple[BaselineJob, BaselineMetrics]:
             )
         )
     tested = {name: sets[Role.TEST] for name, sets in there.patients.items()}
-    overall, by_site = exact_metrics(study, state.kept, tested, machine, initial=there.weights)
+    exact = exact_metrics(study, state.kept, tested, machine, initial=there.weights)
     epsilon = None
     if cost is not None and study.privacy.delta is not None:
         epsilon = cost.after(num_rounds * study.training.local_steps).epsilon(study.privacy.delta)
     figures = BaselineMetrics(
-        auroc=overall.get("auroc"),
-        accuracy=overall.get("accuracy"),
-        metrics=dict(overall),
-        own=dict(by_site[job.name]) if job.name != POOLED else None,
-        by_site={name: dict(metrics) for name, metrics in by_site.items()},
+        auroc=exact.overall.get("auroc"),
+        accuracy=exact.overall.get("accuracy"),
+        auroc_within_sites=exact.auroc_within_sites,
+        metrics=dict(exact.overall),
+        own=dict(exact.by_site[job.name]) if job.name != POOLED else None,
+        by_site={name: dict(metrics) for name, metrics in exact.by_site.items()},
         epsilon=epsilon,
         seconds=time.perf_counter() - begun,
     )

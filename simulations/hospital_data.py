@@ -23,6 +23,7 @@ from shared_models.manifest import FloatVector, unflatten
 from shared_models.study import Study, read_study
 from shared_models.tasks.registry import task_of
 from shared_models.tasks.task import Metrics
+from simulations.within_sites import auroc_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,15 @@ def pooled(parts: Sequence[PatientSet]) -> PatientSet:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExactMetrics:
+    """Of a model on the patients of all hospitals together, on those of each, and AUROC within hospitals."""
+
+    overall: Metrics
+    by_site: dict[str, Metrics]
+    auroc_within_sites: float | None
+
+
 def exact_metrics(
     study: Study,
     weights: FloatVector,
@@ -66,8 +76,8 @@ def exact_metrics(
     machine: Machine,
     *,
     initial: Path | None = None,
-) -> tuple[Metrics, dict[str, Metrics]]:
-    """Metrics of the model on the patients of all hospitals together, and of each by itself.
+) -> ExactMetrics:
+    """Return what the model does on the patients of all hospitals.
 
     *initial* is the folder of initial weights, which those have that are not trained.
     """
@@ -78,4 +88,8 @@ def exact_metrics(
         for name, part in patients.items()
     }
     total: NDArray[np.int64] = np.sum(list(counts.values()), axis=0)
-    return task.metrics(total), {name: task.metrics(own) for name, own in counts.items()}
+    return ExactMetrics(
+        overall=task.metrics(total),
+        by_site={name: task.metrics(own) for name, own in counts.items()},
+        auroc_within_sites=auroc_within([task.pairs(own) for own in counts.values()]),
+    )

@@ -204,11 +204,11 @@ def _train(site_files: tuple[Path, ...], job: Job) -> Trained:
     )
     role = Role.TEST if job.on == "test" else Role.VALIDATION
     sets = {name: own[role] for name, own in there.patients.items()}
-    overall, by_hospital = exact_metrics(study, weights, sets, there.machine, initial=there.weights)
+    exact = exact_metrics(study, weights, sets, there.machine, initial=there.weights)
     return Trained(
         job=job,
-        metrics=overall,
-        by_hospital=by_hospital,
+        metrics=exact.overall,
+        by_hospital=exact.by_site,
         noise_multiplier=multiplier,
         seconds=time.perf_counter() - begun,
     )

@@ -2,14 +2,19 @@
 
 import io
 import re
+from typing import TypeAlias
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+LineStyle: TypeAlias = str | tuple[float, tuple[float, ...]]
 FEDERATED, ALONE, POOLED, MUTED = "#0b6e69", "#c4741a", "#5b5ea6", "#6b7280"
-SERIES = (FEDERATED, ALONE, POOLED, "#b03060", "#5a7d2a", "#2b6cb0", "#8a5a2b", "#111827")
-"""Colours of classes and findings in one plot; as many as are drawn."""
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
+"""Colours of classes and findings in one plot; as many as are drawn. Those that Okabe and Ito (2008) chose to be told
+apart by colour-blind readers, and grey for their yellow, which is pale on white."""
+LINES: tuple[LineStyle, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+"""Styles of their lines, in turn, for those who see no colours."""
 
 
 def new_figure(width: float = 7.2, height: float = 3.0) -> tuple[Figure, Axes]:

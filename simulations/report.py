@@ -6,10 +6,11 @@ from server.assessment import Assessment
 from server.checkpoint import write_atomically
 from server.result import Result
 from shared_models.study import Study
+from shared_models.tasks.histograms import mean_of_known
 from shared_models.tasks.registry import task_of
 from shared_models.tasks.task import headline_of
 from simulations.curve_plots import calibration_plot, overlap_plot, precision_plot, roc_plot
-from simulations.metric_words import METHODS, WORDS
+from simulations.metric_words import METHODS, words_of
 from simulations.pages import render
 from simulations.run_plots import (
     alone_mean,
@@ -37,8 +38,8 @@ def write_report(path: Path, result: Result, study: Study) -> None:
             "seconds": seconds_by_round(result),
             "roc": roc_plot(scored),
             "precision": precision_plot(scored),
-            "calibration": calibration_plot(scored),
-            "overlap": overlap_plot(assessments),
+            "calibration": calibration_plot(scored, unit=result.privacy.unit),
+            "overlap": overlap_plot(assessments, unit=result.privacy.unit),
         },
         left_out=sorted({reason for site in result.sites for reason in site.left_out or {}}),
         alone_mean=alone_mean(result, headline[0]),
@@ -48,7 +49,8 @@ def write_report(path: Path, result: Result, study: Study) -> None:
         parts=task.parts,
         known=_known(result),
         assessments=assessments,
-        words=WORDS,
+        by_chance=_by_chance(assessments),
+        words=words_of(result.privacy.unit, marks=headline[0] == "dice"),
         methods=METHODS,
     )
     write_atomically(path, page.encode())
@@ -74,3 +76,9 @@ def _assessments(result: Result) -> list[tuple[str, Assessment]]:
         (f"as the server knows it{_noised(result)}", result.test_assessment),
     ]
     return [(source, one) for source, one in both if one is not None and (one.parts or one.overlaps)]
+
+
+def _by_chance(assessments: list[tuple[str, Assessment]]) -> float | None:
+    """The calibration error that a perfectly calibrated model would show, mean of the first source's parts."""
+    parts = assessments[0][1].parts if assessments else ()
+    return mean_of_known([part.calibration_error_by_chance for part in parts])

@@ -41,18 +41,19 @@ def headline_over_rounds(result: Result, metric: str, word: str) -> Markup | Non
     if not points:
         return None
     figure, axes = new_figure()
-    noised = " (noised)" if result.privacy.evaluation_noised else ""
+    noised, unit = " (noised)" if result.privacy.evaluation_noised else "", result.privacy.unit
     rounds, values = zip(*points, strict=True)
-    axes.plot(rounds, values, "o-", color=FEDERATED, label=f"federated, validation patients{noised}")
+    axes.plot(rounds, values, "o-", color=FEDERATED, label=f"federated, validation {unit}s{noised}")
     last = result.rounds[-1].round
     if (test := federated(result, metric)) is not None:
-        axes.plot([last], [test], "*", markersize=13, color=FEDERATED, label="federated, test patients")
+        label = f"federated, test {unit}s{', exact' if result.exact_test else noised}"
+        axes.plot([last], [test], "*", markersize=13, color=FEDERATED, label=label, clip_on=False)
     if (mean := alone_mean(result, metric)) is not None:
-        axes.axhline(mean, color=ALONE, linestyle="--", label="alone, mean of sites, test patients")
+        axes.axhline(mean, color=ALONE, linestyle="--", label=f"alone, mean of sites, test {unit}s")
     if result.baselines is not None and result.baselines.pooled is not None:
         pooled = result.baselines.pooled.metrics.get(metric)
         if pooled is not None:
-            axes.axhline(pooled, color=POOLED, linestyle=":", linewidth=2, label="pooled, test patients")
+            axes.axhline(pooled, color=POOLED, linestyle=":", linewidth=2, label=f"pooled, test {unit}s")
     axes.set(xlabel="round", ylabel=word, xlim=(0, last + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -80,13 +81,22 @@ def headline_by_site(result: Result, metric: str, word: str) -> Markup | None:
         places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(sites))]
         axes.bar(places, [value or 0.0 for value in values], width * 0.92, color=colour, label=name)
     lowest = min((value for _, _, values in series for value in values if value is not None), default=0.0)
-    axes.set_ylim(max(0.0, min(0.5, lowest - 0.05)), 1.0)
-    axes.set_xticks(range(len(sites)), [site.name for site in sites])
-    axes.set_ylabel(f"{word}, own test patients")
+    axes.set_ylim(max(0.0, min(0.5, lowest - 0.05)) if metric == "auroc" else 0.0, 1.0)
+    axes.set_xticks(range(len(sites)), [_whom(site) for site in sites])
+    axes.set_ylabel(f"{word}, own test {result.privacy.unit}s")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
     return drawn_as_svg(
         figure, f"{word} on each site's test patients: alone, of the others, federated, pooled"
     )
+
+
+def _whom(site: SiteEntry) -> str:
+    """The site, how many test patients it has, and of how many classes: what its bars rest on."""
+    test = site.test or {}
+    said = [site.name, f"n = {test.get('num_patients') or 0:.0f}"]
+    if (classes := test.get("num_classes")) is not None:
+        said.append(f"{classes:.0f} classes")
+    return "\n".join(said)
 
 
 def _own(

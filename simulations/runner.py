@@ -51,6 +51,7 @@ from simulations.run_folder import (
     worth_keeping,
 )
 from simulations.scenario import Scenario
+from simulations.within_sites import auroc_within
 from simulations.work_folder import enrol, write_site, write_study
 
 AUDIT = "audit.json"
@@ -318,6 +319,7 @@ def _with_site_results(result: Result, study: Study, site_files: tuple[Path, ...
         points = chosen_in(result.test_assessment)
         added["exact_test"] = dict(fine.metrics(summed))
         added["exact_assessment"] = assess(fine, summed, noise=Noise(), points=points)
+        added["exact_auroc_within_sites"] = auroc_within([fine.pairs(np.asarray(own)) for own in exact])
         added["exact_auroc_in_bins"] = auroc_in_bins(fine.pairs(summed), study.evaluation.num_bins)
     return result.model_copy(update=added)
 

@@ -1,17 +1,26 @@
 """The report of runs that went wrong in part: it is written, and says what happened."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_sites import RUN, FakeExchange
 from studies import make_study
 from test_server_aggregation import DISTRIBUTED
 
+from server.assessment import Assessment, assess
+from server.metric_intervals import Noise
 from server.result import Result
 from server.run import checkpoint_path, run_study
 from server.run_state import RunContext
+from server.thresholds import choose
 from shared_models.messages import Evaluate, Request, Train
 from shared_models.study import Study
+from shared_models.tasks.multi_class import MultiClassClassification
+from simulations.curve_plots import calibration_plot, precision_plot, roc_plot
+from simulations.metric_words import words_of
+from simulations.plots import SERIES
 from simulations.report import write_report
 
 STUDY = make_study()
@@ -96,3 +105,37 @@ def test_a_report_without_privacy_claims_no_epsilon(tmp_path: Path) -> None:
     assert (result.privacy.epsilon, result.privacy.epsilon_rdp) == (None, None)
     assert "No differential privacy" in page
     assert "(RDP)" not in page
+
+
+def class_assessment() -> Assessment:
+    """Of three classes, one of them rare, in fine bins."""
+    task = MultiClassClassification(num_bins=20, names=("nevus", "melanoma", "rare"), weights=(1.0,) * 3)
+    random = np.random.default_rng(2)
+    labels = random.choice(3, 300, p=[0.7, 0.27, 0.03])
+    logits = random.normal(size=(300, 3)) + 1.5 * np.eye(3)[labels]
+    fine = task.finely_binned()
+    statistics = fine.statistics(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), labels)
+    points = {name: choose([], None, validated_round=None) for name in task.names}
+    return assess(fine, statistics, noise=Noise(), points=points)
+
+
+def test_plots_of_classes_name_each_class_and_the_unit_and_leave_the_legend_off_the_curves() -> None:
+    told = [("exact", class_assessment())]
+    for plot in (roc_plot(told), precision_plot(told)):
+        assert plot is not None
+        for name in ("nevus", "melanoma", "rare", "threshold 0.5"):
+            assert f"<!-- {name} -->" in plot
+        colours = set(re.findall(r"#[0-9a-f]{6}", plot))
+        assert set(SERIES[:3]) <= colours
+    calibration = calibration_plot(told, unit="lesion")
+    assert calibration is not None
+    assert "<!-- lesions -->" in calibration
+    assert "patients" not in re.sub(r"aria-label=\"[^\"]*\"", "", calibration)
+
+
+def test_what_figures_say_is_of_the_unit_and_of_marks_something_else() -> None:
+    of_scores, of_marks = words_of("lesion", marks=False), words_of("lesion", marks=True)
+    assert all("{" not in says and "patient" not in says for _, says in of_scores.values())
+    assert of_scores["specificity"][0] == "specificity"
+    assert of_marks["specificity"][0] == "rightly unmarked"
+    assert of_marks.keys() == of_scores.keys()
