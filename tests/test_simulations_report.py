@@ -22,6 +22,7 @@ from simulations.curve_plots import calibration_plot, precision_plot, roc_plot
 from simulations.metric_words import words_of
 from simulations.plots import SERIES
 from simulations.report import write_report
+from simulations.run_plots import headline_by_site
 
 STUDY = make_study()
 
@@ -119,7 +120,7 @@ def class_assessment() -> Assessment:
     return assess(fine, statistics, noise=Noise(), points=points)
 
 
-def test_plots_of_classes_name_each_class_and_the_unit_and_leave_the_legend_off_the_curves() -> None:
+def test_plots_of_classes_name_each_class_in_its_colour_and_the_unit() -> None:
     told = [("exact", class_assessment())]
     for plot in (roc_plot(told), precision_plot(told)):
         assert plot is not None
@@ -131,6 +132,17 @@ def test_plots_of_classes_name_each_class_and_the_unit_and_leave_the_legend_off_
     assert calibration is not None
     assert "<!-- lesions -->" in calibration
     assert "patients" not in re.sub(r"aria-label=\"[^\"]*\"", "", calibration)
+
+
+@pytest.mark.slow
+def test_a_site_is_named_with_what_its_bars_rest_on(tmp_path: Path) -> None:
+    result, _ = report_of(tmp_path, FakeExchange(STUDY, {"north": 0.1, "south": 0.3}))
+    test = {"num_patients": 62.0, "num_classes": 5.0, "auroc": 0.8}
+    sites = tuple(site.model_copy(update={"test": test}) for site in result.sites)
+    plot = headline_by_site(result.model_copy(update={"sites": sites}), "auroc", "mean AUROC")
+    assert plot is not None
+    for words in ("north", "n = 62", "5 classes"):
+        assert f"<!-- {words} -->" in plot
 
 
 def test_what_figures_say_is_of_the_unit_and_of_marks_something_else() -> None:
