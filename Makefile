@@ -7,8 +7,11 @@ READY := $(VENV)/.ready
 BENCH ?= all
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# `make check test` runs the fast tests once.
+FAST := not slow and not deployed and not thorough
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check thorough bench clean
+.PHONY: help demo test check lint fast slow thorough bench clean
 
 help: ## Print this help
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,14 +25,20 @@ $(READY): pyproject.toml
 demo: $(READY) ## Train four synthetic hospitals together, with privacy, and compare with each alone
 	$(BIN)/collegium-simulate run demo --compare --out build/demo --overwrite
 
-test: $(READY) ## Run the tests (about fifteen minutes)
-	$(PYTEST) -m "not thorough"
+test: fast slow ## Run the tests (about fifteen minutes)
 
-check: $(READY) ## Format, lint, types, fast tests (about five minutes)
+check: lint fast ## Format, lint, types, fast tests (about five minutes)
+
+lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow and not deployed and not thorough"
+
+fast: $(READY)
+	$(PYTEST) -m "$(FAST)"
+
+slow: $(READY)
+	$(PYTEST) -m "not thorough and not ($(FAST))"
 
 thorough: $(READY) ## Everything, the tests that take many minutes included
 	$(PYTEST) --timeout 3600
