@@ -58,6 +58,28 @@ def noise_on_metrics(
     }
 
 
+def number_deviation(study: Study, *, num_sites: int) -> float:
+    """Standard deviation of the noise on a number of patients that is read off such sums; 0 where there is none.
+
+    Found by drawing: which statistics count patients is the task's own affair.
+    """
+    deviation = cell_deviation(study, num_sites=num_sites)
+    if deviation is None:
+        return 0.0
+    task, generator = task_of(study), CryptographicGenerator(bytes(32))
+    # So many of each that no number of patients is cut at zero.
+    many = np.full(task.num_statistics, int(100 * deviation) + 1, dtype=np.int64)
+    drawn = [
+        task.metrics(
+            noised_counts(many, units=task.noise_units, standard_deviation=deviation, generator=generator),
+            cut=False,
+        )["num_patients"]
+        or 0.0
+        for _ in range(DRAWS)
+    ]
+    return float(np.std(drawn))
+
+
 def cell_deviation(study: Study, *, num_sites: int) -> float | None:
     """Standard deviation of the noise on each summed statistic of the final test, in its units; None for none."""
     evaluation, delta = study.evaluation, study.privacy.delta

@@ -15,7 +15,7 @@ from server.course import Course
 from server.pending import Attempt
 from server.run_state import RunContext, RunState, TooFewSitesError, situation
 from server.secure_rounds import Deadlines, Outcome, run_masked_round
-from server.subgroups import released
+from server.subgroups import margin_of, released
 from shared_models.architectures import build_model
 from shared_models.layouts import carries_average, final_layout, training_layout
 from shared_models.manifest import FloatVector, flatten
@@ -206,11 +206,12 @@ def _final_test(context: RunContext, state: RunState) -> RunState:
         size, first = task_of(context.study).num_statistics, len(summed) - num_test_statistics(context.study)
         test, of_groups = summed[first : first + size], summed[first + size :]
         validated = tuple(int(entry) for entry in summed[:first]) if first else None
+        margin = margin_of(context.study, num_sites=len(outcome.survivors))
         progress = state.progress.model_copy(
             update={
                 "rounds": _with_validation(state.progress.rounds, validated),
                 "test": tuple(int(entry) for entry in test),
-                "groups": released(context.study, of_groups),
+                "groups": released(context.study, of_groups, margin=margin),
                 "tested": outcome.survivors,
             }
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from server.assessment import IntervalEntry
 from server.metric_intervals import Noise, metric_intervals
-from server.metric_noise import cell_deviation, noise_on_metrics
+from server.metric_noise import cell_deviation, noise_on_metrics, number_deviation
 from shared_models.configuration import Frozen
 from shared_models.study import Study
 from shared_models.subgroups import groups_of
@@ -19,6 +19,10 @@ from shared_models.tasks.task import Counts
 
 DRAWS = 200
 """Of the noise, for each group."""
+
+MARGIN = 3.0
+"""A group is told of where its noised number is above the floor by so many standard deviations of the noise. One that is
+below the floor gets there with a probability of 0.0013."""
 
 
 class GroupEntry(Frozen):
@@ -61,12 +65,25 @@ def _can_be_told(numbers: Sequence[float], gone: set[int], floor: int) -> bool:
     return bool(there) and (len(there) == 1 or sum(there) < floor)
 
 
-def released(study: Study, statistics: Counts) -> dict[str, tuple[int, ...]]:
+def margin_of(study: Study, *, num_sites: int) -> float:
+    """Patients by which a group's number has to be above the floor: 0 without noise.
+
+    Args:
+        study: says how much noise each site added.
+        num_sites: in the sum.
+    """
+    return MARGIN * number_deviation(study, num_sites=num_sites)
+
+
+def released(study: Study, statistics: Counts, *, margin: float) -> dict[str, tuple[int, ...]]:
     """Return the statistics of the groups that may be told, by ``attribute/group``; the others are dropped here.
+
+    With noise nobody knows how many patients a group has: the number has to be above the floor by *margin*.
 
     Args:
         study: names the groups and the floor.
         statistics: summed, of all groups, in the order of `shared_models.subgroups.groups_of`.
+        margin: of `margin_of`.
     """
     task, floor = task_of(study), study.evaluation.min_subgroup
     if floor is None:
@@ -75,7 +92,7 @@ def released(study: Study, statistics: Counts) -> dict[str, tuple[int, ...]]:
     told: dict[str, tuple[int, ...]] = {}
     for attribute, names in groups_of(study.evaluation).items():
         own = [next(blocks) for _ in names]
-        numbers = [task.metrics(block)["num_patients"] or 0.0 for block in own]
+        numbers = [(task.metrics(block)["num_patients"] or 0.0) - margin for block in own]
         gone = withheld(numbers, floor)
         told |= {
             f"{attribute}/{name}": tuple(int(entry) for entry in block)

@@ -140,6 +140,65 @@ def images_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def hard_patients(shape: tuple[int, ...], *, most: int = 200) -> tuple[Tensor, Tensor]:
+    """Images of one batch, and the patient of each: a usual one, one all zero, one of a million times as much, one
+    with a NaN in one of its two, one with *most* images, among which the others' are scattered."""
+    owner = torch.tensor([0, 1, 2, 3, 3] + most * [4])
+    images = images_of((len(owner), *shape), seed=7)
+    images[1], images[2] = 0.0, images[2] * 1e6
+    images[4].flatten()[0] = float("nan")
+    order = torch.randperm(len(owner), generator=torch.Generator().manual_seed(7))
+    return images[order], owner[order]
+
+
+def hard_patients_error(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    precision: torch.dtype,
+    norms: Norms = Norms.CHEAPEST,
+    most: int = 200,
+) -> float:
+    """How far the clipped sum of `hard_patients` is from autograd's, in units of the bound and a patient, at worst of
+    a bound that clips each, one that clips some, and one that clips the largest only.
+
+    Both go through the same batch in the same *precision*: among 200 images there is one with a value so near the kink
+    of a ReLU or of a maximum that rounding decides to which side it falls, and with it the gradient. What clipping adds
+    to that is what is asked for here.
+    """
+    model = copy.deepcopy(model).to(precision)
+    images, owner = hard_patients(shape, most=most)
+    images = images.to(precision)
+    whole = [patient for patient in range(int(owner.max()) + 1) if images[owner == patient].isfinite().all()]
+    losses = losses_of(model(images.nan_to_num()))
+    weights = list(model.parameters())
+    gradients = [
+        [
+            torch.zeros_like(weight).double() if part is None else part.double()
+            for weight, part in zip(
+                weights,
+                torch.autograd.grad(
+                    losses[owner == patient].sum(), weights, retain_graph=True, allow_unused=True
+                ),
+                strict=True,
+            )
+        ]
+        for patient in whole
+    ]
+    largest = sorted(norm_of(gradient) for gradient in gradients)
+    errors = []
+    for bound in (largest[1] / 10.0, largest[2] / 2.0, largest[3] / 2.0):
+        want = [
+            sum(
+                part * (bound / max(bound, norm_of(gradient)))
+                for part, gradient in zip(parts, gradients, strict=True)
+            )
+            for parts in zip(*gradients, strict=True)
+        ]
+        errors.append(distance(clipped(model, images, bound, norms=norms, patient=owner), want) / bound)
+    return max(errors) / (int(owner.max()) + 1)
+
+
 def losses_of(outputs: Tensor) -> Tensor:
     """A loss for each row, not linear in the outputs; the same formula in any precision."""
     flat = outputs.flatten(1)

@@ -1,6 +1,7 @@
 """On a CUDA device: what is computed there is what the processor computes, and what the accountant assumes.
 
-Without such a device all of it is skipped. Gradients are compared with plain autograd in float64 on the processor.
+Gradients are compared with plain autograd in float64 on the processor. Where there is no such device, what is of CUDA
+itself is skipped, and the rest runs on the processor: it shows little there, but keeps up with the code that it calls.
 """
 
 import copy
@@ -30,9 +31,9 @@ from shared_models.layouts import training_layout
 from shared_models.manifest import flatten
 from shared_models.study import Study
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here")
 
-CUDA = torch.device("cuda")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PROCESSOR = torch.device("cpu")
 STUDY = make_study(
     {
@@ -80,11 +81,11 @@ def patients_of(num: int, *, seed: int = 0) -> PatientSet:
     )
 
 
-def clipped_on_cuda(
+def clipped_on_device(
     images: Tensor, labels: Tensor, bound: float, *, mixed_precision: bool = False
 ) -> list[Tensor]:
-    summed = ClippedGradientSum(build_model(STUDY).to(CUDA), max_grad_norm=bound)
-    summed.add(images.to(CUDA), labels.to(CUDA), loss=TASK.loss, mixed_precision=mixed_precision)
+    summed = ClippedGradientSum(build_model(STUDY).to(DEVICE), max_grad_norm=bound)
+    summed.add(images.to(DEVICE), labels.to(DEVICE), loss=TASK.loss, mixed_precision=mixed_precision)
     return summed.take()
 
 
@@ -99,19 +100,22 @@ def relative_error(got: Tensor, exact: Tensor) -> float:
 # The device
 
 
+@needs_cuda
 def test_auto_takes_a_cuda_device_and_a_named_one_is_taken() -> None:
     assert choose_device(Compute()).type == "cuda"
-    assert choose_device(Compute(device="cuda")) == CUDA
+    assert choose_device(Compute(device="cuda")) == torch.device("cuda")
     assert choose_device(Compute(device="cuda:0")) == torch.device("cuda", 0)
     assert choose_device(Compute(device="cpu")) == PROCESSOR
 
 
+@needs_cuda
 def test_a_device_number_that_is_not_there_is_told_with_how_many_there_are() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(DeviceError, match=rf"compute\.device = cuda:{count}: torch sees {count} CUDA device"):
         choose_device(Compute(device=f"cuda:{count}"))
 
 
+@needs_cuda
 def test_mixed_precision_is_used_only_where_the_device_computes_in_bfloat16_itself() -> None:
     own = torch.cuda.get_device_capability() >= (8, 0)
     assert Machine.of(Compute(mixed_precision=True)).mixed_precision is own
@@ -128,17 +132,18 @@ def products() -> tuple[float, float]:
     images = torch.randn(16, 64, 32, 32, generator=random, dtype=torch.float64)
     kernels = torch.randn(64, 64, 3, 3, generator=random, dtype=torch.float64)
 
-    def on_cuda(values: Tensor) -> Tensor:
-        return values.float().to(CUDA)
+    def on_device(values: Tensor) -> Tensor:
+        return values.float().to(DEVICE)
 
-    product = on_cuda(left) @ on_cuda(right)
-    convolution = nn.functional.conv2d(on_cuda(images), on_cuda(kernels))
+    product = on_device(left) @ on_device(right)
+    convolution = nn.functional.conv2d(on_device(images), on_device(kernels))
     return (
         relative_error(product, left.float().double() @ right.float().double()),
         relative_error(convolution, nn.functional.conv2d(images.float().double(), kernels.float().double())),
     )
 
 
+@needs_cuda
 def test_products_and_convolutions_are_float32_after_prepare_torch_whatever_was_set_before() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
@@ -146,7 +151,7 @@ def test_products_and_convolutions_are_float32_after_prepare_torch_whatever_was_
     assert max(products()) < 2e-6
 
 
-@pytest.mark.skipif(not has_bfloat16(CUDA), reason="devices without bfloat16 have no TF32 either")
+@pytest.mark.skipif(not has_bfloat16(DEVICE), reason="devices without bfloat16 have no TF32 either")
 def test_with_tf32_the_same_products_would_be_found_out() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
@@ -163,12 +168,12 @@ def test_each_patients_clipped_gradient_equals_exact_autograd(bound: float, scal
     for patient in range(len(images)):
         alone = images[patient : patient + 1], labels[patient : patient + 1]
         exact = exact_sum(*alone, bound, study=STUDY)
-        assert distance(clipped_on_cuda(*alone, bound), exact) <= ROUNDING * max(norm_of(exact), 1e-3)
+        assert distance(clipped_on_device(*alone, bound), exact) <= ROUNDING * max(norm_of(exact), 1e-3)
 
 
 def test_the_clipped_sum_of_a_batch_equals_exact_autograd() -> None:
     images, labels = random_images(2, 24, study=STUDY)
-    error = distance(clipped_on_cuda(images, labels, 0.3), exact_sum(images, labels, 0.3, study=STUDY))
+    error = distance(clipped_on_device(images, labels, 0.3), exact_sum(images, labels, 0.3, study=STUDY))
     assert error <= ROUNDING * 0.3 * len(images)
 
 
@@ -181,30 +186,30 @@ def test_each_layers_and_models_clipped_sum_equals_exact_autograd(name: str, nor
     images[1], images[2] = 0.0, images[2] * 1e6
     bound = norm_of(exact(model, images[:1], 1e30)) / 2
     for patient in (None, torch.tensor([0, 1, 1, 2])):
-        owner = None if patient is None else patient.to(CUDA)
+        owner = None if patient is None else patient.to(DEVICE)
         want = exact(model, images, bound, patient=patient)
-        got = clipped(copy.deepcopy(model).to(CUDA), images.to(CUDA), bound, norms=norms, patient=owner)
+        got = clipped(copy.deepcopy(model).to(DEVICE), images.to(DEVICE), bound, norms=norms, patient=owner)
         assert distance(got, want) <= ROUNDING * bound * len(images)
 
 
-@pytest.mark.skipif(not has_bfloat16(CUDA), reason="devices without bfloat16 have no TF32 either")
+@pytest.mark.skipif(not has_bfloat16(DEVICE), reason="devices without bfloat16 have no TF32 either")
 def test_with_tf32_the_clipped_sum_would_be_found_out() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     images, labels = random_images(2, 24, study=STUDY)
-    error = distance(clipped_on_cuda(images, labels, 0.3), exact_sum(images, labels, 0.3, study=STUDY))
+    error = distance(clipped_on_device(images, labels, 0.3), exact_sum(images, labels, 0.3, study=STUDY))
     assert error > ROUNDING * 0.3 * len(images)
 
 
 @pytest.mark.parametrize("mixed_precision", [False, True])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 1e4])
 def test_no_patient_moves_the_sum_by_more_than_the_bound(scale: float, mixed_precision: bool) -> None:
-    """Norms, factors and sums are float64 whatever the passes are in, so their rounding is all that is allowed."""
+    """Clipped sums are float32 whatever the passes are in, and the margin for their rounding is enough."""
     bound = 1e-3
     for seed in range(4):
         images, labels = random_images(seed, 1, scale, study=STUDY)
-        summed = clipped_on_cuda(images, labels, bound, mixed_precision=mixed_precision)
-        assert all(part.dtype == torch.float64 and part.device.type == "cuda" for part in summed)
+        summed = clipped_on_device(images, labels, bound, mixed_precision=mixed_precision)
+        assert all(part.dtype == torch.float32 and part.device.type == DEVICE.type for part in summed)
         assert 0.999 * bound < norm_of(summed) <= bound
 
 
@@ -216,24 +221,24 @@ def test_a_patient_with_a_nan_image_contributes_zero_and_the_others_are_as_witho
     broken = images.clone()
     broken[2, 0, 3, 3] = float("nan")
     kept = [0, 1, 3, 4]
-    got = clipped_on_cuda(broken, labels, 1.0, mixed_precision=mixed_precision)
+    got = clipped_on_device(broken, labels, 1.0, mixed_precision=mixed_precision)
     assert all(bool(part.isfinite().all()) for part in got)
     rounding = ROUNDING_BFLOAT16 if mixed_precision else ROUNDING
     assert distance(got, exact_sum(images[kept], labels[kept], 1.0, study=STUDY)) <= rounding * len(kept)
-    alone = clipped_on_cuda(broken[2:3], labels[2:3], 1.0, mixed_precision=mixed_precision)
+    alone = clipped_on_device(broken[2:3], labels[2:3], 1.0, mixed_precision=mixed_precision)
     assert norm_of(alone) == 0.0
 
 
 # Mixed precision
 
-needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(CUDA), reason="the device has no bfloat16")
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(DEVICE), reason="the device has no bfloat16")
 
 
 @needs_bfloat16
 def test_mixed_precision_is_near_exact_autograd_and_really_in_bfloat16() -> None:
     images, labels = random_images(4, 16, study=STUDY)
     exact = exact_sum(images, labels, 0.3, study=STUDY)
-    error = distance(clipped_on_cuda(images, labels, 0.3, mixed_precision=True), exact)
+    error = distance(clipped_on_device(images, labels, 0.3, mixed_precision=True), exact)
     assert 1e-4 * 0.3 * len(images) < error <= ROUNDING_BFLOAT16 * 0.3 * len(images)
 
 
@@ -243,10 +248,10 @@ def test_small_gradients_survive_bfloat16_without_a_gradient_scaler() -> None:
     images, labels = random_images(5, 4, study=STUDY)
 
     def gradients(factor: float) -> list[Tensor]:
-        summed = ClippedGradientSum(build_model(STUDY).to(CUDA), max_grad_norm=1e6)
+        summed = ClippedGradientSum(build_model(STUDY).to(DEVICE), max_grad_norm=1e6)
         summed.add(
-            images.to(CUDA),
-            labels.to(CUDA),
+            images.to(DEVICE),
+            labels.to(DEVICE),
             loss=lambda logits, truth: factor * TASK.loss(logits, truth),
             mixed_precision=True,
         )
@@ -262,10 +267,10 @@ def test_small_gradients_survive_bfloat16_without_a_gradient_scaler() -> None:
 
 def test_noise_on_the_device_is_the_processors_but_for_the_last_bits_and_stays_float64() -> None:
     parts = [torch.ones(300, 100, dtype=torch.float64), torch.ones(20_000, dtype=torch.float64)]
-    sent = [part.to(CUDA) for part in parts]
+    sent = [part.to(DEVICE) for part in parts]
     here = noised_sum(parts, standard_deviation=2.0, generator=generator(1))
     there = noised_sum(sent, standard_deviation=2.0, generator=generator(1))
-    assert all(part.device.type == "cuda" and part.dtype == torch.float64 for part in there)
+    assert all(part.device.type == DEVICE.type and part.dtype == torch.float64 for part in there)
     assert all(
         torch.allclose(one, other.cpu(), rtol=1e-14, atol=1e-14)
         for one, other in zip(here, there, strict=True)
@@ -274,7 +279,7 @@ def test_noise_on_the_device_is_the_processors_but_for_the_last_bits_and_stays_f
 
 def test_a_steps_noise_has_the_claimed_variance_and_no_seed_of_torch_fixes_it() -> None:
     """Without patients what is taken is the noise alone."""
-    model, taken = build_model(STUDY).to(CUDA), []
+    model, taken = build_model(STUDY).to(DEVICE), []
     gradient = PrivateGradientSum(
         model,
         TASK,
@@ -303,7 +308,7 @@ class Recording:
         self._model = model
         self.batches: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, images: Tensor, labels: Tensor) -> None:
+    def add(self, images: Tensor, labels: Tensor, patient: Tensor | None = None) -> None:
         self.batches.append((images, labels))
 
     def take(self) -> list[Tensor]:
@@ -314,14 +319,22 @@ class Recording:
 
 
 def trained(
-    model: nn.Module, gradient: GradientSum, machine: Machine, *, patients: PatientSet, steps: int, key: int
+    model: nn.Module,
+    gradient: GradientSum,
+    machine: Machine,
+    *,
+    patients: PatientSet,
+    key: int,
+    **changes: object,
 ) -> None:
-    training = STUDY.training.model_copy(update={"local_steps": steps})
+    """Train as the study says, with *changes*."""
+    training = STUDY.training.model_copy(update=changes)
     train(
         model,
         patients,
         gradient,
         training=training,
+        learning_rate=training.learning_rate,
         num_patients=len(patients),
         machine=machine,
         generator=generator(key),
@@ -332,13 +345,13 @@ def test_the_batches_that_arrive_on_the_device_are_those_of_the_processor() -> N
     """Pinned and copied while the host goes on: no batch is overwritten by a later one; flips are the same."""
     recorded, patients = [], patients_of(60)
     assert STUDY.training.augmentation.flip
-    for device in (PROCESSOR, CUDA):
+    for device in (PROCESSOR, DEVICE):
         recording = Recording(build_model(STUDY).to(device))
-        trained(recording._model, recording, machine_of(device), patients=patients, steps=20, key=3)
+        trained(recording._model, recording, machine_of(device), patients=patients, local_steps=20, key=3)
         recorded.append(recording.batches)
     here, there = recorded
     assert len(here) == len(there) > 60
-    assert all(images.device.type == labels.device.type == "cuda" for images, labels in there)
+    assert all(images.device.type == labels.device.type == DEVICE.type for images, labels in there)
     for (images, labels), (arrived, arrived_labels) in zip(here, there, strict=True):
         assert torch.equal(images, arrived.cpu())
         assert torch.equal(labels, arrived_labels.cpu())
@@ -362,10 +375,10 @@ def plain_sum(model: nn.Module, machine: Machine) -> PlainGradientSum:
 @pytest.mark.parametrize("make_sum", [private_sum, plain_sum])
 def test_some_steps_on_the_device_end_where_those_of_the_processor_do(make_sum) -> None:  # type: ignore[no-untyped-def]
     weights = []
-    for device in (PROCESSOR, CUDA):
+    for device in (PROCESSOR, DEVICE):
         model, machine = build_model(STUDY).to(device), machine_of(device)
         gradient = make_sum(model, machine)
-        trained(model, gradient, machine, patients=patients_of(40), steps=5, key=6)
+        trained(model, gradient, machine, patients=patients_of(40), local_steps=5, key=6)
         gradient.close()
         weights.append(flatten(model))
     moved = np.linalg.norm(weights[0] - flatten(build_model(STUDY)))
@@ -390,7 +403,7 @@ def open_run(study: Study, machine: Machine) -> OpenRun:
 def test_a_rounds_vector_on_the_device_is_the_processors_within_rounding_and_repeats_itself() -> None:
     """Evaluation, training and encoding; the same keys, so that only rounding differs."""
     rounds = []
-    for device in (PROCESSOR, CUDA, CUDA):
+    for device in (PROCESSOR, DEVICE, DEVICE):
         run = open_run(STUDY, machine_of(device))
         weights = flatten(run.model)
         layout = training_layout(STUDY, 2, num_weights=len(weights))
@@ -406,25 +419,18 @@ def test_a_rounds_vector_on_the_device_is_the_processors_within_rounding_and_rep
 # Memory
 
 
+@needs_cuda
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_peak_memory_does_not_grow_from_step_to_step_and_nothing_is_left(mixed_precision: bool) -> None:
     patients, peaks, kept = patients_of(64), [], []
-    machine = machine_of(CUDA, physical_batch=16, mixed_precision=mixed_precision)
-    model = build_model(STUDY).to(CUDA)
+    machine = machine_of(DEVICE, physical_batch=16, mixed_precision=mixed_precision)
+    model = build_model(STUDY).to(DEVICE)
     gradient = private_sum(model, machine)
     begun = torch.cuda.memory_allocated()
     for _ in range(6):
         torch.cuda.reset_peak_memory_stats()
-        whole = STUDY.training.model_copy(update={"local_steps": 1, "sample_rate": 1.0, "momentum": 0.0})
-        train(
-            model,
-            patients,
-            gradient,
-            training=whole,
-            num_patients=64,
-            machine=machine,
-            generator=generator(9),
-        )
+        whole = {"local_steps": 1, "sample_rate": 1.0, "momentum": 0.0}
+        trained(model, gradient, machine, patients=patients, key=9, **whole)
         torch.cuda.synchronize()
         peaks.append(torch.cuda.max_memory_allocated())
         kept.append(torch.cuda.memory_allocated())

@@ -14,6 +14,7 @@ from ghost_models import (
     clipped,
     distance,
     exact,
+    hard_patients_error,
     images_of,
     made,
     norm_of,
@@ -126,6 +127,20 @@ def test_a_patient_with_one_broken_image_of_three_contributes_nothing(norms: Nor
     got = clipped(model, images, 0.5, norms=norms, patient=torch.tensor([0, 1, 0, 1, 1]))
     want = exact(model, whole[[0, 2]], 0.5, patient=torch.tensor([0, 0]))
     assert distance(got, want) <= ROUNDING * 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "norms", [WAYS[0], *(pytest.param(way, marks=pytest.mark.thorough) for way in WAYS[1:])]
+)
+@pytest.mark.parametrize("name", [*LAYERS, *MODELS])
+def test_zeros_a_million_times_as_much_a_nan_and_200_images_of_a_patient_are_summed_exactly(
+    name: str, norms: Norms, precision: torch.dtype
+) -> None:
+    make, shape = {**LAYERS, **MODELS}[name]
+    assert hard_patients_error(made(make), shape, precision=precision, norms=norms) <= ROUNDING
 
 
 @pytest.mark.parametrize("patient", [torch.tensor([0, -1]), torch.tensor([0]), torch.tensor([0.0, 1.0])])

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS, make_study
 from test_shared_models_tasks_of_studies import some_patients
 
+from privacy.noise import noised_counts
+from privacy.randomness import CryptographicGenerator
 from server.metric_noise import cell_deviation
-from server.subgroups import entries, released, withheld
+from server.subgroups import entries, margin_of, released, withheld
 from shared_models.configuration import ConfigurationError
 from shared_models.layouts import final_layout
 from shared_models.study import Study
@@ -76,7 +78,7 @@ def test_as_few_groups_are_withheld_as_it_takes(numbers: tuple[int, ...], gone: 
 
 def test_what_is_dropped_is_dropped_before_anything_is_kept() -> None:
     sizes = {"sex": (50, 40, 3, 0), "age": (30, 30, 33, 0), "vendor": (93, 0, 0, 0)}
-    told = released(STUDY, blocks(sizes))
+    told = released(STUDY, blocks(sizes), margin=margin_of(STUDY, num_sites=2))
     assert set(told) == {"sex/female", "age/under 40", "age/40 to 64", "age/65 and over", "vendor/Acme"}
     sex, age, vendor = entries(STUDY, told, num_sites=2)
     assert (sex.attribute, [group.name for group in sex.shown], sex.num_withheld) == ("sex", ["female"], 3)
@@ -84,6 +86,35 @@ def test_what_is_dropped_is_dropped_before_anything_is_kept() -> None:
     assert (len(vendor.shown), vendor.num_withheld) == (1, 3)
     assert sex.shown[0].metrics["num_patients"] == 50
     assert "auroc" in sex.shown[0].intervals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", [ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS])
+def test_with_noise_groups_below_the_floor_are_not_told_of_and_large_ones_are(table: str) -> None:
+    """Of 100 sums, each with five groups of no to nine patients. Without a margin two of five such groups were told."""
+    study = grouped({ONE_QUESTION: table}, private=True)
+    task, num_sites = task_of(study), 3
+    deviation = cell_deviation(study, num_sites=num_sites)
+    assert deviation is not None
+    margin = margin_of(study, num_sites=num_sites)
+    large = int(10 + 3 * margin)
+    sizes = {"sex": (large, 9, 3, 0), "age": (large, large, large, 0), "vendor": (large, large, 6, large)}
+    exact, generator = blocks(sizes, study), CryptographicGenerator(bytes(32))
+    small = {"sex/male", "sex/other", "sex/unknown", "age/unknown", "vendor/other"}
+    told, without_margin = [], 0
+    for _ in range(100):
+        noised = noised_counts(
+            exact,
+            units=np.tile(task.noise_units, num_groups(study.evaluation)),
+            standard_deviation=deviation,
+            generator=generator,
+        )
+        told.append(set(released(study, noised, margin=margin)))
+        numbers = [task.metrics(block)["num_patients"] for block in noised.reshape(-1, task.num_statistics)]
+        without_margin += sum((numbers[place] or 0.0) >= 10 for place in (1, 2, 3, 7, 10))
+    assert sum(len(names & small) for names in told) <= 5, "0.0013 of 500 are 0.7"
+    assert without_margin > 100
+    assert sum({"age/under 40", "age/40 to 64", "age/65 and over"} <= names for names in told) >= 95
 
 
 @pytest.mark.parametrize("table", [ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS])

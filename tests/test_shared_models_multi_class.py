@@ -154,13 +154,13 @@ def test_the_loss_of_an_image_depends_on_no_other_image() -> None:
     assert torch.equal(TASK.loss(logits, labels), alone)
 
 
-def test_a_patient_of_several_classes_is_of_the_last_of_them_and_has_the_mean_score_of_those_images() -> None:
+def test_a_patient_of_several_classes_is_of_the_last_of_them_and_has_the_mean_score_of_all_images() -> None:
     scores = np.array(
         [[0.7, 0.1, 0.1, 0.1], [0.2, 0.2, 0.5, 0.1], [0.0, 0.0, 0.9, 0.1], [0.1, 0.6, 0.2, 0.1]]
     )
     found, labels = by_patient(scores, np.array([0, 2, 2, 1]), np.array([0, 3, 4]))
     assert labels.tolist() == [2, 1]
-    assert found == pytest.approx(np.array([[0.1, 0.1, 0.7, 0.1], [0.1, 0.6, 0.2, 0.1]]))
+    assert found == pytest.approx(np.array([[0.3, 0.1, 0.5, 0.1], [0.1, 0.6, 0.2, 0.1]]))
 
 
 def test_scores_of_a_rare_class_keep_apart_in_few_bins() -> None:

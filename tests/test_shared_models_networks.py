@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ghost_models import clipped, distance, exact, images_of, norm_of
+from ghost_models import clipped, distance, exact, hard_patients_error, images_of, norm_of
 
 from privacy.clipping import UnsupportedModelError, check_supported
 from shared_models.architectures import BUILDS, build_network
@@ -18,6 +18,16 @@ ROUNDING = 1e-5
 """Of a clipped sum, in units of the bound and a patient."""
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 EACH = pytest.mark.parametrize("name", CATALOGUE)
+LARGE = (
+    "resnet-18-3d",
+    "resnet-34-3d",
+    "resnet-50-3d",
+    "densenet-121",
+    "densenet-121-3d",
+    "unet-3d",
+    "res-unet-3d",
+)
+"""With 200 images of a patient these take half a minute each."""
 
 
 def image_of(*size: int, channels: int = 1) -> Image:
@@ -100,6 +110,20 @@ def test_each_architectures_clipped_sum_equals_exact_autograd_of_each_patient(na
     want = exact(network, images, bound, patient=two_and_one)
     got = clipped(network, images, bound, patient=two_and_one)
     assert distance(got, want) <= ROUNDING * bound * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.thorough) if name in LARGE else name for name in CATALOGUE],
+)
+def test_each_architectures_clipped_sum_is_exact_for_zeros_huge_and_broken_images_and_many_of_a_patient(
+    name: str, precision: torch.dtype
+) -> None:
+    model = small(name)
+    image = smallest_image(model)
+    assert hard_patients_error(built(model, image), image.shape, precision=precision) <= ROUNDING
 
 
 @EACH

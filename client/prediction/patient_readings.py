@@ -26,8 +26,8 @@ class PatientReading:
 class PatientReadings:
     """Takes readings and keeps of each the probabilities only.
 
-    A patient's probability is the mean over all images, as it is in the study's evaluation of a patient whose images
-    all have the patient's label; of segmentation, the highest.
+    A patient's probability is the mean over all images, as it is in the study's evaluation; of segmentation, the
+    highest.
 
     Args:
         task: the study's.

@@ -157,7 +157,7 @@ class BinaryClassification:
         return self.scores(logits)
 
     def by_patient(self, kept: Doubles, labels: Counts, first_image: Counts) -> tuple[Doubles, Counts]:
-        """The mean score over the images that carry the patient's label (`shared_models.tasks.patients`)."""
+        """The mean score over the images, and the label that decides (`shared_models.tasks.patients`)."""
         return by_patient(kept, labels, first_image)
 
     def among_bins(self, scores: Doubles) -> Doubles:

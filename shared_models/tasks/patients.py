@@ -10,7 +10,7 @@ def by_patient(scores: Doubles, labels: Counts, first_image: Counts) -> tuple[Do
 
     The label is the largest of the images': a patient has a finding where any image has it, and is of the last of the
     study's classes that any image is of. A finding that is not known of any image is not known of the patient. The
-    score is the mean over the images that carry the patient's label, for each finding by itself.
+    score is the mean over all images: labels have no part in it, since nobody has them where a model is used.
 
     Args:
         scores: of each image, float64, shape (num_images,) or (num_images, num_outputs).
@@ -25,10 +25,7 @@ def by_patient(scores: Doubles, labels: Counts, first_image: Counts) -> tuple[Do
     patient_labels = np.full((num_patients, *labels.shape[1:]), MISSING, dtype=np.int64)
     np.maximum.at(patient_labels, owner, labels.astype(np.int64))
 
-    counted = (labels == patient_labels[owner]).astype(np.float64)
-    counted = counted.reshape(counted.shape + (1,) * (scores.ndim - labels.ndim))
     sums = np.zeros((num_patients, *scores.shape[1:]))
-    np.add.at(sums, owner, scores * counted)
-    numbers = np.zeros((num_patients, *counted.shape[1:]))
-    np.add.at(numbers, owner, counted)
-    return sums / numbers, patient_labels
+    np.add.at(sums, owner, scores)
+    num_images = np.diff(first_image).astype(np.float64).reshape(-1, *(1,) * (scores.ndim - 1))
+    return sums / num_images, patient_labels
