@@ -114,9 +114,22 @@ def _weak(epsilon: float, delta: float, what: str) -> Iterator[Sentence]:
 def _limits(study: Study) -> Iterator[Sentence]:
     if study.privacy.mode == "none":
         return
+    yield plain("Not covered: that this hospital takes part, and how long it takes to answer.")
+    yield from _at_two_hospitals(study)
+
+
+def _at_two_hospitals(study: Study) -> Iterator[Sentence]:
+    delta = study.privacy.delta
+    try:
+        cost = training_cost(study)
+    except PrivacyTargetError:  # said where the cost of a run is
+        return
+    if cost is None or delta is None:
+        return
+    epsilon = cost.epsilon_at_two_sites(delta, one_sum=study.privacy.mode == "distributed")
     yield plain(
-        "Not covered: that this hospital takes part, how long it takes to answer, and a patient who is known at two "
-        "hospitals, for whom the losses at both add up."
+        f"A patient who trains at two hospitals of this study loses more than is said above: at most ε = "
+        f"{at_most(epsilon)} at δ = {delta:g}. No hospital can see that."
     )
 
 

@@ -77,6 +77,32 @@ class TrainingCost:
         """
         return _rdp_epsilon(self, delta)
 
+    def epsilon_at_two_sites(self, delta: float, *, one_sum: bool) -> float:
+        """Epsilon at *delta* of a patient who trains at two sites, and is sampled at each by itself.
+
+        Args:
+            delta: the study's.
+            one_sum: whether both contributions are in one sum with the noise of one (``distributed``), rather than in
+                two with all of the noise each (``local``).
+
+        In one sum the noise N(0, σ²) is that of two releases with N(0, σ²/2) each, of which the sum is post-processing:
+        so twice as many steps with σ/√2 bound it. Simply adding up epsilons and deltas would not: one such sum is moved
+        by 2C.
+        """
+        return _epsilon_at_two_sites(self, delta, one_sum=one_sum)
+
+
+@lru_cache(maxsize=64)
+def _epsilon_at_two_sites(cost: TrainingCost, delta: float, *, one_sum: bool) -> float:
+    share = 0.5**0.5 if one_sum else 1.0
+    step = dp.PoissonSampledDpEvent(cost.sample_rate, dp.GaussianDpEvent(cost.noise_multiplier * share))
+    count = dp.GaussianDpEvent(COUNT_STANDARD_DEVIATION * share)
+    accountant = pld.PLDAccountant(value_discretization_interval=1e-4)
+    accountant.compose(dp.SelfComposedDpEvent(count, 2))
+    if cost.num_steps:
+        accountant.compose(dp.SelfComposedDpEvent(step, 2 * cost.num_steps))
+    return float(accountant.get_epsilon(delta))
+
 
 @lru_cache(maxsize=512)
 def _pld_epsilon(cost: TrainingCost, delta: float, interval: float = 1e-4) -> float:

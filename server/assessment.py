@@ -10,6 +10,7 @@ from server.metric_intervals import Noise, metric_intervals
 from server.thresholds import Chosen
 from shared_models.configuration import Frozen
 from shared_models.tasks.curves import (
+    CALIBRATION_GROUPS,
     Pair,
     auroc_error,
     brier_error,
@@ -196,8 +197,8 @@ def _evenly(counts: Doubles) -> Counts:
 
 def _calibration(pair: Pair, deviation: float) -> tuple[CalibrationEntry, ...]:
     groups, predicted, observed = reliability(pair)
-    width = Pair(negative=np.ones(pair.num_bins), positive=np.ones(pair.num_bins), edges=pair.edges).coarser(
-        groups.num_bins
+    width = Pair(negative=np.ones(pair.num_bins), positive=np.ones(pair.num_bins), edges=pair.edges).by_score(
+        CALIBRATION_GROUPS
     )
     return tuple(
         CalibrationEntry(

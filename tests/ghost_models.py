@@ -185,9 +185,9 @@ def hard_patients_error(
         ]
         for patient in whole
     ]
-    largest = sorted(norm_of(gradient) for gradient in gradients)
+    sizes = sorted(size for size in map(norm_of, gradients) if size > 0)
     errors = []
-    for bound in (largest[1] / 10.0, largest[2] / 2.0, largest[3] / 2.0):
+    for bound in (sizes[0] / 10.0, sizes[len(sizes) // 2] / 2.0, sizes[-1] / 2.0):
         want = [
             sum(
                 part * (bound / max(bound, norm_of(gradient)))

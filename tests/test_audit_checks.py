@@ -26,6 +26,7 @@ from privacy.noise import noised_sum
 from privacy.noise_share import NoiseShare
 from privacy.randomness import CryptographicGenerator
 from shared_models.architectures import SmallCNN
+from shared_models.augmentation import Augmentation
 from shared_models.study import Model, Study, Training
 from simulations.audit.canaries import loud_canaries, one_run, planned_guesses, play
 from simulations.audit.contributions import clipping, coupling
@@ -118,6 +119,14 @@ def test_noise_that_is_off_halved_or_a_tenth_wrong_fails_the_calibration(
     assert len(variances) == 2 + aggregation.num_sites_max - aggregation.min_sites_in_sum
     for finding in variances:
         assert not finding.ok, shown(finding)
+
+
+def test_shares_of_noise_that_forget_who_may_collude_fail_the_calibration(monkeypatch: Patch) -> None:
+    """σ²/t from each in place of σ²/(t − c): site and auditor must not ask the same line of code."""
+    forgotten = property(lambda study: study.aggregation.min_sites_in_sum)
+    monkeypatch.setattr(Study, "num_noise_shares", forgotten)
+    findings = calibration(Silence.of(DISTRIBUTED, TestKeys()))
+    assert sum("variance /" in what for what in failed(findings)) == 3
 
 
 def test_a_small_tensor_of_weights_without_noise_fails_the_calibration(monkeypatch: Patch) -> None:
@@ -217,6 +226,16 @@ SEVERAL = [
     study.model_copy(update={"training": study.training.model_copy(update={"images_per_patient": 5})})
     for study in (LOCAL, DISTRIBUTED)
 ]
+COPIES = [
+    study.model_copy(
+        update={
+            "training": study.training.model_copy(
+                update={"augmentations": 3, "augmentation": Augmentation(flip=("columns",), noise=0.02)}
+            )
+        }
+    )
+    for study in (LOCAL, DISTRIBUTED)
+]
 BOTH_SEVERAL = pytest.mark.parametrize("study", SEVERAL, ids=["local", "distributed"])
 
 
@@ -240,6 +259,21 @@ def test_clipping_by_image_fails_the_check_of_clipping_with_several_images_too(
     found = failed(clipping(study, TestKeys()))
     assert len(found) >= 2
     assert all("200 images" in what for what in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", COPIES, ids=["local", "distributed"])
+def test_clipping_by_copy_fails_the_check_of_clipping_where_images_are_altered_several_times(
+    monkeypatch: Patch, study: Study
+) -> None:
+    assert not failed(clipping(study, TestKeys()))
+    honest = ClippedGradientSum.add
+
+    def planted(self: ClippedGradientSum, *batch: torch.Tensor, patient: Any, **values: Any) -> None:
+        honest(self, *batch, patient=None, **values)
+
+    monkeypatch.setattr(ClippedGradientSum, "add", planted)
+    assert any("200 images" in what for what in failed(clipping(study, TestKeys())))
 
 
 @BOTH_SEVERAL

@@ -14,6 +14,7 @@ from studies import ONE_QUESTION, THREE_CLASSES, TWO_FINDINGS, make_study
 from test_server_aggregation import DISTRIBUTED
 
 from client.admission import objections
+from client.budget import training_cost
 from client.index_report import Counts
 from client.quality_file import SiteQuality
 from client.review import Earlier, review_run, review_study
@@ -372,6 +373,24 @@ def test_each_part_of_the_promise_is_one_sentence(file, ledger, changes, stateme
     (found,) = [one.text for one in section.sentences if STATEMENTS[statement] in one.text]
     assert found.endswith(".")
     assert ". " not in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "one_sum"), [({}, False), (DISTRIBUTED, True)], ids=["local", "distributed"]
+)
+def test_what_a_patient_at_two_hospitals_loses_is_computed_for_the_mode(
+    file, ledger, changes, one_sum
+) -> None:
+    study = make_study(changes, private=True)
+    cost, delta = training_cost(study), study.privacy.delta
+    assert cost is not None
+    epsilon = cost.epsilon_at_two_sites(delta, one_sum=one_sum)
+    assert epsilon > study.privacy.epsilon
+    said = text(reviewed(study, file, ledger)["epsilon"])
+    assert (
+        f"at two hospitals of this study loses more than is said above: at most ε = {at_most(epsilon)}"
+        in said
+    )
 
 
 def test_under_the_local_mode_this_hospital_relies_on_nobody(file, ledger) -> None:

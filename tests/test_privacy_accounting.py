@@ -4,11 +4,13 @@ import math
 from dataclasses import replace
 
 import dp_accounting as dp
+import numpy as np
 import pytest
 from dp_accounting import pld, rdp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journals import ledger_in
+from scipy.stats import norm
 
 from privacy.accounting import (
     COUNT_STANDARD_DEVIATION,
@@ -55,6 +57,37 @@ def test_gaussian_releases_equal_the_analytic_formula_and_the_accountant() -> No
 
 
 @pytest.mark.slow
+def test_a_patient_at_two_sites_moves_one_sum_by_twice_the_bound() -> None:
+    """With everybody in each step it is one Gaussian, of exactly known delta; adding up falls short of that."""
+    delta, whole = 9e-5, TrainingCost.for_target(epsilon=3.0, delta=9e-5, sample_rate=1.0, num_steps=10)
+    found = whole.epsilon_at_two_sites(delta, one_sum=True)
+    moved = math.sqrt(10 * (2 / whole.noise_multiplier) ** 2 + (2 / COUNT_STANDARD_DEVIATION) ** 2)
+    exact = gaussian_delta(standard_deviation=1 / moved, num_releases=1, epsilon=found)
+    assert exact == pytest.approx(delta, rel=0.01)
+    assert found > 6.8
+    assert gaussian_delta(standard_deviation=1 / moved, num_releases=1, epsilon=6.0) > 2 * delta
+    two_sums = whole.epsilon_at_two_sites(delta, one_sum=False)
+    apart = math.sqrt(2) * moved / 2
+    exact = gaussian_delta(standard_deviation=1 / apart, num_releases=1, epsilon=two_sums)
+    assert exact == pytest.approx(delta, rel=0.01)
+
+
+@pytest.mark.parametrize("sample_rate", [0.05, 0.3, 0.9])
+def test_the_loss_of_a_patient_at_two_sites_covers_the_exact_one_of_a_sampled_step(
+    sample_rate: float,
+) -> None:
+    """One step; sampled at neither, at one, or at both of the sites: a mixture of three Gaussians, by quadrature."""
+    cost, sigma = TrainingCost(sample_rate=sample_rate, noise_multiplier=1.5, num_steps=1), 1.5
+    epsilon = cost.epsilon_at_two_sites(1e-4, one_sum=True)
+    grid = np.linspace(-30.0, 32.0, 200_001)
+    shares = (1 - sample_rate) ** 2, 2 * sample_rate * (1 - sample_rate), sample_rate**2
+    there = sum(share * norm.pdf(grid, place, sigma) for place, share in enumerate(shares))
+    gone = norm.pdf(grid, 0.0, sigma)
+    for one, other in ((there, gone), (gone, there)):
+        exact = np.trapezoid(np.maximum(one - math.exp(epsilon) * other, 0.0), grid)
+        assert exact <= 1e-4
+
+
 def test_two_rounds_cost_more_than_one() -> None:
     assert cost(10).epsilon(1e-5) < cost(20).epsilon(1e-5)
 

@@ -133,14 +133,19 @@ def test_a_patient_with_one_broken_image_of_three_contributes_nothing(norms: Nor
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("precision", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
-    "norms", [WAYS[0], *(pytest.param(way, marks=pytest.mark.thorough) for way in WAYS[1:])]
+    "name",
+    [
+        *LAYERS,
+        *(pytest.param(name, marks=pytest.mark.thorough) if name == "U-Net" else name for name in MODELS),
+    ],
 )
-@pytest.mark.parametrize("name", [*LAYERS, *MODELS])
 def test_zeros_a_million_times_as_much_a_nan_and_200_images_of_a_patient_are_summed_exactly(
-    name: str, norms: Norms, precision: torch.dtype
+    name: str, precision: torch.dtype
 ) -> None:
+    if precision is torch.float64 and (name == "U-Net" or "torch.func" in name):
+        pytest.skip("layers by torch.func are in float32 only")
     make, shape = {**LAYERS, **MODELS}[name]
-    assert hard_patients_error(made(make), shape, precision=precision, norms=norms) <= ROUNDING
+    assert hard_patients_error(made(make), shape, precision=precision) <= ROUNDING
 
 
 @pytest.mark.parametrize("patient", [torch.tensor([0, -1]), torch.tensor([0]), torch.tensor([0.0, 1.0])])
@@ -327,9 +332,31 @@ class Mixing(CalledTwice):
         return self.head(self.layer(rows - rows.mean(0)))
 
 
-def test_a_model_that_mixes_rows_by_hand_is_found_out_by_trying() -> None:
+class MixingByNumbers(Mixing):
+    """The same, out of autograd's sight."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.head(self.layer(rows - rows.mean(0).detach()))
+
+
+class MixingByTheLargest(Mixing):
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.head(self.layer(rows / rows.abs().max().detach()))
+
+
+class MixingUnderAnEmptyHead(Mixing):
+    """No output tells before the first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+@pytest.mark.parametrize("make", [Mixing, MixingByNumbers, MixingByTheLargest, MixingUnderAnEmptyHead])
+def test_a_model_that_mixes_rows_by_hand_is_found_out_by_trying(make: type[nn.Module]) -> None:
     with pytest.raises(UnsupportedModelError, match="depends on another image of the batch"):
-        check_supported(Mixing(), image_shape=(4,))
+        check_supported(make(), image_shape=(4,))
 
 
 def test_trying_a_model_out_changes_neither_its_weights_nor_torchs_random_state() -> None:

@@ -45,9 +45,9 @@ def patients(seed: int, num: int = 300, *, share: float = 0.3) -> tuple[np.ndarr
     return scores, labels
 
 
-def pair_of(scores: np.ndarray, labels: np.ndarray, num_bins: int) -> Pair:
+def pair_of(scores: np.ndarray, labels: np.ndarray, num_bins: int, *, even: bool = True) -> Pair:
     """As the server has it: summed over three sites."""
-    task = BinaryClassification(num_bins=num_bins, positive_weight=1.0)
+    task = BinaryClassification(num_bins=num_bins, positive_weight=1.0, even_bins=even)
     parts = [task.statistics(scores[part::3], labels[part::3]) for part in range(3)]
     return task.pairs(np.sum(parts, axis=0))["positive"]
 
@@ -94,13 +94,13 @@ def test_the_curve_is_that_of_the_binned_scores_and_each_of_its_points_is_a_thre
 
 
 @many
-@given(st.integers(0, 1000), BINS)
+@given(st.integers(0, 1000), BINS, st.booleans())
 def test_average_precision_equals_scikit_learn_on_binned_scores_and_lies_within_its_bounds(
-    seed: int, num_bins: int
+    seed: int, num_bins: int, even: bool
 ) -> None:
     scores, labels = patients(seed)
-    pair = pair_of(scores, labels, num_bins)
-    binned = np.minimum((scores * num_bins).astype(int), num_bins - 1)
+    pair = pair_of(scores, labels, num_bins, even=even)
+    binned = np.digitize(scores, pair.edges[1:-1])
     ours = float(average_precision(pair))
     assert ours == pytest.approx(average_precision_score(labels, binned), abs=1e-12)
     low, high = average_precision_bounds(pair)
@@ -109,15 +109,38 @@ def test_average_precision_equals_scikit_learn_on_binned_scores_and_lies_within_
 
 
 @many
-@given(st.integers(0, 1000), BINS)
-def test_auroc_and_the_brier_score_are_off_by_no_more_than_is_stated(seed: int, num_bins: int) -> None:
+@given(st.integers(0, 1000), BINS, st.booleans())
+def test_auroc_and_the_brier_score_are_off_by_no_more_than_is_stated(
+    seed: int, num_bins: int, even: bool
+) -> None:
     scores, labels = patients(seed)
-    task = BinaryClassification(num_bins=num_bins, positive_weight=1.0)
-    pair, metrics = pair_of(scores, labels, num_bins), task.metrics(task.statistics(scores, labels))
+    task = BinaryClassification(num_bins=num_bins, positive_weight=1.0, even_bins=even)
+    pair, metrics = (
+        pair_of(scores, labels, num_bins, even=even),
+        task.metrics(task.statistics(scores, labels)),
+    )
     assert metrics["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=auroc_error(pair) + 1e-12)
     exact = brier_score_loss(labels, scores)
     assert float(brier(pair)) == pytest.approx(exact, abs=brier_error(pair) + 1e-12)
     assert metrics["brier"] == pytest.approx(float(brier(pair)))
+
+
+@many
+@given(st.integers(0, 1000), st.sampled_from([(20, True), (200, False), (2000, False)]))
+def test_the_calibration_error_is_that_of_groups_a_tenth_wide(seed: int, bins: tuple[int, bool]) -> None:
+    """In both kinds of bins, against the formula on the scores themselves in groups with the edges that are told."""
+    scores, labels = patients(seed, 2000)
+    pair = pair_of(scores, labels, bins[0], even=bins[1])
+    groups, _, _ = reliability(pair)
+    assert groups.num_bins == 10
+    half = np.diff(pair.edges).max() / 2
+    assert groups.edges == pytest.approx(np.linspace(0, 1, 11), abs=half)
+    place = np.digitize(scores, groups.edges[1:-1])
+    off = [np.abs((scores - labels)[place == group].sum()) for group in range(10)]
+    assert float(calibration_error(pair)) == pytest.approx(sum(off) / len(labels), abs=half)
+    tenth = np.minimum((scores * 10).astype(int), 9)
+    of_tenths = sum(np.abs((scores - labels)[tenth == group].sum()) for group in range(10)) / len(labels)
+    assert float(calibration_error(pair)) == pytest.approx(of_tenths, abs=0.01)
 
 
 @many

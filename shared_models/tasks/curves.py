@@ -5,15 +5,19 @@ would, up to where a score lies within its bin. How far that can move a figure i
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared_models.tasks.fourfold import Fourfold, known, share
 from shared_models.tasks.histograms import auroc
 from shared_models.tasks.task import Doubles
 
 CALIBRATION_GROUPS = 10
-"""Of scores, in which predicted and observed shares are compared; fewer where there are fewer bins."""
+"""Of scores, each a tenth wide, in which predicted and observed shares are compared; fewer where bins are wider."""
+
+Places: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +63,15 @@ class Pair:
         """The same with neighbouring bins put together until there are at most *most*, each of about as many."""
         if self.num_bins <= most:
             return self
-        first = np.unique(np.rint(np.linspace(0, self.num_bins, most + 1)).astype(int))
+        return self._put_together(np.rint(np.linspace(0, self.num_bins, most + 1)).astype(int))
+
+    def by_score(self, groups: int) -> "Pair":
+        """The same in *groups* parts of [0, 1] of equal width, as far as there are edges: the nearest are taken."""
+        wanted = np.linspace(0.0, 1.0, groups + 1)[:, None]
+        return self._put_together(np.abs(self.edges - wanted).argmin(1))
+
+    def _put_together(self, edges: Places) -> "Pair":
+        first = np.unique(edges)
         return Pair(
             negative=np.add.reduceat(self.negative, first[:-1], axis=-1),
             positive=np.add.reduceat(self.positive, first[:-1], axis=-1),
@@ -145,17 +157,17 @@ def brier_error(pair: Pair) -> float:
 
 
 def reliability(pair: Pair) -> tuple[Pair, Doubles, Doubles]:
-    """Predicted beside observed, in at most `CALIBRATION_GROUPS` groups of scores.
+    """Predicted beside observed, in at most `CALIBRATION_GROUPS` groups of scores, each about a tenth wide.
 
     Returns:
         The groups; the mean score of each, by the middles of its bins; the share of positive patients of each. NaN
         where a group has no patients.
     """
-    groups = pair.coarser(CALIBRATION_GROUPS)
+    groups = pair.by_score(CALIBRATION_GROUPS)
     everyone = groups.negative + groups.positive
     weighed = Pair(
         negative=pair.negative * pair.middles, positive=pair.positive * pair.middles, edges=pair.edges
-    ).coarser(CALIBRATION_GROUPS)
+    ).by_score(CALIBRATION_GROUPS)
     predicted = share(weighed.negative + weighed.positive, everyone)
     return groups, predicted, share(groups.positive, everyone)
 
@@ -163,7 +175,8 @@ def reliability(pair: Pair) -> tuple[Pair, Doubles, Doubles]:
 def calibration_error(pair: Pair) -> Doubles:
     """Expected calibration error: mean over patients of |predicted − observed| of their group; shape (...).
 
-    It is off by at most half the width of the widest bin, the mean score of a group being off by no more.
+    Groups are parts of [0, 1] of the same width, or what is nearest to that among the bins. In them it is off by at most
+    half the width of the widest bin, the mean score of a group being off by no more.
 
     Source: Naeini, Cooper and Hauskrecht (2015), "Obtaining well calibrated probabilities using Bayesian binning".
     """
@@ -179,7 +192,7 @@ def calibration_error_by_chance(pair: Pair, *, deviation: float) -> float:
     each bin adds to it; the mean of |x| of a normal x is √(2/π) of its deviation.
     """
     groups, predicted, _ = reliability(pair)
-    bins = Pair(negative=np.ones(pair.num_bins), positive=np.ones(pair.num_bins), edges=pair.edges).coarser(
+    bins = Pair(negative=np.ones(pair.num_bins), positive=np.ones(pair.num_bins), edges=pair.edges).by_score(
         CALIBRATION_GROUPS
     )
     everyone, p = (groups.negative + groups.positive).clip(0.0), np.nan_to_num(predicted).clip(0.0, 1.0)

@@ -114,7 +114,7 @@ class DistributedOpening:
     @property
     def num_honest(self) -> int:
         """Sums with so many hospitals that keep to the protocol are private."""
-        return self.study.num_noise_shares
+        return _num_honest(self.study)
 
     def gradient_sum(self, total: IntVector, *, num_weights: int) -> Doubles:
         """Read it as the server does."""
@@ -157,7 +157,13 @@ def step_weights(training: Training) -> tuple[float, ...]:
 def _least_noise(study: Study) -> float:
     if study.privacy.mode != "distributed":
         return _QUIET
-    return 1.01 * LEAST_DEVIATION * math.sqrt(study.num_noise_shares) / points_per_bound(study)
+    return 1.01 * LEAST_DEVIATION * math.sqrt(_num_honest(study)) / points_per_bound(study)
+
+
+def _num_honest(study: Study) -> int:
+    """The fewest in a sum, less those that may work against it: worked out here, and not asked of what is audited."""
+    aggregation = study.aggregation
+    return max(aggregation.threshold, aggregation.min_cohort) - aggregation.num_colluding
 
 
 def points_per_bound(study: Study) -> float:
