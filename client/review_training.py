@@ -10,7 +10,6 @@ from client.review_quality import too_little, which_are_good
 from client.review_sentences import Section, Sentence, ago, counted, plain, warning
 from client.roles import Role
 from client.site_file import Labels, SiteFile
-from privacy.planning import largest_delta
 from shared_models.architectures import outline
 from shared_models.augmentation import Augmentation
 from shared_models.initial_weights import WeightsError, read_weights
@@ -278,8 +277,9 @@ def _counts(study: Study, file: SiteFile, counts: Counts | None, now: datetime) 
             f"{file.policy.max_unusable_share:.1%}. With these images the site refuses each run when it is opened."
         )
     yield from too_little(study.quality, counts)
-    if study.privacy.delta is not None and train and study.privacy.delta > largest_delta(train):
+    most = study.privacy.num_patients
+    if most is not None and train > most:
         yield warning(
-            f"δ = {study.privacy.delta:g} is larger than what is advised for so few training patients "
-            f"(1/{train:,}^1.1 = {largest_delta(train):.2g}): take the promise below as weak."
+            f"The study takes its δ for {most:,} training patients of all hospitals together "
+            f"(privacy.num_patients), and this hospital alone has {train:,}: take the promise below as weak."
         )

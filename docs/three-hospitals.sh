@@ -72,6 +72,7 @@ learning_rate = 1.0
 mode = "local"
 epsilon = 8.0
 delta = 1e-3
+num_patients = 500
 max_grad_norm = 1.0
 
 [evaluation]

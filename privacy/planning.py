@@ -223,15 +223,3 @@ def overshoots(*, num_sites: int, least: int, num_colluding: int) -> tuple[Overs
         Overshoot(num_sites=number, factor=overshoot(number, least=least, num_colluding=num_colluding))
         for number in range(least, num_sites + 1)
     )
-
-
-def largest_delta(num_patients: int) -> float:
-    """1 / N^1.1: above it, delta by itself would allow to give a whole patient away now and then.
-
-    A mechanism that publishes each patient with probability δ has (0, δ) and gives away δ N patients; δ must be well
-    below 1 / N.
-
-    Source: Dwork, Roth (2014), "The algorithmic foundations of differential privacy", section 2.3; the exponent 1.1,
-    for "well below", is a convention.
-    """
-    return float(num_patients**-1.1)

@@ -21,8 +21,8 @@ DRAWS = 200
 """Of the noise, for each group."""
 
 MARGIN = 3.0
-"""A group is told of where its noised number is above the floor by so many standard deviations of the noise. One that is
-below the floor gets there with a probability of 0.0013."""
+"""A group is told of where its noised number is above the floor by so many standard deviations of the noise. One that
+is below the floor gets there with a probability of 0.0013."""
 
 
 class GroupEntry(Frozen):

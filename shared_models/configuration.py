@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from shared_models.refused_keys import why_refused
+
 
 class ConfigurationError(ValueError):
     """A configuration file cannot be used. The message lists every problem and how to mend it."""
@@ -67,12 +69,13 @@ def _describe(problem: Mapping[str, Any], text: str) -> str:
         return f"  {where}: {key}.kind {_about_kind(problem)}"
     if kind == "missing":
         return f"  {where}: {key} is missing; add it"
-    if kind == "extra_forbidden":
-        return f"  {where}: {key} is not a known key; remove it or correct its spelling"
     value = problem["input"]
+    reason = why_refused(str(location[-1]) if location else "", value)
+    if kind == "extra_forbidden":
+        return f"  {where}: {key} is not a known key; " + (reason or "remove it or correct its spelling")
     if isinstance(value, Mapping | BaseModel):
         return f"  {where}: {key}: {message}"
-    return f"  {where}: {key} = {_shown(value)}: {message}"
+    return f"  {where}: {key} = {_shown(value)}: {reason or message}"
 
 
 def _about_kind(problem: Mapping[str, Any]) -> str:

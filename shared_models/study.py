@@ -306,26 +306,56 @@ class Training(Frozen):
         return rate * left[self.schedule]
 
 
+_PROMISE = ("epsilon", "delta", "num_patients", "max_grad_norm")
+
+
+def largest_delta(num_patients: int) -> float:
+    """1 / N^1.1: above it, delta by itself would allow to give a whole patient away now and then.
+
+    A mechanism that publishes each patient with probability δ has (0, δ) and gives away δ N patients; δ must be well
+    below 1 / N.
+
+    Source: Dwork, Roth (2014), "The algorithmic foundations of differential privacy", section 2.3; the exponent 1.1,
+    for "well below", is a convention.
+    """
+    return float(num_patients**-1.1)
+
+
 class Privacy(Frozen):
     """Patient-level differential privacy of training. What decides privacy has no default.
 
     ``local``: each site's update has all the noise by itself. ``distributed``: the sum over sites has, with a share
     from each; that promise rests on secure aggregation and on the sites that do not collude.
+
+    ``num_patients`` is how many training patients the sites have together at most: a constant that the consortium
+    agrees on, never a count of what is there. δ is judged by it, and nothing else uses it.
     """
 
     mode: Literal["none", "local", "distributed"]
     epsilon: float | None = Field(default=None, gt=0.0, le=100.0)
     delta: float | None = Field(default=None, gt=0.0, lt=0.1)
+    num_patients: int | None = Field(default=None, ge=2)
     max_grad_norm: float | None = Field(default=None, gt=0.0)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        given = [name for name in ("epsilon", "delta", "max_grad_norm") if getattr(self, name) is not None]
+        given = [name for name in _PROMISE if getattr(self, name) is not None]
         if self.mode == "none" and given:
             raise ValueError(f'mode "none" protects nothing: remove {", ".join(given)}, or set another mode')
-        missing = [name for name in ("epsilon", "delta", "max_grad_norm") if name not in given]
+        missing = [name for name in _PROMISE if name not in given]
         if self.mode != "none" and missing:
             raise ValueError(f'mode "{self.mode}" needs {", ".join(missing)}; privacy has no defaults')
+        return self
+
+    @model_validator(mode="after")
+    def _small_delta(self) -> Self:
+        if self.delta is None or self.num_patients is None:
+            return self
+        if self.delta > (largest := largest_delta(self.num_patients)):
+            raise ValueError(
+                f"delta = {self.delta:g} is too large for num_patients = {self.num_patients:,}: a whole patient "
+                f"could be given away now and then; take 1/{self.num_patients:,}^1.1 = {largest:.2g} at most"
+            )
         return self
 
 
@@ -581,6 +611,11 @@ class Study(Frozen):
         if waiting and not validated:
             raise ValueError(
                 f"{' and '.join(waiting)} waits for validations: name evaluation.validation_rounds"
+            )
+        if waiting and self.privacy.mode != "none" and self.evaluation.unnoised:
+            raise ValueError(
+                f"{' and '.join(waiting)} would let exact counts of validation patients decide on a model that "
+                "promises differential privacy: set evaluation.epsilon in place of evaluation.unnoised"
             )
         if training.early_stopping is not None and training.num_rounds in validated:
             raise ValueError(

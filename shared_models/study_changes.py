@@ -91,6 +91,7 @@ WORDS: Mapping[str, str] = {
     "privacy.mode": "mode of differential privacy",
     "privacy.epsilon": "ε of training",
     "privacy.delta": "δ",
+    "privacy.num_patients": "training patients for whom δ is taken",
     "privacy.max_grad_norm": "bound on one patient's gradient",
     "evaluation.validation_rounds": "rounds whose model is validated",
     "evaluation.num_bins": "bins of the score histogram",

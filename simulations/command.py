@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -159,12 +159,12 @@ def _display(num_rounds: int) -> Iterator["Display"]:
 
 def _summary(result: "Result", study: "Study", out: Path) -> None:
     from shared_models.tasks.registry import task_of
-    from shared_models.tasks.task import headline_of
+    from shared_models.tasks.task import compared_of, headline_of
 
     task = task_of(study)
     table, parts = Table(title=f"{result.study.title}", title_justify="left"), task.parts
-    (first, first_word), (second, second_word) = headline_of(task), task.headings[1]
-    for column in ("model", first_word, second_word, "epsilon"):
+    shown_metrics = (headline_of(task), *task.headings[1:3])
+    for column in ("model", *(word for _, word in shown_metrics), "epsilon"):
         table.add_column(column, justify="left" if column == "model" else "right")
 
     def row(
@@ -173,7 +173,7 @@ def _summary(result: "Result", study: "Study", out: Path) -> None:
         epsilon: float | None,
         noise: dict[str, float | None] | None = None,
     ) -> None:
-        shown = [_shown(values.get(metric), (noise or {}).get(metric)) for metric in (first, second)]
+        shown = [_shown(values.get(metric), (noise or {}).get(metric)) for metric, _ in shown_metrics]
         table.add_row(name, *shown, "none: no privacy" if epsilon is None else f"{epsilon:.2f}")
 
     row("federated (as the server knows it)", result.test, result.privacy.epsilon, result.test_noise)
@@ -186,7 +186,7 @@ def _summary(result: "Result", study: "Study", out: Path) -> None:
             row("pooled", result.baselines.pooled.metrics, result.baselines.pooled.epsilon)
     console.print(table)
     if result.baselines is not None and result.baselines.left_out:
-        console.print(_table_of_left_out(result, first, first_word))
+        console.print(_table_of_left_out(result, compared_of(task)))
     if parts is not None and result.test:
         console.print(_table_of_parts(result, parts))
     burned = [entry.round for entry in result.rounds if entry.burned]
@@ -199,14 +199,16 @@ def _summary(result: "Result", study: "Study", out: Path) -> None:
     )
 
 
-def _table_of_left_out(result: "Result", metric: str, word: str) -> Table:
+def _table_of_left_out(result: "Result", metrics: Sequence[tuple[str, str]]) -> Table:
     """Each hospital's test patients under the model of all others, and under the federated one, which had its part."""
     table = Table("hospital", title="a hospital that had no part in the training", title_justify="left")
-    for heading in (f"{word}, model of the others", f"{word}, federated"):
-        table.add_column(heading, justify="right")
+    for _, word in metrics:
+        for whose in ("model of the others", "federated"):
+            table.add_column(f"{word}, {whose}", justify="right")
     tested = {site.name: site.test or {} for site in result.sites}
     for name, one in result.baselines.left_out.items() if result.baselines else ():
-        table.add_row(name, *(_shown(own.get(metric), None) for own in (one.own or {}, tested.get(name, {}))))
+        both = one.own or {}, tested.get(name, {})
+        table.add_row(name, *(_shown(own.get(metric), None) for metric, _ in metrics for own in both))
     return table
 
 

@@ -16,14 +16,13 @@ from privacy.planning import (
     Overshoot,
     PlannedCost,
     Sites,
-    largest_delta,
     overshoots,
     planned_costs,
 )
 from shared_models.architectures import outline
 from shared_models.configuration import Frozen
 from shared_models.manifest import Manifest
-from shared_models.study import Study
+from shared_models.study import Study, largest_delta
 from shared_models.subgroups import test_sensitivity
 from shared_models.tasks.registry import task_of
 from simulations.evaluation_noise import ASSUMED_AUROC, ASSUMED_DICE, auroc_deviation, dice_deviation

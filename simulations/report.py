@@ -8,7 +8,7 @@ from server.result import Result
 from shared_models.study import Study
 from shared_models.tasks.histograms import mean_of_known
 from shared_models.tasks.registry import task_of
-from shared_models.tasks.task import headline_of
+from shared_models.tasks.task import compared_of, headline_of
 from simulations.curve_plots import calibration_plot, overlap_plot, precision_plot, roc_plot
 from simulations.metric_words import METHODS, words_of
 from simulations.pages import render
@@ -45,6 +45,7 @@ def write_report(path: Path, result: Result, study: Study) -> None:
         alone_mean=alone_mean(result, headline[0]),
         metric=headline[0],
         headline=headline[1],
+        compared=compared_of(task),
         headings=task.headings,
         parts=task.parts,
         known=_known(result),

@@ -80,6 +80,16 @@ def headline_by_site(result: Result, metric: str, word: str) -> Markup | None:
     for number, (name, colour, values) in enumerate(series):
         places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(sites))]
         axes.bar(places, [value or 0.0 for value in values], width * 0.92, color=colour, label=name)
+        for place, value in zip(places, values, strict=True):
+            if value is None:  # not 0: there is nobody of whom the figure could be
+                axes.annotate(
+                    "–",
+                    (place, 0.0),
+                    (0, 2),
+                    xycoords=axes.get_xaxis_transform(),
+                    textcoords="offset points",
+                    ha="center",
+                )
     lowest = min((value for _, _, values in series for value in values if value is not None), default=0.0)
     axes.set_ylim(max(0.0, min(0.5, lowest - 0.05)) if metric == "auroc" else 0.0, 1.0)
     axes.set_xticks(range(len(sites)), [_whom(site) for site in sites])

@@ -56,7 +56,7 @@ round_timeout_seconds = 60.0
 """
 
 PRIVATE = {
-    'mode = "none"': 'mode = "local"\nepsilon = 5.0\ndelta = 1e-4\nmax_grad_norm = 1.0',
+    'mode = "none"': 'mode = "local"\nepsilon = 5.0\ndelta = 1e-4\nnum_patients = 50\nmax_grad_norm = 1.0',
     "unnoised = true": "epsilon = 4.0",
 }
 

@@ -13,7 +13,6 @@ from privacy.accounting import TrainingCost
 from privacy.planning import (
     Sites,
     curator_deviation,
-    largest_delta,
     local_deviation,
     overshoot,
     overshoots,
@@ -149,8 +148,3 @@ def test_sites_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     fields = {"sizes": TEN.sizes, "least": 7, "num_colluding": 1, "equal_weights": True, **wrong}
     with pytest.raises(ValueError, match=r"sizes|wanted is"):
         Sites(**fields)  # type: ignore[arg-type]
-
-
-def test_the_largest_delta_lies_below_one_over_the_patients() -> None:
-    assert largest_delta(4708) == pytest.approx(math.exp(-1.1 * math.log(4708)))
-    assert largest_delta(4708) == pytest.approx(9.1e-5, rel=5e-3)

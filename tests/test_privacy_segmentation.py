@@ -122,7 +122,13 @@ def test_a_step_of_training_clips_and_adds_noise_to_what_masks_say(study: Study)
     private = study.model_copy(
         update={
             "privacy": study.privacy.model_copy(
-                update={"mode": "local", "epsilon": 5.0, "delta": 1e-4, "max_grad_norm": 1e-3}
+                update={
+                    "mode": "local",
+                    "epsilon": 5.0,
+                    "delta": 1e-4,
+                    "num_patients": 50,
+                    "max_grad_norm": 1e-3,
+                }
             ),
             "training": study.training.model_copy(update={"sample_rate": 1.0}),
         }

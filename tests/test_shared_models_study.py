@@ -1,5 +1,6 @@
 """study.toml: its hash, and what a wrong one is told."""
 
+import math
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from studies import make_study, study_text
 from privacy.secure_aggregation.refusals import TermsRefused
 from privacy.secure_aggregation.terms import Terms
 from shared_models.configuration import ConfigurationError, parse_toml, read_toml
-from shared_models.study import Aggregation, Study, read_study
+from shared_models.study import Aggregation, Study, largest_delta, read_study
 from simulations.work_folder import write_study
 
 
@@ -44,7 +45,7 @@ def test_every_problem_is_told_at_once_with_key_value_bound_and_line() -> None:
         ("validation_rounds = [1, 3]", "validation_rounds = [3, 1]", "strictly increasing"),
         ("validation_rounds = [1, 3]", "validation_rounds = [1, 4]", "outside 1..num_rounds (3)"),
         ('mode = "none"', 'mode = "none"\nepsilon = 3.0', 'mode "none" protects nothing'),
-        ('mode = "none"', 'mode = "local"\nepsilon = 3.0', "needs delta, max_grad_norm"),
+        ('mode = "none"', 'mode = "local"\nepsilon = 3.0', "needs delta, num_patients, max_grad_norm"),
         ("unnoised = true", "", "say exactly one of"),
         ("unnoised = true", "epsilon = 1.0", "needs a privacy.mode that has a delta"),
         ("min_cohort = 2", "min_cohort = 5", "min_cohort must not exceed num_sites_max"),
@@ -262,10 +263,68 @@ def test_a_change_in_one_place_changes_the_hash(change: dict[str, str]) -> None:
 
 def test_the_hash_is_the_same_in_every_version() -> None:
     """A golden value: if it changes, sites with different versions no longer agree on any study."""
-    assert make_study().hash == "879b5d1e2f6baf5f3b98103359d03f9063511a26af716962b311769c2fbb9f5f"
+    assert make_study().hash == "d23539bbd0d48ac1d81676cf5582b6fc599fa8a9ac412cc56a04c2759b9ecb8e"
 
 
 def test_a_study_written_by_a_simulation_reads_back_with_the_same_hash(tmp_path) -> None:
     study = make_study(private=True)
     write_study(tmp_path / "study.toml", study)
     assert read_study(tmp_path / "study.toml").hash == study.hash
+
+
+def test_the_largest_delta_lies_below_one_over_the_patients() -> None:
+    assert largest_delta(4708) == pytest.approx(math.exp(-1.1 * math.log(4708)))
+    assert largest_delta(4708) == pytest.approx(9.1e-5, rel=5e-3)
+
+
+def test_a_delta_that_is_too_large_for_the_patients_of_the_study_is_refused_with_the_largest() -> None:
+    def text(delta: str, num: int) -> str:
+        return study_text(
+            {"delta = 1e-4\nnum_patients = 50": f"delta = {delta}\nnum_patients = {num}"}, private=True
+        )
+
+    assert parse_toml(text("9e-5", 4708), Study, origin="study.toml").privacy.num_patients == 4708
+    told = problems(text("1e-4", 4708))
+    assert "delta = 0.0001 is too large for num_patients = 4,708" in told
+    assert "1/4,708^1.1 = 9.1e-05 at most" in told
+
+
+@pytest.mark.parametrize("waits", ['schedule = "plateau"\nplateau_patience = 1', "early_stopping = 1"])
+def test_exact_validations_decide_nothing_about_a_private_model(waits: str) -> None:
+    changes = {
+        "learning_rate = 0.1": f"learning_rate = 0.1\n{waits}",
+        "validation_rounds = [1, 3]": "validation_rounds = [1, 2]",
+    }
+    assert make_study(changes, private=True).training.heeds_validations
+    told = problems(study_text({**changes, "epsilon = 4.0": "unnoised = true"}, private=True))
+    assert "set evaluation.epsilon in place of evaluation.unnoised" in told
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "sample_rate = 0.5",
+            'sample_rate = 0.5\nclass_weights = "balanced"',
+            "weights are constants of the study",
+        ),
+        (
+            "sample_rate = 0.5",
+            'sample_rate = 0.5\npositive_weight = "balanced"',
+            "weights are constants of the study",
+        ),
+        ("sample_rate = 0.5", 'sample_rate = 0.5\nsampler = "weighted"', "each patient is sampled by itself"),
+        ("sample_rate = 0.5", "sample_rate = 0.5\nmixup = 0.2", "mix images of different patients"),
+        ("width = 8", 'width = 8\nnorm = "batch"', "networks have GroupNorm"),
+        ("rows = 16", "rows = 16\nmean = 0.5\nstd = 0.2", "each image is scaled by itself"),
+    ],
+)
+def test_what_would_make_one_patients_gradient_depend_on_others_is_refused_with_that_reason(
+    old: str, new: str, told: str
+) -> None:
+    key = new.splitlines()[1].split(" = ")[0]
+    (line, *_) = [
+        line for line in problems(study_text({old: new}, private=True)).splitlines() if f".{key}" in line
+    ]
+    assert told in line
+    assert re.search(r"depend on|patients", line)

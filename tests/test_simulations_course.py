@@ -15,7 +15,7 @@ def test_federation_and_baselines_end_early_and_cost_what_was_spent(tmp_path: Pa
     """Steps so small that no validation is better than the first: with patience 1, three rounds of eight."""
     text = scenario_text(
         changes={
-            'mode = "none"': 'mode = "local"\nepsilon = 5.0\ndelta = 1e-4\nmax_grad_norm = 1.0',
+            'mode = "none"': 'mode = "local"\nepsilon = 5.0\ndelta = 1e-4\nnum_patients = 1000\nmax_grad_norm = 1.0',
             "num_rounds = 3": "num_rounds = 8",
             "validation_rounds = [1, 3]": "validation_rounds = [1, 2, 3, 4, 5]",
             "learning_rate = 0.1": 'learning_rate = 1e-12\noptimizer = "adamw"\nearly_stopping = 1',

@@ -42,7 +42,7 @@ patients = { roles = "hash", min_training = 5 }
 image = { modalities = ["DX", "CR"], channels = 1, rows = 16, columns = 16, intensity = "percentiles" }
 model = { architecture = "small-cnn", width = 8 }
 training = { num_rounds = 3, local_steps = 1, sample_rate = 0.5, learning_rate = 0.5 }
-privacy = { mode = "distributed", epsilon = 3.0, delta = 1e-3, max_grad_norm = 1.0 }
+privacy = { mode = "distributed", epsilon = 3.0, delta = 1e-3, num_patients = 300, max_grad_norm = 1.0 }
 evaluation = { num_bins = 10, epsilon = 3.0 }
 
 [study.aggregation]

@@ -43,7 +43,7 @@ training.local_steps = 2
 training.sample_rate = 0.5
 training.learning_rate = 0.5
 training.augmentation = { flip = ["columns"] }
-privacy = { mode = "local", epsilon = 6.0, delta = 1e-3, max_grad_norm = 1.0 }
+privacy = { mode = "local", epsilon = 6.0, delta = 1e-3, num_patients = 300, max_grad_norm = 1.0 }
 evaluation = { validation_rounds = [2], num_bins = 10, epsilon = 6.0 }
 
 [study.image]

@@ -31,9 +31,17 @@ needs_data = pytest.mark.skipif(
 )
 MODES: dict[str, dict[str, dict[str, object]]] = {
     "none": {},
-    "local": {"privacy": {"mode": "local", "epsilon": 8.0, "delta": 1e-3, "max_grad_norm": 1.0}},
+    "local": {
+        "privacy": {"mode": "local", "epsilon": 8.0, "delta": 1e-3, "num_patients": 300, "max_grad_norm": 1.0}
+    },
     "distributed": {
-        "privacy": {"mode": "distributed", "epsilon": 8.0, "delta": 1e-3, "max_grad_norm": 1.0},
+        "privacy": {
+            "mode": "distributed",
+            "epsilon": 8.0,
+            "delta": 1e-3,
+            "num_patients": 300,
+            "max_grad_norm": 1.0,
+        },
         "training": {"local_steps": 1},
         "aggregation": {"server_momentum": 0.0, "update_bound": 1.0},
     },

@@ -175,8 +175,8 @@ def reliability(pair: Pair) -> tuple[Pair, Doubles, Doubles]:
 def calibration_error(pair: Pair) -> Doubles:
     """Expected calibration error: mean over patients of |predicted − observed| of their group; shape (...).
 
-    Groups are parts of [0, 1] of the same width, or what is nearest to that among the bins. In them it is off by at most
-    half the width of the widest bin, the mean score of a group being off by no more.
+    Groups are parts of [0, 1] of the same width, or what is nearest to that among the bins. In them it is off by at
+    most half the width of the widest bin, the mean score of a group being off by no more.
 
     Source: Naeini, Cooper and Hauskrecht (2015), "Obtaining well calibrated probabilities using Bayesian binning".
     """

@@ -298,3 +298,9 @@ def headline_of(task: Task) -> tuple[str, str]:
     metric, heading = task.headings[0]
     word = heading.partition(",")[0]
     return metric, word if task.parts is None else f"mean {word}"
+
+
+def compared_of(task: Task) -> tuple[tuple[str, str], ...]:
+    """The two metrics by which models are compared where there is no room for all, and what they are called."""
+    second = dict(task.headings).get("balanced_accuracy")
+    return headline_of(task), task.headings[1] if second is None else ("balanced_accuracy", second)
