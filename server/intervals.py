@@ -11,8 +11,8 @@ method          for                                                             
 ``delong``      AUROC: the wider, on each side, of two                            DeLong (1988); Newcombe (2006)
 ``mover``       means of shares of different patients                             Zou and Donner (2008)
 ``delta``       Matthews' correlation, on Fisher's z, two patients added          Itaya et al. (2024); Agresti (1998)
-``bootstrap``   average precision (logit) and Brier score: draws of the cells     Efron and Tibshirani (1993)
-``logit``       means of a figure of each patient, as Dice, on the logit scale    central limit theorem
+``bootstrap``   average precision and Brier score, logit: draws of the cells      Efron and Tibshirani (1993)
+``logit``       means of a figure of each patient, as Dice; one patient added     central limit theorem
 ``order``       medians, by the order statistics around them                      Thompson (1936)
 ``bound``       means over classes or findings: the mean of their limits          Cauchy and Schwarz
 ==============  ================================================================  =====================================
@@ -26,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 from scipy import optimize
+from scipy.special import stdtrit
 
 from shared_models.tasks.curves import Pair, average_precision, brier
 from shared_models.tasks.fourfold import Fourfold, correlation
@@ -203,21 +204,27 @@ def _newcombe(value: float, num_negative: float, num_positive: float) -> tuple[f
 def of_mean(values: Doubles, counts: Doubles, *, noise: float) -> Interval | None:
     """Of the mean of a figure in [0, 1] of patients, of whom *counts* have each of *values*, shape (n,).
 
-    Where all of them are in one cell their variance is 0 and says nothing: it is then taken for the most that it can
-    be, m (1 − m), which gives Wilson's interval. *noise* is the deviation that noise gives the mean.
+    One patient is added to the variance, half with the figure 0 and half with 1: a few patients who happen to be alike
+    know nothing of the one in fifty of whom nothing is found. Where all are in one cell their variance is taken for the
+    most that it can be, m (1 − m), which gives Wilson's interval. *noise* is the deviation that noise gives the mean.
+
+    Source: as Agresti and Coull (1998) do for shares.
     """
     num = float(counts.sum())
     if num <= 0:
         return None
     mean = float(values @ counts) / num
     inside = min(max(mean, 0.0), 1.0)
-    variance = float((values - mean) ** 2 @ counts) / (num * max(num - 1, 1))
-    if not 0 < mean < 1 or variance <= 0:
+    spread = float((values - mean) ** 2 @ counts)
+    if not 0 < mean < 1 or spread <= 0:
         bound = of_share(
             Share(part=inside * num, rest=(1 - inside) * num, part_cells=0, rest_cells=0), deviation=0.0
         )
         return None if bound is None else _with_noise(inside, (bound.low, bound.high), noise, 0.0, "logit")
-    return _with_noise(mean, _on_logit(mean, sqrt(variance) / (mean * (1 - mean))), noise, 0.0, "logit")
+    middle = (num * mean + 0.5) / (num + 1)
+    added = float((values - middle) ** 2 @ counts) + 0.5 * middle**2 + 0.5 * (1 - middle) ** 2
+    deviation = sqrt(added / num / num)
+    return _with_noise(mean, _on_logit(mean, deviation / (mean * (1 - mean))), noise, 0.0, "logit")
 
 
 def of_correlation(confusion: Doubles, *, cells: Doubles, deviation: float) -> Interval | None:
@@ -261,7 +268,11 @@ def _slopes(confusion: Doubles) -> Doubles:
 
 
 def of_average_precision(pair: Pair, *, noise: float) -> Interval | None:
-    """By the bootstrap over patients, on the logit scale."""
+    """By the bootstrap over patients, on the logit scale.
+
+    The deviation is that of the few positive patients' places among the others, and is made larger as that of a mean of
+    so many is: by √(n / (n − 1)), and by Student's quantile in place of the normal one.
+    """
     value = float(average_precision(pair))
     if not 0 < value < 1:
         return None
@@ -269,17 +280,19 @@ def of_average_precision(pair: Pair, *, noise: float) -> Interval | None:
     drawn = drawn[(drawn > 0) & (drawn < 1)]
     if len(drawn) < 0.9 * DRAWS:
         return None
-    limits = _on_logit(value, float(np.std(np.log(drawn / (1 - drawn)))))
+    num = max(float(pair.positive.sum()), 2.0)
+    few = sqrt(num / (num - 1)) * float(stdtrit(num - 1, (1 + LEVEL) / 2)) / Z
+    limits = _on_logit(value, few * float(np.std(np.log(drawn / (1 - drawn)))))
     return _with_noise(value, limits, noise, 0.0, "bootstrap")
 
 
 def of_brier(pair: Pair, *, noise: float) -> Interval | None:
-    """By the bootstrap over patients."""
+    """By the bootstrap over patients, on the logit scale: of rare patients a few large errors make most of it."""
     value = float(brier(pair))
-    if np.isnan(value):
+    if not 0 < value < 1:
         return None
-    half = Z * float(np.std(brier(resampled(pair))))
-    return _with_noise(value, (value - half, value + half), noise, 0.0, "bootstrap")
+    spread = float(np.std(brier(resampled(pair)))) / (value * (1 - value))
+    return _with_noise(value, _on_logit(value, spread), noise, 0.0, "bootstrap")
 
 
 def resampled(pair: Pair) -> Pair:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
+from scipy.stats import beta, binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 from server import intervals
@@ -16,12 +16,13 @@ from server.metric_intervals import Noise, metric_intervals
 from server.metric_noise import noise_on_metrics
 from server.thresholds import choose
 from shared_models.tasks.binary import BinaryClassification
-from shared_models.tasks.curves import Pair
+from shared_models.tasks.curves import Pair, average_precision, brier
 from shared_models.tasks.fourfold import correlation
+from shared_models.tasks.histograms import scores_between_bins
 from shared_models.tasks.multi_class import MultiClassClassification
 
 TASK = BinaryClassification(num_bins=20, positive_weight=1.0)
-COVERED = ("auroc", "sensitivity", "average_precision", "balanced_accuracy", "mcc")
+COVERED = ("auroc", "sensitivity", "average_precision", "balanced_accuracy", "mcc", "brier")
 
 
 def patients(seed: int, num: int) -> tuple[np.ndarray, np.ndarray]:
@@ -284,6 +285,64 @@ def test_the_interval_of_auroc_covers_where_one_kind_is_rare(
 def test_delongs_interval_alone_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "_newcombe", lambda value, *_: (value, value))
     assert auroc_coverage(11, apart=2.3, spread=1.6) < 6 / 7
+
+
+def rare_coverage(num_positive: int, num_negative: int, *, apart: float, spread: float) -> dict[str, float]:
+    """How often the intervals of average precision and Brier score hold, of 400 draws, in 200 bins as studies have."""
+    edges, random, hits = scores_between_bins(200), np.random.default_rng(9), Counter[str]()
+    logits, base = np.log(edges[1:-1] / (1 - edges[1:-1])), np.log(num_positive / num_negative)
+    kinds = [
+        np.diff(np.concatenate([[0], norm.cdf(logits, base + apart * side, 1.2 * width), [1]]))
+        for side, width in ((-0.5, 1.0), (0.5, spread))
+    ]
+    num = num_positive + num_negative
+    likely = np.concatenate([kinds[0] * num_negative / num, kinds[1] * num_positive / num])
+    everybody = Pair(negative=1e9 * likely[:200], positive=1e9 * likely[200:], edges=edges)
+    true = {"average_precision": float(average_precision(everybody)), "brier": float(brier(everybody))}
+    for _ in range(400):
+        drawn = random.multinomial(num, likely).astype(np.float64)
+        pair = Pair(negative=drawn[:200], positive=drawn[200:], edges=edges)
+        for metric, interval in (
+            ("average_precision", intervals.of_average_precision(pair, noise=0.0)),
+            ("brier", intervals.of_brier(pair, noise=0.0)),
+        ):
+            hits[metric] += interval is not None and interval.low <= true[metric] <= interval.high
+    return {metric: hits[metric] / 400 for metric in true}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_positive", "num_negative", "apart", "spread"),
+    [
+        (11, 1500, 1.0, 1.0),
+        (11, 1500, 2.0, 1.5),
+        (11, 1500, 3.0, 1.0),
+        (23, 500, 2.0, 1.0),
+        (49, 500, 2.0, 1.0),
+    ],
+)
+def test_intervals_of_average_precision_and_brier_score_cover_where_one_kind_is_rare(
+    num_positive: int, num_negative: int, apart: float, spread: float
+) -> None:
+    """The bootstrap's deviation alone covers 0.91 and 0.89 in the first two."""
+    found = rare_coverage(num_positive, num_negative, apart=apart, spread=spread)
+    assert min(found.values()) >= 0.93, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num", [5, 10, 20, 40, 100])
+@pytest.mark.parametrize(("above", "below", "missed"), [(6, 2, 0.05), (20, 3, 0.02), (2, 2, 0.2)])
+def test_the_interval_of_a_mean_covers_with_few_patients_too(
+    num: int, above: int, below: int, missed: float
+) -> None:
+    """Dice as beta distributions, and some of whom nothing is found. The deviation of the sample alone covers 0.84."""
+    random, middles = np.random.default_rng(10), (np.arange(40) + 0.5) / 40
+    likely = np.append(np.diff(beta.cdf(np.linspace(0, 1, 41), above, below)) * (1 - missed), missed)
+    values, hits = np.append(middles, 0.0), 0
+    for _ in range(1000):
+        found = intervals.of_mean(values, random.multinomial(num, likely).astype(np.float64), noise=0.0)
+        hits += found is not None and found.low <= values @ likely <= found.high
+    assert hits / 1000 >= 0.93
 
 
 @pytest.mark.slow
