@@ -271,7 +271,7 @@ def of_average_precision(pair: Pair, *, noise: float) -> Interval | None:
     """By the bootstrap over patients, on the logit scale.
 
     The deviation is that of the few positive patients' places among the others, and is made larger as that of a mean of
-    so many is: by √(n / (n − 1)), and by Student's quantile in place of the normal one.
+    so many is.
     """
     value = float(average_precision(pair))
     if not 0 < value < 1:
@@ -280,9 +280,8 @@ def of_average_precision(pair: Pair, *, noise: float) -> Interval | None:
     drawn = drawn[(drawn > 0) & (drawn < 1)]
     if len(drawn) < 0.9 * DRAWS:
         return None
-    num = max(float(pair.positive.sum()), 2.0)
-    few = sqrt(num / (num - 1)) * float(stdtrit(num - 1, (1 + LEVEL) / 2)) / Z
-    limits = _on_logit(value, few * float(np.std(np.log(drawn / (1 - drawn)))))
+    spread = float(np.std(np.log(drawn / (1 - drawn)))) * _of_few(float(pair.positive.sum()))
+    limits = _on_logit(value, spread)
     return _with_noise(value, limits, noise, 0.0, "bootstrap")
 
 
@@ -291,8 +290,15 @@ def of_brier(pair: Pair, *, noise: float) -> Interval | None:
     value = float(brier(pair))
     if not 0 < value < 1:
         return None
-    spread = float(np.std(brier(resampled(pair)))) / (value * (1 - value))
+    num = float(pair.negative.sum() + pair.positive.sum())
+    spread = float(np.std(brier(resampled(pair)))) / (value * (1 - value)) * _of_few(num)
     return _with_noise(value, _on_logit(value, spread), noise, 0.0, "bootstrap")
+
+
+def _of_few(num: float) -> float:
+    """By what a deviation that *num* patients tell is made larger: √(n / (n − 1)), and Student's quantile for Z."""
+    num = max(num, 2.0)
+    return sqrt(num / (num - 1)) * float(stdtrit(num - 1, (1 + LEVEL) / 2)) / Z
 
 
 def resampled(pair: Pair) -> Pair:

@@ -16,8 +16,8 @@ _NORMALISED = (
     "of a batch"
 )
 _SCALED = (
-    "each image is scaled by itself (image.intensity); mean and deviation of a hospital's images would be statistics of "
-    "its patients, and make each gradient depend on all of them"
+    "each image is scaled by itself (image.intensity); mean and deviation of a hospital's images would be statistics "
+    "of its patients, and make each gradient depend on all of them"
 )
 _REASONS = {
     **dict.fromkeys(("class_weight", "class_weights", "pos_weight", "balance_classes"), _WEIGHTS),

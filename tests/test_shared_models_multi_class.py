@@ -5,11 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from score_figures import check_each
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
     confusion_matrix,
+    f1_score,
     log_loss,
+    matthews_corrcoef,
+    precision_score,
     recall_score,
     roc_auc_score,
 )
@@ -36,9 +40,8 @@ def patients(seed: int, num: int = 500, *, shares: tuple[float, ...] = (0.6, 0.2
 @given(st.integers(0, 1000))
 def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed: int) -> None:
     scores, labels = patients(seed)
-    metrics = TASK.metrics(
-        np.sum([TASK.statistics(scores[part::3], labels[part::3]) for part in range(3)], axis=0)
-    )
+    statistics = np.sum([TASK.statistics(scores[part::3], labels[part::3]) for part in range(3)], axis=0)
+    metrics = TASK.metrics(statistics)
     taken = scores.argmax(axis=1)
     assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, taken), abs=1e-12)
     assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, taken), abs=1e-12)
@@ -53,6 +56,16 @@ def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed
         rest = labels != own
         assert metrics[f"specificity/{name}"] == pytest.approx((taken[rest] != own).mean())
         assert metrics[f"num_patients/{name}"] == (labels == own).sum()
+    check_each(TASK, statistics, {name: (scores[:, own], labels == own) for own, name in enumerate(NAMES)})
+    of_classes = {
+        "f1": f1_score(labels, taken, labels=range(4), average=None, zero_division=np.nan),
+        "ppv": precision_score(labels, taken, labels=range(4), average=None, zero_division=np.nan),
+    }
+    for metric, values in of_classes.items():
+        for own, name in enumerate(NAMES):
+            found = metrics[f"{metric}/{name}"]
+            assert (found is None and np.isnan(values[own])) or found == pytest.approx(values[own])
+    assert metrics["mcc"] == pytest.approx(matthews_corrcoef(labels, taken))
     cut = np.maximum(scores[np.arange(len(labels)), labels], np.exp(-LOSS_CUT))
     assert metrics["loss"] == pytest.approx(-np.log(cut).mean(), abs=LOSS_CUT / LOSS_UNITS)
     assert metrics["loss"] <= log_loss(labels, scores, labels=range(4)) + LOSS_CUT / LOSS_UNITS

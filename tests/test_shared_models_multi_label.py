@@ -5,7 +5,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score, roc_auc_score
+from score_figures import check_each
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from shared_models.tasks.histograms import LOSS_CUT, LOSS_UNITS, among_bins
 from shared_models.tasks.multi_label import MultiLabelClassification
@@ -29,9 +38,8 @@ def patients(seed: int, num: int = 500, *, missing: float = 0.3) -> tuple[np.nda
 @given(st.integers(0, 1000))
 def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed: int) -> None:
     scores, labels = patients(seed)
-    metrics = TASK.metrics(
-        np.sum([TASK.statistics(scores[part::3], labels[part::3]) for part in range(3)], axis=0)
-    )
+    statistics = np.sum([TASK.statistics(scores[part::3], labels[part::3]) for part in range(3)], axis=0)
+    metrics = TASK.metrics(statistics)
     binned = np.minimum((among_bins(scores) * 100).astype(int), 99)
     wanted: dict[str, list[float]] = {}
     for one, name in enumerate(NAMES):
@@ -43,12 +51,24 @@ def test_metrics_from_sums_over_sites_equal_scikit_learn_on_pooled_patients(seed
             "balanced_accuracy": balanced_accuracy_score(true, score >= 0.5),
             "sensitivity": recall_score(true, score >= 0.5),
             "specificity": recall_score(1 - true, score < 0.5),
+            "ppv": precision_score(true, score >= 0.5),
+            "npv": precision_score(1 - true, score < 0.5),
+            "f1": f1_score(true, score >= 0.5),
+            "mcc": matthews_corrcoef(true, score >= 0.5),
         }
         for metric, value in own.items():
             assert metrics[f"{metric}/{name}"] == pytest.approx(value, abs=1e-12)
             wanted.setdefault(metric, []).append(value)
         assert metrics[f"num_positive/{name}"] == (true == 1).sum()
         assert metrics[f"num_negative/{name}"] == (true == 0).sum()
+    check_each(
+        TASK,
+        statistics,
+        {
+            name: (scores[labels[:, one] >= 0, one], labels[labels[:, one] >= 0, one] == 1)
+            for one, name in enumerate(NAMES)
+        },
+    )
     for metric, values in wanted.items():
         assert metrics[metric] == pytest.approx(np.mean(values), abs=1e-12)
     some = (labels >= 0).any(axis=1)

@@ -24,7 +24,7 @@ from shared_models.tasks.registry import task_of
 from simulations.command import _table_of_parts
 from simulations.preparation.hospitals import prepare, read_hospitals
 from simulations.preparation.sources import PhantomSource
-from simulations.runner import Options, run_scenario
+from simulations.runner import Engine, Options, run_scenario
 from simulations.scenario import read_scenario
 
 needs_data = pytest.mark.skipif(
@@ -89,12 +89,13 @@ def run(
     changes: dict[str, str] | None = None,
     compare: bool = False,
     workers: int = 2,
+    engine: Engine = "local",
 ) -> Done:
-    path = tmp_path / f"{kind}-{workers}.toml"
+    path = tmp_path / f"{kind}-{workers}-{engine}.toml"
     wanted = {ONE_QUESTION: TABLES[kind], **(changes or {})}
     path.write_text(scenario_text(private=private, changes=wanted), encoding="utf-8")
     out = path.with_suffix("")
-    options = Options(engine="local", compare=compare, out=out, hospitals=hospitals, num_workers=workers)
+    options = Options(engine=engine, compare=compare, out=out, hospitals=hospitals, num_workers=workers)
     return Done(run_scenario(read_scenario(str(path)), options, quiet()), out)
 
 
@@ -130,6 +131,28 @@ def test_a_run_without_noise_tells_each_class_or_finding_in_all_its_files(
     card = read_model(done.out / "model.safetensors").card
     assert card.outputs == names
     assert card.activation == {"classes": "softmax", "findings": "sigmoid"}[kind]
+
+
+@pytest.mark.thorough
+@pytest.mark.deployed
+@pytest.mark.parametrize("kind", TABLES)
+def test_local_and_deployed_engines_give_the_same_weights_and_figures_to_the_bit(
+    tmp_path: Path, hospitals: Path, kind: str
+) -> None:
+    """With groups, an operating point that validations choose, and a rate that they lower."""
+    changes = {
+        "learning_rate = 0.1": 'learning_rate = 0.1\nschedule = "plateau"',
+        "unnoised = true": 'unnoised = true\nsubgroups = ["sex"]\nmin_subgroup = 5\n'
+        'operating_points = [{ name = "sensitive", sensitivity = 0.9 }]',
+    }
+    local = run(tmp_path, hospitals, kind, changes=changes)
+    deployed = run(tmp_path, hospitals, kind, changes=changes, engine="deployed")
+    assert deployed.result.engine == "deployed"
+    np.testing.assert_array_equal(local.weights, deployed.weights)
+    assert local.result.test == deployed.result.test
+    assert local.result.test_subgroups == deployed.result.test_subgroups
+    assert local.result.test_subgroups
+    assert local.result.test_assessment == deployed.result.test_assessment
 
 
 @pytest.mark.slow
