@@ -29,7 +29,7 @@ class Site:
         self.config.write_text(BASE)
         make_keys(folder, "north")
         self.file = read_site(self.config)
-        SiteSecret.create(self.file.state)
+        SiteSecret.create(self.file.state, random_bytes=bytes)  # roles are drawn by it: the same in each run
         make_journal(self.file, read_identity_key(folder / "identity.key"))
         rows = ["PatientID,finding"]
         for number in range(15):

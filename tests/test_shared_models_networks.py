@@ -19,6 +19,8 @@ ROUNDING = 1e-5
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 EACH = pytest.mark.parametrize("name", CATALOGUE)
 LARGE = (
+    "resnet-34",
+    "resnet-50",
     "resnet-18-3d",
     "resnet-34-3d",
     "resnet-50-3d",
@@ -27,7 +29,7 @@ LARGE = (
     "unet-3d",
     "res-unet-3d",
 )
-"""With 200 images of a patient these take half a minute each."""
+"""With 200 images of a patient these take up to a minute each."""
 
 
 def image_of(*size: int, channels: int = 1) -> Image:
