@@ -159,13 +159,13 @@ def _display(num_rounds: int) -> Iterator["Display"]:
 
 def _summary(result: "Result", study: "Study", out: Path) -> None:
     from shared_models.tasks.registry import task_of
-    from shared_models.tasks.task import compared_of, headline_of
+    from shared_models.tasks.task import compared_of
 
     task = task_of(study)
     table, parts = Table(title=f"{result.study.title}", title_justify="left"), task.parts
-    shown_metrics = (headline_of(task), *task.headings[1:3])
-    for column in ("model", *(word for _, word in shown_metrics), "epsilon"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    table.add_column("model", no_wrap=True)
+    for column in (*(word for _, word in compared_of(task)), "epsilon"):
+        table.add_column(column, justify="right")
 
     def row(
         name: str,
@@ -173,7 +173,7 @@ def _summary(result: "Result", study: "Study", out: Path) -> None:
         epsilon: float | None,
         noise: dict[str, float | None] | None = None,
     ) -> None:
-        shown = [_shown(values.get(metric), (noise or {}).get(metric)) for metric, _ in shown_metrics]
+        shown = [_shown(values.get(metric), (noise or {}).get(metric)) for metric, _ in compared_of(task)]
         table.add_row(name, *shown, "none: no privacy" if epsilon is None else f"{epsilon:.2f}")
 
     row("federated (as the server knows it)", result.test, result.privacy.epsilon, result.test_noise)

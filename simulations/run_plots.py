@@ -94,7 +94,7 @@ def headline_by_site(result: Result, metric: str, word: str) -> Markup | None:
     axes.set_ylim(max(0.0, min(0.5, lowest - 0.05)) if metric == "auroc" else 0.0, 1.0)
     axes.set_xticks(range(len(sites)), [_whom(site) for site in sites])
     axes.set_ylabel(f"{word}, own test {result.privacy.unit}s")
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.14))
     return drawn_as_svg(
         figure, f"{word} on each site's test patients: alone, of the others, federated, pooled"
     )
