@@ -135,11 +135,17 @@ def _subgroups(study: Study) -> tuple[Sentence, ...]:
         f"{quoted(*names)} by {attribute} ({sources[attribute]})" for attribute, names in groups.items()
     )
     told = warning if study.evaluation.unnoised else plain
+    how_sure = (
+        ""
+        if study.evaluation.unnoised
+        else " With the noise it cannot know these numbers, and tells of a group only where the noised one is above "
+        "that by three standard deviations of the noise."
+    )
     return (
         told(
             f"The same figures of the final test leave once more for each of these groups of test patients: {named}. "
             "Who is in which group stays here. The server does not tell, or write down, figures of groups with fewer "
             f"than {floor} patients in all hospitals together, nor of others from which they could be worked out; it "
-            "does see them when it opens the sum."
+            f"does see them when it opens the sum.{how_sure}"
         ),
     )

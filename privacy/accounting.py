@@ -57,8 +57,12 @@ class TrainingCost:
     @property
     def event(self) -> dp.DpEvent:
         """As dp-accounting's event, neighbouring data sets differing by one patient added or removed."""
-        step = dp.PoissonSampledDpEvent(self.sample_rate, dp.GaussianDpEvent(self.noise_multiplier))
-        count = dp.GaussianDpEvent(COUNT_STANDARD_DEVIATION)
+        return self._event(noise=1.0)
+
+    def _event(self, *, noise: float) -> dp.DpEvent:
+        """The same with so many times the noise."""
+        step = dp.PoissonSampledDpEvent(self.sample_rate, dp.GaussianDpEvent(noise * self.noise_multiplier))
+        count = dp.GaussianDpEvent(noise * COUNT_STANDARD_DEVIATION)
         if self.num_steps == 0:
             return count
         return dp.ComposedDpEvent([dp.SelfComposedDpEvent(step, self.num_steps), count])
@@ -94,13 +98,9 @@ class TrainingCost:
 
 @lru_cache(maxsize=64)
 def _epsilon_at_two_sites(cost: TrainingCost, delta: float, *, one_sum: bool) -> float:
-    share = 0.5**0.5 if one_sum else 1.0
-    step = dp.PoissonSampledDpEvent(cost.sample_rate, dp.GaussianDpEvent(cost.noise_multiplier * share))
-    count = dp.GaussianDpEvent(COUNT_STANDARD_DEVIATION * share)
+    at_one = cost._event(noise=0.5**0.5 if one_sum else 1.0)
     accountant = pld.PLDAccountant(value_discretization_interval=1e-4)
-    accountant.compose(dp.SelfComposedDpEvent(count, 2))
-    if cost.num_steps:
-        accountant.compose(dp.SelfComposedDpEvent(step, 2 * cost.num_steps))
+    accountant.compose(at_one, 2)
     return float(accountant.get_epsilon(delta))
 
 

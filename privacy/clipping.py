@@ -55,18 +55,16 @@ def _try_out(model: nn.Module, clipping: GhostClipping, image_shape: Sequence[in
     """Take the first of two made-up images with two different companions: neither what the model says of it nor its
     gradient may change by more than rounding."""
     device = clipping.parameters[0].device
-    first = torch.tensor([1.0, 0.0], device=device)
     seen: list[list[Tensor]] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         image, near, far = torch.rand(3, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
-        _gradient(model, clipping, torch.stack([image, near]), torch.ones(2, device=device))
         for companion in (near, 100.0 * far - 50.0):
             both = torch.stack([image, companion])
             torch.manual_seed(0)  # of dropout
             with torch.no_grad():
                 outputs = model(both)[0]
             torch.manual_seed(0)
-            seen.append([outputs, *_gradient(model, clipping, both, first)])
+            seen.append([outputs, *_gradient_of_first(model, clipping, both)])
     if any(_apart(one, other) for one, other in zip(*seen, strict=True)):
         raise UnsupportedModelError(
             "the model cannot be trained with differential privacy: what it learns of one image depends on another "
@@ -74,10 +72,12 @@ def _try_out(model: nn.Module, clipping: GhostClipping, image_shape: Sequence[in
         )
 
 
-def _gradient(model: nn.Module, clipping: GhostClipping, images: Tensor, weights: Tensor) -> list[Tensor]:
-    """Of the outputs of each image times its weight, clipped and summed."""
+def _gradient_of_first(model: nn.Module, clipping: GhostClipping, images: Tensor) -> list[Tensor]:
+    """The clipped sum where only the first image has a loss, its outputs."""
+    only_first = torch.zeros(len(images), device=images.device)
+    only_first[0] = 1.0
     clipped = clipping.clipped(
-        lambda: model(images).flatten(1).sum(1) * weights, Rows.of(len(images), None), max_grad_norm=1.0
+        lambda: model(images).flatten(1).sum(1) * only_first, Rows.of(len(images), None), max_grad_norm=1.0
     )
     return [part for part in clipped.parts if part is not None]
 

@@ -10,11 +10,11 @@ from server.metric_intervals import Noise, metric_intervals
 from server.thresholds import Chosen
 from shared_models.configuration import Frozen
 from shared_models.tasks.curves import (
-    CALIBRATION_GROUPS,
     Pair,
     auroc_error,
     brier_error,
     calibration_error_by_chance,
+    cells_of_groups,
     curve,
     reliability,
 )
@@ -197,9 +197,7 @@ def _evenly(counts: Doubles) -> Counts:
 
 def _calibration(pair: Pair, deviation: float) -> tuple[CalibrationEntry, ...]:
     groups, predicted, observed = reliability(pair)
-    width = Pair(negative=np.ones(pair.num_bins), positive=np.ones(pair.num_bins), edges=pair.edges).by_score(
-        CALIBRATION_GROUPS
-    )
+    width = cells_of_groups(pair)
     return tuple(
         CalibrationEntry(
             low=float(groups.edges[one]),

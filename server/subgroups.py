@@ -66,12 +66,14 @@ def _can_be_told(numbers: Sequence[float], gone: set[int], floor: int) -> bool:
 
 
 def margin_of(study: Study, *, num_sites: int) -> float:
-    """Patients by which a group's number has to be above the floor: 0 without noise.
+    """Patients by which a group's number has to be above the floor: 0 without noise, or without groups.
 
     Args:
         study: says how much noise each site added.
         num_sites: in the sum.
     """
+    if study.evaluation.min_subgroup is None:
+        return 0.0
     return MARGIN * number_deviation(study, num_sites=num_sites)
 
 

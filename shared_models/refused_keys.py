@@ -36,6 +36,6 @@ def why_refused(key: str, value: object) -> str | None:
         key: the last part of its name, as it stands in the file.
         value: as it stands there.
     """
-    if key in ("weight", "weights", "positive_weight") and value in _COMPUTED:
+    if key in ("weight", "positive_weight") and value in _COMPUTED:
         return _WEIGHTS
     return _REASONS.get(key.lower())

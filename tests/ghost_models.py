@@ -140,10 +140,10 @@ def images_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def hard_patients(shape: tuple[int, ...], *, most: int = 200) -> tuple[Tensor, Tensor]:
+def hard_patients(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Images of one batch, and the patient of each: a usual one, one all zero, one of a million times as much, one
-    with a NaN in one of its two, one with *most* images, among which the others' are scattered."""
-    owner = torch.tensor([0, 1, 2, 3, 3] + most * [4])
+    with a NaN in one of its two, one with 200 images, among which the others' are scattered."""
+    owner = torch.tensor([0, 1, 2, 3, 3] + 200 * [4])
     images = images_of((len(owner), *shape), seed=7)
     images[1], images[2] = 0.0, images[2] * 1e6
     images[4].flatten()[0] = float("nan")
@@ -151,14 +151,7 @@ def hard_patients(shape: tuple[int, ...], *, most: int = 200) -> tuple[Tensor, T
     return images[order], owner[order]
 
 
-def hard_patients_error(
-    model: nn.Module,
-    shape: tuple[int, ...],
-    *,
-    precision: torch.dtype,
-    norms: Norms = Norms.CHEAPEST,
-    most: int = 200,
-) -> float:
+def hard_patients_error(model: nn.Module, shape: tuple[int, ...], *, precision: torch.dtype) -> float:
     """How far the clipped sum of `hard_patients` is from autograd's, in units of the bound and a patient, at worst of
     a bound that clips each, one that clips some, and one that clips the largest only.
 
@@ -167,7 +160,7 @@ def hard_patients_error(
     to that is what is asked for here.
     """
     model = copy.deepcopy(model).to(precision)
-    images, owner = hard_patients(shape, most=most)
+    images, owner = hard_patients(shape)
     images = images.to(precision)
     whole = [patient for patient in range(int(owner.max()) + 1) if images[owner == patient].isfinite().all()]
     losses = losses_of(model(images.nan_to_num()))
@@ -195,7 +188,7 @@ def hard_patients_error(
             )
             for parts in zip(*gradients, strict=True)
         ]
-        errors.append(distance(clipped(model, images, bound, norms=norms, patient=owner), want) / bound)
+        errors.append(distance(clipped(model, images, bound, patient=owner), want) / bound)
     return max(errors) / (int(owner.max()) + 1)
 
 

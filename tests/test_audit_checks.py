@@ -236,6 +236,18 @@ COPIES = [
     )
     for study in (LOCAL, DISTRIBUTED)
 ]
+
+
+def plant_clipping_by_row(patch: Patch) -> None:
+    """Each image and copy of a patient is clipped by itself."""
+    honest = ClippedGradientSum.add
+
+    def planted(self: ClippedGradientSum, *batch: torch.Tensor, patient: Any, **values: Any) -> None:
+        honest(self, *batch, patient=None, **values)
+
+    patch.setattr(ClippedGradientSum, "add", planted)
+
+
 BOTH_SEVERAL = pytest.mark.parametrize("study", SEVERAL, ids=["local", "distributed"])
 
 
@@ -250,12 +262,7 @@ def test_with_several_images_of_a_patient_no_patient_contributes_more_either(stu
 def test_clipping_by_image_fails_the_check_of_clipping_with_several_images_too(
     monkeypatch: Patch, study: Study
 ) -> None:
-    honest = ClippedGradientSum.add
-
-    def planted(self: ClippedGradientSum, *batch: torch.Tensor, patient: Any, **values: Any) -> None:
-        honest(self, *batch, patient=None, **values)
-
-    monkeypatch.setattr(ClippedGradientSum, "add", planted)
+    plant_clipping_by_row(monkeypatch)
     found = failed(clipping(study, TestKeys()))
     assert len(found) >= 2
     assert all("200 images" in what for what in found)
@@ -267,12 +274,7 @@ def test_clipping_by_copy_fails_the_check_of_clipping_where_images_are_altered_s
     monkeypatch: Patch, study: Study
 ) -> None:
     assert not failed(clipping(study, TestKeys()))
-    honest = ClippedGradientSum.add
-
-    def planted(self: ClippedGradientSum, *batch: torch.Tensor, patient: Any, **values: Any) -> None:
-        honest(self, *batch, patient=None, **values)
-
-    monkeypatch.setattr(ClippedGradientSum, "add", planted)
+    plant_clipping_by_row(monkeypatch)
     assert any("200 images" in what for what in failed(clipping(study, TestKeys())))
 
 

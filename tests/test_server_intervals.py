@@ -324,9 +324,14 @@ def rare_coverage(num_positive: int, num_negative: int, *, apart: float, spread:
 def test_intervals_of_average_precision_and_brier_score_cover_where_one_kind_is_rare(
     num_positive: int, num_negative: int, apart: float, spread: float
 ) -> None:
-    """The bootstrap's deviation alone covers 0.91 and 0.89 in the first two."""
     found = rare_coverage(num_positive, num_negative, apart=apart, spread=spread)
     assert min(found.values()) >= 0.93, found
+
+
+@pytest.mark.slow
+def test_the_bootstraps_deviation_of_eleven_patients_alone_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "_of_few", lambda num: 1.0)
+    assert rare_coverage(11, 1500, apart=2.0, spread=1.5)["average_precision"] < 0.93
 
 
 @pytest.mark.slow

@@ -5,19 +5,15 @@ would, up to where a score lies within its bin. How far that can move a figure i
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shared_models.tasks.fourfold import Fourfold, known, share
 from shared_models.tasks.histograms import auroc
-from shared_models.tasks.task import Doubles
+from shared_models.tasks.task import Counts, Doubles
 
 CALIBRATION_GROUPS = 10
 """Of scores, each a tenth wide, in which predicted and observed shares are compared; fewer where bins are wider."""
-
-Places: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +66,7 @@ class Pair:
         wanted = np.linspace(0.0, 1.0, groups + 1)[:, None]
         return self._put_together(np.abs(self.edges - wanted).argmin(1))
 
-    def _put_together(self, edges: Places) -> "Pair":
+    def _put_together(self, edges: Counts) -> "Pair":
         first = np.unique(edges)
         return Pair(
             negative=np.add.reduceat(self.negative, first[:-1], axis=-1),
@@ -172,6 +168,12 @@ def reliability(pair: Pair) -> tuple[Pair, Doubles, Doubles]:
     return groups, predicted, share(groups.positive, everyone)
 
 
+def cells_of_groups(pair: Pair) -> Pair:
+    """Of how many cells the counts of each group of `reliability` are the sums."""
+    one = np.ones(pair.num_bins)
+    return Pair(negative=one, positive=one, edges=pair.edges).by_score(CALIBRATION_GROUPS)
+
+
 def calibration_error(pair: Pair) -> Doubles:
     """Expected calibration error: mean over patients of |predicted − observed| of their group; shape (...).
 
@@ -192,9 +194,7 @@ def calibration_error_by_chance(pair: Pair, *, deviation: float) -> float:
     each bin adds to it; the mean of |x| of a normal x is √(2/π) of its deviation.
     """
     groups, predicted, _ = reliability(pair)
-    bins = Pair(negative=np.ones(pair.num_bins), positive=np.ones(pair.num_bins), edges=pair.edges).by_score(
-        CALIBRATION_GROUPS
-    )
+    bins = cells_of_groups(pair)
     everyone, p = (groups.negative + groups.positive).clip(0.0), np.nan_to_num(predicted).clip(0.0, 1.0)
     variance = everyone * p * (1 - p) + deviation**2 * bins.negative * ((1 - p) ** 2 + p**2)
     missed = np.sqrt(2 / np.pi * variance) * (everyone > 0)
